@@ -1,0 +1,50 @@
+"""Errors that a user can act on: each says what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+
+class Phase8Error(Exception):
+    """Base of every error that this package raises on purpose.
+
+    Args:
+        what: what is wrong, one sentence.
+        where: the file, setting or tensor it is about.
+        fix: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        lines = [what]
+        if where:
+            lines.append(f"  where: {where}")
+        if fix:
+            lines.append(f"  mend:  {fix}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(Phase8Error):
+    """A setting is misspelt, of the wrong type, out of range or at odds with another."""
+
+
+class ModelError(Phase8Error):
+    """A model or checkpoint cannot be read or used."""
+
+
+class CodecError(Phase8Error):
+    """A codec was given weights or settings that it cannot encode."""
+
+
+class ArtifactError(Phase8Error):
+    """A file is not a valid compressed artifact."""
+
+
+class BenchmarkError(Phase8Error):
+    """A benchmark's data or task cannot be used."""
+
+
+class OutputError(Phase8Error):
+    """A result cannot be written (disk full, directory read-only)."""
+
+
+class RunInterrupted(Phase8Error):
+    """The user stopped the run; what was done so far is on disk."""
