@@ -1,0 +1,35 @@
+"""Codecs by name. Heavy imports happen when a codec is asked for."""
+
+from __future__ import annotations
+
+from phase8.codecs.base import Codec, EncodedGroup, EncodedTensor, Importance, Stream, Trainable
+from phase8.errors import ArtifactError
+
+__all__ = ["Codec", "EncodedGroup", "EncodedTensor", "Importance", "Stream", "Trainable", "get_codec"]
+
+
+def get_codec(name: str) -> Codec:
+    """Returns the codec called `name`: `plain`, `seedlm`, `vptq` or `hyper`.
+
+    Raises:
+        ArtifactError: there is no such codec.
+    """
+    if name == "plain":
+        from phase8.codecs.plain import PlainCodec
+
+        return PlainCodec()
+    if name == "seedlm":
+        from phase8.codecs.seedlm import SeedLMCodec
+
+        return SeedLMCodec()
+    if name == "vptq":
+        from phase8.codecs.vptq import VPTQCodec
+
+        return VPTQCodec()
+    if name == "hyper":
+        from phase8.codecs.hyper import HyperCodec
+
+        return HyperCodec()
+    raise ArtifactError(
+        f"there is no codec called {name!r}", where="the artifact's manifest", fix="known: plain, seedlm, vptq, hyper"
+    )

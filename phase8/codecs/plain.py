@@ -1,0 +1,105 @@
+"""Tensors stored as they are: norms, biases, and whatever a `protect` pattern names.
+
+Each tensor is held in the narrowest of bfloat16, float16 and float32 that gives back every value exactly, else in
+float16: rounding a norm's weight to 11 significant bits is far below what any stage does to the matrices. Example:
+[1.0, 0.5] is exact in bfloat16 and takes 4 bytes before entropy coding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Progress, Stream, Trainable
+from phase8.errors import ArtifactError, CodecError
+
+
+def _narrowest(tensor: Tensor) -> torch.dtype:
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(tensor.to(dtype).float(), tensor):
+            return dtype
+    return torch.float16 if tensor.abs().max() < 6.0e4 else torch.float32
+
+
+class PlainCodec:
+    """The codec of tensors that no stage compresses. One group, one number format."""
+
+    name = "plain"
+
+    def encode(
+        self,
+        weights: Mapping[str, Tensor],
+        config: Any = None,
+        *,
+        importance: Mapping[str, Importance] | None = None,
+        seed: int = 0,
+        on_progress: Progress | None = None,
+    ) -> EncodedGroup:
+        """Encodes float32 tensors of any shape; see `Codec.encode`."""
+        for name, tensor in weights.items():
+            if not torch.isfinite(tensor).all():
+                raise CodecError("the tensor holds NaN or infinite values", where=name, fix="train the model anew")
+        formats = {_narrowest(tensor) for tensor in weights.values()}
+        dtype = formats.pop() if len(formats) == 1 else torch.float32 if torch.float32 in formats else torch.float16
+        tensors = {}
+        for name, tensor in weights.items():
+            flat = tensor.detach().to(dtype).contiguous().reshape(-1)
+            if dtype is torch.float32:
+                stream = Stream(values=flat.view(torch.int32).numpy().view(np.uint32), bits=32)
+            else:
+                stream = Stream(values=flat.view(torch.int16).numpy().view(np.uint16), bits=16)
+            tensors[name] = EncodedTensor(shape=tuple(tensor.shape), streams={"values": stream})
+            if on_progress is not None:
+                on_progress(tensor.numel())
+        return EncodedGroup(codec=self.name, settings={"dtype": str(dtype).removeprefix("torch.")}, tensors=tensors)
+
+    def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
+        """Returns every tensor, float32 in its own shape; see `Codec.decode`."""
+        dtype = group.settings.get("dtype")
+        decoded = {}
+        for name, tensor in group.tensors.items():
+            stream = tensor.streams.get("values")
+            if stream is None or stream.values.size != int(np.prod(tensor.shape, dtype=np.int64)):
+                raise ArtifactError("a plain tensor's stream does not fit its shape", where=name)
+            if dtype == "bfloat16":
+                flat = (stream.values.astype(np.uint32) << 16).view(np.float32)
+            elif dtype == "float16":
+                flat = stream.values.astype(np.uint16).view(np.float16).astype(np.float32)
+            elif dtype == "float32":
+                flat = stream.values.astype(np.uint32).view(np.float32)
+            else:
+                raise ArtifactError(f"unknown number format {dtype!r}", where=name)
+            decoded[name] = flat.reshape(tensor.shape)
+        return decoded
+
+    def trainable(self, group: EncodedGroup) -> Trainable:
+        """Returns the tensors as parameters, rounded to their stored format straight-through."""
+        return _PlainTrainable(self, group)
+
+
+class _PlainTrainable(Trainable):
+    def __init__(self, codec: PlainCodec, group: EncodedGroup) -> None:
+        super().__init__()
+        self._codec, self._dtype = codec, getattr(torch, str(group.settings["dtype"]))
+        decoded = codec.decode(group)
+        self._names = list(decoded)
+        self.values = nn.ParameterList([nn.Parameter(torch.from_numpy(v.copy())) for v in decoded.values()])
+
+    def weights(self) -> dict[str, Tensor]:
+        return {
+            name: value + (value.to(self._dtype).float() - value).detach()
+            for name, value in zip(self._names, self.values, strict=True)
+        }
+
+    def export(self) -> EncodedGroup:
+        rounded = {
+            name: value.detach().to(self._dtype).float() for name, value in zip(self._names, self.values, strict=True)
+        }
+        group = self._codec.encode(rounded)
+        if str(self._dtype).removeprefix("torch.") != group.settings["dtype"]:
+            raise CodecError("the number format changed while training", where=str(self._names[0]))
+        return group

@@ -1,0 +1,111 @@
+"""Writing so that nothing good is ever half overwritten, and reading no more than was agreed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from phase8.errors import OutputError, Phase8Error
+
+
+def _output_error(error: OSError, path: Path) -> OutputError:
+    fixes = {
+        errno.ENOSPC: "free some disk space, or set paths.output_dir to a disk that has room",
+        errno.EDQUOT: "free some of your quota, or set paths.output_dir elsewhere",
+        errno.EROFS: "set paths.output_dir to a directory on a writable disk",
+        errno.EACCES: "set paths.output_dir to a directory that you may write to",
+    }
+    fix = fixes.get(error.errno or 0, "check that the directory exists and may be written to")
+    return OutputError(f"cannot write: {error.strerror or error}", where=str(path), fix=fix)
+
+
+def make_directory(path: Path) -> Path:
+    """Creates a directory and its parents.
+
+    Raises:
+        OutputError: it cannot be created or is not writable.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "permission denied")
+    except OSError as error:
+        raise _output_error(error, path) from error
+    return path
+
+
+def write_atomic(path: Path | str, data: bytes | str) -> Path:
+    """Writes a file completely or not at all: a temporary file beside it, flushed to disk, then renamed over it.
+
+    Raises:
+        OutputError: the disk is full or the place is not writable; what was there before is untouched.
+    """
+    path = Path(path)
+    raw = data.encode() if isinstance(data, str) else data
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(raw)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _output_error(error, path) from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+    return path
+
+
+@contextmanager
+def directory_swap(path: Path | str) -> Iterator[Path]:
+    """Yields an empty directory that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        OutputError: the disk is full or the place is not writable; what was there before is untouched.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        fresh.chmod(0o755)
+    except OSError as error:
+        raise _output_error(error, path) from error
+    try:
+        yield fresh
+        old = None
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            os.replace(path, old / path.name)
+        os.replace(fresh, path)
+        if old is not None:
+            shutil.rmtree(old)
+    except OSError as error:
+        raise _output_error(error, path) from error
+    finally:
+        if fresh.exists():
+            shutil.rmtree(fresh, ignore_errors=True)
+
+
+def read_bounded(path: Path | str, limit_bytes: int, *, error: type[Phase8Error], fix: str = "") -> bytes:
+    """Reads a whole file that must not be larger than `limit_bytes`.
+
+    Raises:
+        error: the file is missing, unreadable or too large.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit_bytes + 1)
+    except OSError as problem:
+        raise error(f"cannot read: {problem.strerror or problem}", where=str(path), fix=fix) from problem
+    if len(data) > limit_bytes:
+        raise error(f"the file is larger than the {limit_bytes:,} bytes allowed here", where=str(path), fix=fix)
+    return data
