@@ -39,9 +39,9 @@ class Stream:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedTensor:
-    """One matrix of a group: its shape [O, I] and the streams that are its own."""
+    """One tensor of a group: its shape (a matrix [O, I], except in the plain codec) and the streams that are its own."""
 
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     streams: dict[str, Stream]
 
 

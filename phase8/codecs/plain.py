@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Progress, Stream, Trainable
+from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Progress, Stream, Trainable, round_through
 from phase8.errors import ArtifactError, CodecError
 
 
@@ -23,6 +23,18 @@ def _narrowest(tensor: Tensor) -> torch.dtype:
         if torch.equal(tensor.to(dtype).float(), tensor):
             return dtype
     return torch.float16 if tensor.abs().max() < 6.0e4 else torch.float32
+
+
+def _encode_as(weights: Mapping[str, Tensor], dtype: torch.dtype) -> EncodedGroup:
+    tensors = {}
+    for name, tensor in weights.items():
+        flat = tensor.detach().to(dtype).contiguous().reshape(-1)
+        if dtype is torch.float32:
+            stream = Stream(values=flat.view(torch.int32).numpy().view(np.uint32), bits=32)
+        else:
+            stream = Stream(values=flat.view(torch.int16).numpy().view(np.uint16), bits=16)
+        tensors[name] = EncodedTensor(shape=tuple(tensor.shape), streams={"values": stream})
+    return EncodedGroup(codec="plain", settings={"dtype": str(dtype).removeprefix("torch.")}, tensors=tensors)
 
 
 class PlainCodec:
@@ -45,17 +57,10 @@ class PlainCodec:
                 raise CodecError("the tensor holds NaN or infinite values", where=name, fix="train the model anew")
         formats = {_narrowest(tensor) for tensor in weights.values()}
         dtype = formats.pop() if len(formats) == 1 else torch.float32 if torch.float32 in formats else torch.float16
-        tensors = {}
-        for name, tensor in weights.items():
-            flat = tensor.detach().to(dtype).contiguous().reshape(-1)
-            if dtype is torch.float32:
-                stream = Stream(values=flat.view(torch.int32).numpy().view(np.uint32), bits=32)
-            else:
-                stream = Stream(values=flat.view(torch.int16).numpy().view(np.uint16), bits=16)
-            tensors[name] = EncodedTensor(shape=tuple(tensor.shape), streams={"values": stream})
-            if on_progress is not None:
-                on_progress(tensor.numel())
-        return EncodedGroup(codec=self.name, settings={"dtype": str(dtype).removeprefix("torch.")}, tensors=tensors)
+        group = _encode_as(weights, dtype)
+        if on_progress is not None:
+            on_progress(sum(tensor.numel() for tensor in weights.values()))
+        return group
 
     def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
         """Returns every tensor, float32 in its own shape; see `Codec.decode`."""
@@ -78,28 +83,18 @@ class PlainCodec:
 
     def trainable(self, group: EncodedGroup) -> Trainable:
         """Returns the tensors as parameters, rounded to their stored format straight-through."""
-        return _PlainTrainable(self, group)
+        return _PlainTrainable(self.decode(group), getattr(torch, str(group.settings["dtype"])))
 
 
 class _PlainTrainable(Trainable):
-    def __init__(self, codec: PlainCodec, group: EncodedGroup) -> None:
+    def __init__(self, values: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:
         super().__init__()
-        self._codec, self._dtype = codec, getattr(torch, str(group.settings["dtype"]))
-        decoded = codec.decode(group)
-        self._names = list(decoded)
-        self.values = nn.ParameterList([nn.Parameter(torch.from_numpy(v.copy())) for v in decoded.values()])
+        self._names, self._dtype = list(values), dtype
+        self.values = nn.ParameterList([nn.Parameter(torch.from_numpy(value.copy())) for value in values.values()])
 
     def weights(self) -> dict[str, Tensor]:
-        return {
-            name: value + (value.to(self._dtype).float() - value).detach()
-            for name, value in zip(self._names, self.values, strict=True)
-        }
+        pairs = zip(self._names, self.values, strict=True)
+        return {name: round_through(value, value.to(self._dtype).float()) for name, value in pairs}
 
     def export(self) -> EncodedGroup:
-        rounded = {
-            name: value.detach().to(self._dtype).float() for name, value in zip(self._names, self.values, strict=True)
-        }
-        group = self._codec.encode(rounded)
-        if str(self._dtype).removeprefix("torch.") != group.settings["dtype"]:
-            raise CodecError("the number format changed while training", where=str(self._names[0]))
-        return group
+        return _encode_as(dict(zip(self._names, self.values, strict=True)), self._dtype)

@@ -1,0 +1,157 @@
+"""What a person does with an artifact: `python -m phase8 inspect | generate | decompress`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from phase8.errors import ArtifactError, Phase8Error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except Phase8Error as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m phase8",
+        description="Look into, try and unpack what `python run.py` made.",
+        epilog="An ARTIFACT is a directory such as outputs/DATE/TIME/artifacts/vptq.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    inspect = commands.add_parser("inspect", help="what is inside, every byte accounted for")
+    inspect.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    inspect.add_argument("--tensors", action="store_true", help="also list every tensor")
+    inspect.set_defaults(command=_inspect)
+
+    generate = commands.add_parser("generate", help="let the compressed model continue a text")
+    generate.add_argument("artifact", type=Path, metavar="ARTIFACT", help="an artifact, or a Hugging Face directory")
+    generate.add_argument("prompt", metavar="TEXT")
+    generate.add_argument("--tokens", type=int, default=60, help="most tokens to write (default 60)")
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
+    generate.add_argument("--seed", type=int, default=0, help="for a temperature above 0")
+    generate.set_defaults(command=_generate)
+
+    decompress = commands.add_parser("decompress", help="write an ordinary Hugging Face directory")
+    decompress.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    decompress.add_argument("out", type=Path, metavar="OUT", help="a directory that does not exist yet")
+    decompress.set_defaults(command=_decompress)
+    return parser
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from phase8.artifact import COUNTED_FILES, account, read_artifact
+
+    artifact = read_artifact(options.artifact)
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    size = artifact.size_bytes
+    console.print(f"{options.artifact}: stage [bold]{artifact.stage}[/bold], {artifact.parameter_count:,} parameters")
+    console.print(
+        f"{size:,} bytes = 1/{artifact.ratio:.2f} of FP32, 1/{artifact.ratio / 2:.2f} of 16 bits, "
+        f"{artifact.bits_per_weight:.3f} bits per weight"
+    )
+    table = Table(box=None, header_style="bold", show_footer=True)
+    table.add_column("part", footer="total")
+    table.add_column("of which")
+    table.add_column("bytes", justify="right", footer=f"{size:,}")
+    table.add_column("share", justify="right", footer="100.0 %")
+    rows = account(artifact)
+    if sum(row[2] for row in rows) != size:
+        raise ArtifactError("the parts do not add up to the file's size", where=str(options.artifact))
+    for part, what, count in rows:
+        table.add_row(part, what, f"{count:,}", f"{100 * count / size:.1f} %")
+    console.print(table)
+    beside = sorted(p for p in options.artifact.iterdir() if p.is_file() and p.name not in COUNTED_FILES)
+    if beside:
+        listed = ", ".join(f"{p.name} {p.stat().st_size:,}" for p in beside)
+        console.print(f"beside it, not counted: {listed} bytes")
+    if options.tensors:
+        tensors = Table(box=None, header_style="bold")
+        for column in ("tensor", "shape", "codec", "packed bits per weight"):
+            tensors.add_column(column, justify="right" if column.startswith("packed") else "left")
+        for group in artifact.groups:
+            for name, tensor in group.tensors.items():
+                bits = sum(s.bits * s.values.size for s in tensor.streams.values())
+                weights = 1
+                for extent in tensor.shape:
+                    weights *= extent
+                tensors.add_row(name, "x".join(map(str, tensor.shape)), group.codec, f"{bits / max(weights, 1):.3f}")
+        console.print(tensors)
+    return 0
+
+
+def _generate(options: argparse.Namespace) -> int:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    from phase8.artifact import load_artifact
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        network, tokenizer = load_artifact(options.artifact)
+    except ArtifactError:
+        if not (options.artifact / "config.json").is_file() or _is_artifact(options.artifact):
+            raise
+        network = AutoModelForCausalLM.from_pretrained(options.artifact, dtype=torch.float32).eval()
+        tokenizer = AutoTokenizer.from_pretrained(options.artifact)
+    torch.manual_seed(options.seed)
+    inputs = tokenizer(options.prompt, return_tensors="pt")
+    limit = getattr(network.config, "max_position_embeddings", None) or 2**31
+    room = limit - inputs["input_ids"].shape[1]
+    if room < 1:
+        raise Phase8Error("the text is longer than the model's context", where="TEXT", fix="give a shorter one")
+    sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature > 0 else {"do_sample": False}
+    with torch.no_grad():
+        output = network.generate(
+            **inputs,
+            **sampling,
+            max_new_tokens=min(options.tokens, room),
+            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        )
+    print(tokenizer.decode(output[0], skip_special_tokens=True))
+    return 0
+
+
+def _is_artifact(directory: Path) -> bool:
+    try:
+        method = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("quantization_config", {})
+    except (ValueError, AttributeError):
+        return False
+    return isinstance(method, dict) and method.get("quant_method") == "phase8"
+
+
+def _decompress(options: argparse.Namespace) -> int:
+    from phase8.artifact import load_artifact
+    from phase8.errors import OutputError
+    from phase8.files import directory_swap
+
+    if options.out.exists():
+        raise OutputError("OUT exists already", where=str(options.out), fix="name a directory that does not exist yet")
+    network, tokenizer = load_artifact(options.artifact)
+    with directory_swap(options.out) as fresh:
+        network.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+    size = (options.out / "model.safetensors").stat().st_size if (options.out / "model.safetensors").exists() else 0
+    print(f"{options.out}: an ordinary Hugging Face directory, model.safetensors {size:,} bytes (FP32)")
+    return 0

@@ -1,0 +1,411 @@
+"""The run: baseline, then encode -> optimise -> write -> read back -> evaluate -> gate for each stage.
+
+What is judged is what was written: the network that the benchmarks see gets its weights from the artifact on disk. A
+stage whose gate fails is tried again with the recommendation drawn from its failure, then the run falls back to the
+last stage that passed; its artifact is already there. The pipeline tells what it does through events and returns the
+content of `result.json`; whoever wants to look subscribes to the event log.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phase8.artifact import Artifact, bytes_by_kind, kind_of, load_weights, read_artifact, write_artifact
+from phase8.benchmarks.cache import BaselineCache
+from phase8.benchmarks.evaluate import Score, SuiteResult, evaluate
+from phase8.benchmarks.suite import Suite, load_suite, suite_hash
+from phase8.calibration import collect_importance
+from phase8.codecs import EncodedGroup, Importance, get_codec
+from phase8.config import CompressionConfig, Sharing
+from phase8.events import EventLog, Kind
+from phase8.files import make_directory, write_atomic
+from phase8.gates import STAGES, Verdict, judge_stage
+from phase8.latency import measure_latency_ms
+from phase8.models import SourceModel
+from phase8.optimize.reconstruct import reconstruct
+from phase8.recovery import adjust, recommend
+from phase8.result import Attempt, build_result, retention_of
+from phase8.text import token_sequences
+
+CALIBRATION_SEED = 1009
+"""Added to the run's seed: calibration text is drawn apart from everything else."""
+
+
+def plan_groups(matrices: dict[str, Tensor], stage: str, config: CompressionConfig) -> list[dict[str, Tensor]]:
+    """Splits the matrices into groups that are encoded together."""
+    sharing = config.vptq.share if stage == "vptq" else Sharing.model
+    keys = {
+        Sharing.tensor: lambda name: name,
+        Sharing.kind: kind_of,
+        Sharing.model: lambda name: "model",
+    }
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, matrix in matrices.items():
+        groups.setdefault(keys[sharing](name), {})[name] = matrix
+    return list(groups.values())
+
+
+@dataclass
+class Pipeline:
+    """One run of one model. Create it, subscribe listeners to `events`, call `run` once."""
+
+    config: CompressionConfig
+    source: SourceModel
+    run_dir: Path
+    cache_dir: Path
+    events: EventLog
+    attempts: dict[str, list[Attempt]] = field(default_factory=dict)
+    baseline: SuiteResult | None = None
+    suite: Suite | None = None
+    interrupted: bool = False
+    _seconds: dict[str, float] = field(default_factory=dict)
+
+    def run(self) -> dict[str, Any]:
+        """Runs every enabled stage and writes `result.json`.
+
+        Returns:
+            The content of `result.json`.
+
+        Raises:
+            Phase8Error: bad input or output; what was finished before is on disk.
+        """
+        begin = time.monotonic()
+        make_directory(self.run_dir)
+        stages = [stage for stage in STAGES if getattr(self.config, stage).enabled]
+        self.events.emit(
+            Kind.RUN_START,
+            run_dir=str(self.run_dir),
+            compressor=self.config.variant,
+            model=self.source.name,
+            parameters=self.source.parameter_count,
+            original_bytes=self.source.original_bytes,
+            stages=stages,
+            seed=self.config.seed,
+        )
+        try:
+            self._measure_baseline()
+            for stage in stages:
+                if not self._run_stage(stage):
+                    break
+        except KeyboardInterrupt:
+            self.interrupted = True
+            self.events.emit(Kind.LOG, level="warning", text="interrupted; what was finished so far is kept")
+        latency = None if self.interrupted else self._latency()
+        result = build_result(
+            config=self.config,
+            source=self.source,
+            baseline=self.baseline,
+            attempts=self.attempts,
+            interrupted=self.interrupted,
+            latency_ms=latency,
+            seconds=time.monotonic() - begin,
+            peak_memory_mb=peak_memory_mb(),
+        )
+        write_atomic(self.run_dir / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+        self.events.emit(Kind.PHASE_COMPLETE, **result)
+        return result
+
+    @property
+    def best(self) -> Attempt | None:
+        """The attempt that passed last, if any."""
+        passed = [attempt for attempts in self.attempts.values() for attempt in attempts if attempt.verdict.passed]
+        return passed[-1] if passed else None
+
+    # Steps ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _step(self, step: str, stage: str, **data: Any) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.events.emit(Kind.STEP_COMPLETE, stage, step=step, seconds=time.monotonic() - begin, **data)
+
+    def _measure_baseline(self) -> None:
+        begin = time.monotonic()
+        self.events.emit(Kind.STAGE_START, "baseline", attempt=1)
+        with self._step("load", "baseline"):
+            self.suite = load_suite(
+                self.config.benchmarks,
+                experts=self.source.experts.experts,
+                samples=self.config.benchmark_samples,
+                skip_expert_benchmarks=self.config.skip_expert_benchmarks,
+            )
+        for expert, names in self.suite.missing.items():
+            text = f"expert {expert!r}: no task for {', '.join(names)} in this suite; not measured"
+            self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
+        cache = BaselineCache(self.cache_dir)
+        key = (self.source.content_hash, suite_hash(self.suite))
+        with self._step("evaluate", "baseline"):
+            self.baseline = cache.get(*key)
+            if self.baseline is None:
+                self.baseline = self._evaluate(self.source.network, "baseline", 1)
+                cache.put(*key, self.baseline)
+            else:
+                self.events.emit(Kind.LOG, "baseline", level="info", text="baseline taken from the cache")
+                for score in self.baseline.scores.values():
+                    self._tell_score(score, "baseline", 1)
+        self.events.emit(
+            Kind.COMPRESSION_PROGRESS,
+            "baseline",
+            compressed_bytes=self.source.original_bytes,
+            original_bytes=self.source.original_bytes,
+            ratio=1.0,
+            bits_per_weight=32.0,
+            groups=self._original_bytes_by_kind(),
+        )
+        self.events.emit(Kind.STAGE_COMPLETE, "baseline", passed=True, seconds=time.monotonic() - begin)
+
+    def _original_bytes_by_kind(self) -> dict[str, int]:
+        kinds: dict[str, int] = {}
+        for name, (_, parameter) in self.source.parameters.items():
+            kinds[kind_of(name)] = kinds.get(kind_of(name), 0) + 4 * parameter.numel()
+        return kinds
+
+    def _run_stage(self, stage: str) -> bool:
+        """Runs a stage with its retries; False ends the descent."""
+        assert self.baseline is not None
+        config = self.config
+        stage_input = self.best
+        for number in range(1, self.config.max_retries + 2):
+            begin = time.monotonic()
+            self.events.emit(Kind.STAGE_START, stage, attempt=number)
+            attempt = self._attempt(stage, number, config, stage_input)
+            self.attempts.setdefault(stage, []).append(attempt)
+            verdict = attempt.verdict
+            self.events.emit(
+                Kind.QUALITY_GATE, stage, attempt=number, passed=verdict.passed, abort=verdict.abort,
+                checks=verdict.checks,
+            )
+            last = verdict.passed or verdict.abort is not None or number > self.config.max_retries
+            if not last:
+                advice = recommend(stage, config, verdict)
+                attempt.recommendation = advice
+                self.events.emit(
+                    Kind.RECOMMENDATION, stage, action=advice.action, adjustments=advice.adjustments,
+                    reason=advice.reason,
+                )
+                last = not advice.adjustments
+            self.events.emit(
+                Kind.STAGE_COMPLETE, stage, passed=verdict.passed, seconds=time.monotonic() - begin,
+                attempts=number, artifact=str(attempt.directory), final=last,
+            )
+            if last:
+                return verdict.passed
+            config = adjust(config, advice)
+            self.events.emit(Kind.RETRY_START, stage, attempt=number + 1, adjustments=advice.adjustments)
+        return False
+
+    def _attempt(
+        self, stage: str, number: int, config: CompressionConfig, stage_input: Attempt | None
+    ) -> Attempt:
+        begin = time.monotonic()
+        with self._step("encode", stage, attempt=number):
+            groups = self._encode(stage, config)
+        with self._step("optimise", stage, attempt=number):
+            groups = self._optimise(stage, groups, config)
+        directory = self.run_dir / "artifacts" / (stage if number == 1 else f"{stage}_retry{number - 1}")
+        with self._step("write", stage, attempt=number):
+            write_artifact(directory, groups, self.source, stage=stage)
+            artifact = read_artifact(directory)
+            network = copy.deepcopy(self.source.network)
+            load_weights(network, artifact.decode(), where=str(directory))
+        self.events.emit(
+            Kind.COMPRESSION_PROGRESS,
+            stage,
+            attempt=number,
+            compressed_bytes=artifact.size_bytes,
+            original_bytes=self.source.original_bytes,
+            ratio=artifact.ratio,
+            bits_per_weight=artifact.bits_per_weight,
+            groups=bytes_by_kind(artifact),
+        )
+        with self._step("evaluate", stage, attempt=number):
+            result = self._evaluate(network, stage, number)
+        assert self.baseline is not None
+        verdict = judge_stage(
+            stage,
+            baseline=self.baseline,
+            stage_input=stage_input.result if stage_input is not None else self.baseline,
+            result=result,
+            config=config.gates,
+            max_accuracy_loss=config.max_accuracy_loss,
+        )
+        return Attempt(
+            stage=stage,
+            number=number,
+            directory=directory,
+            artifact=_without_streams(artifact),
+            result=result,
+            verdict=verdict,
+            left_alone=self._left_alone(artifact, config),
+            seconds=time.monotonic() - begin,
+        )
+
+    def _encode(self, stage: str, config: CompressionConfig) -> list[EncodedGroup]:
+        matrices = self.source.matrices()
+        kept = {name: m for name, m in matrices.items() if _protected(name, config.protect)}
+        coded = {name: m for name, m in matrices.items() if name not in kept}
+        importance = self._importance(tuple(coded), config)
+        total, done = sum(m.numel() for m in coded.values()), 0
+
+        def on_progress(weights: int) -> None:
+            nonlocal done
+            done += weights
+            self.events.activity("encode", stage=stage, done=min(done, total), total=total, text=f"{stage} weights")
+
+        codec = get_codec(stage)
+        groups = [
+            codec.encode(
+                group,
+                getattr(config, stage),
+                importance={name: importance[name] for name in group if name in importance},
+                seed=config.seed,
+                on_progress=on_progress,
+            )
+            for group in plan_groups(coded, stage, config)
+        ]
+        plain = get_codec("plain")
+        vectors = self.source.vectors()
+        if vectors:
+            groups.append(plain.encode(vectors, None, importance={}, seed=config.seed))
+        if kept:
+            groups.append(plain.encode(kept, None, importance={}, seed=config.seed))
+        return groups
+
+    def _importance(self, names: Sequence[str], config: CompressionConfig) -> dict[str, Importance]:
+        calibration, _ = self._calibration(config)
+        batches = calibration.split(config.optimizer.batch_sequences)
+        return collect_importance(self.source.network, batches, names)
+
+    def _calibration(self, config: CompressionConfig) -> tuple[Tensor, Tensor]:
+        """Training and held-out sequences, int64 [N, T] and [M, T]; held-out text is the same whatever N."""
+        optimizer = config.optimizer
+        held_out = optimizer.held_out_sequences
+        tokens = token_sequences(
+            self.source.tokenizer,
+            sequences=held_out + optimizer.calibration_sequences,
+            length=optimizer.sequence_tokens,
+            seed=CALIBRATION_SEED + config.seed,
+            path=config.calibration_text,
+        )
+        return tokens[held_out:], tokens[:held_out]
+
+    def _optimise(
+        self, stage: str, groups: list[EncodedGroup], config: CompressionConfig
+    ) -> list[EncodedGroup]:
+        if config.grokfast.iterations == 0:
+            return groups
+        calibration, held_out = self._calibration(config)
+
+        def on_step(iteration: int, loss: float) -> None:
+            total = config.grokfast.iterations
+            self.events.activity("optimise", stage=stage, done=iteration, total=total, text=f"loss {loss:.4f}")
+            if iteration % max(1, total // 50) == 0 or iteration == total:
+                self.events.emit(Kind.OPTIMISATION, stage, iteration=iteration, loss=loss)
+
+        outcome = reconstruct(
+            self.source.network,
+            groups,
+            calibration=calibration,
+            held_out=held_out,
+            config=config.optimizer,
+            grokfast=config.grokfast,
+            seed=config.seed,
+            device=config.device,
+            on_step=on_step,
+        )
+        self.events.emit(
+            Kind.OPTIMISATION,
+            stage,
+            iteration=len(outcome.losses),
+            loss=outcome.losses[-1] if outcome.losses else None,
+            held_out_before=outcome.held_out_before,
+            held_out_after=outcome.held_out_after,
+            kept=outcome.kept,
+        )
+        return list(outcome.groups)
+
+    def _evaluate(self, network: Any, stage: str, attempt: int) -> SuiteResult:
+        assert self.suite is not None
+        return evaluate(
+            network,
+            self.source.tokenizer,
+            self.suite,
+            on_task=lambda score: self._tell_score(score, stage, attempt),
+            on_progress=lambda done, total, text="": self.events.activity(
+                "evaluate", stage=stage, done=done, total=total, text=text
+            ),
+        )
+
+    def _tell_score(self, score: Score, stage: str, attempt: int) -> None:
+        data: dict[str, Any] = {
+            "task": score.task,
+            "role": score.role,
+            "score": score.value,
+            "stderr": score.stderr,
+            "n": score.n,
+            "chance": score.chance,
+            "attempt": attempt,
+        }
+        if stage != "baseline" and self.baseline is not None and score.task in self.baseline.scores:
+            data |= retention_of(self.baseline.scores[score.task], score)
+        self.events.emit(Kind.BENCHMARK_RESULT, stage, **data)
+
+    def _left_alone(self, artifact: Artifact, config: CompressionConfig) -> list[dict[str, Any]]:
+        """Tensors that the stage did not compress, with the reason and their packed bytes."""
+        rows = []
+        for group in artifact.groups:
+            if group.codec != "plain":
+                continue
+            names = list(group.tensors)
+            reason = (
+                f"matches protect={list(config.protect)}"
+                if all(_protected(name, config.protect) for name in names)
+                else "a vector (norm or bias): stored in 16 bits"
+            )
+            rows.append({"tensors": names, "reason": reason, "packed_bytes": group.packed_bits() // 8})
+        return rows
+
+    def _latency(self) -> float | None:
+        """Milliseconds per generated token on this machine, uncompressed FP32 weights (decoding happens at load)."""
+        return measure_latency_ms(self.source.network)
+
+
+def _protected(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _without_streams(artifact: Artifact) -> Artifact:
+    """The artifact without its groups' streams, to keep memory flat over a run."""
+    return replace(artifact, groups=tuple(replace(g, shared={}, tensors=_shapes(g)) for g in artifact.groups))
+
+
+def _shapes(group: EncodedGroup) -> dict[str, Any]:
+    return {name: replace(tensor, streams={}) for name, tensor in group.tensors.items()}
+
+
+def peak_memory_mb() -> float:
+    """Largest resident memory of this process so far, in MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def set_threads(threads: int) -> None:
+    """Sets PyTorch's CPU threads; 0 leaves PyTorch's own choice."""
+    if threads:
+        torch.set_num_threads(threads)
+
+
+__all__ = ["Pipeline", "Verdict", "peak_memory_mb", "plan_groups", "set_threads"]

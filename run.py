@@ -1,0 +1,100 @@
+"""The command line: `python run.py compressor=max_compression`. See `python run.py --help`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from difflib import get_close_matches
+
+# Two threads that wait actively for each other on a busy two-core machine are many times slower than sleeping ones.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import hydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from phase8.config import CompressionConfig
+from phase8.errors import ConfigError, OutputError, Phase8Error
+
+OUR_ERROR, INTERRUPTED = 2, 130
+
+
+def check_overrides(arguments: list[str]) -> None:
+    """Finds misspelt settings before Hydra composes anything, to name the one that was probably meant.
+
+    Raises:
+        ConfigError: an override names no setting and no group.
+    """
+    words = [word for word in arguments if "=" in word and not word.startswith("-")]
+    try:
+        overrides = OverridesParser.create().parse_overrides(words)
+    except HydraException as error:
+        raise ConfigError(
+            f"cannot read an override: {str(error).splitlines()[0]}",
+            where=" ".join(words),
+            fix="write SETTING=VALUE; quote values that hold spaces, commas or brackets for the shell: 'protect=[\"*\"]'",
+        ) from error
+    groups = ("compressor", "model", "benchmarks", "gates", "optimizer", "trainer", "logger", "paths", "experiment")
+    known = [*_names(CompressionConfig().to_dict()), *groups]
+    for override in overrides:
+        name = override.key_or_group.split("@")[0]
+        if name in known or name.split(".")[0].split("/")[0] == "hydra":
+            continue
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        raise ConfigError(
+            f"there is no setting or group called {name!r}",
+            where=f"command line: {override.input_line}",
+            fix=f"did you mean {' or '.join(near)}?" if near else "`python run.py --help` lists all",
+        )
+
+
+def _names(settings: dict, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in settings.items():
+        names.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            names.extend(_names(value, f"{prefix}{key}."))
+    return names
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(composed: DictConfig) -> None:
+    """Runs the pipeline once on the composed configuration."""
+    try:
+        try:
+            settings = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(
+                str(error).splitlines()[0], where="command line or conf/", fix="give it a value: SETTING=VALUE"
+            ) from error
+        config = CompressionConfig.from_dict(settings)
+        from phase8.api import run_configured
+
+        result = run_configured(config)
+    except Phase8Error as error:
+        fail(error)
+    if result["interrupted"]:
+        sys.exit(INTERRUPTED)
+
+
+def fail(error: Phase8Error) -> None:
+    """Prints an error for a person and ends the program."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(OUR_ERROR)
+
+
+if __name__ == "__main__":
+    try:
+        check_overrides(sys.argv[1:])
+        main()
+    except Phase8Error as problem:
+        fail(problem)
+    except PermissionError as problem:
+        # Hydra makes the run's directory itself.
+        fail(OutputError(f"cannot write: {problem.strerror}", where=str(problem.filename), fix="set hydra.run.dir"))
+    except KeyboardInterrupt:
+        print("interrupted before the run began", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,98 @@
+"""`python -m phase8` and `run.py` as a person types them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from phase8.artifact import load_artifact, write_artifact
+from phase8.cli import main
+from phase8.codecs import get_codec
+from phase8.config import VPTQConfig
+from phase8.models import load_source
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def artifact(tiny_model_dir, tmp_path):
+    source = load_source(str(tiny_model_dir))
+    config = VPTQConfig(codebook_size=16, vector_dim=4)
+    groups = [
+        get_codec("vptq").encode(source.matrices(), config, importance={}, seed=0),
+        get_codec("plain").encode(source.vectors(), None, importance={}, seed=0),
+    ]
+    return Path(tmp_path / "artifact"), write_artifact(tmp_path / "artifact", groups, source, stage="vptq")
+
+
+def test_inspect_accounts_for_every_byte(artifact, capsys):
+    directory, written = artifact
+    assert main(["inspect", str(directory), "--tensors"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{written.size_bytes:,}" in shown and "q_proj" in shown
+    parts = shown.split("beside it")[0]
+    figures = [line.split()[-3] for line in parts.splitlines() if line.rstrip().endswith("%")]
+    assert sum(int(f.replace(",", "")) for f in figures[:-1]) == written.size_bytes == int(figures[-1].replace(",", ""))
+
+
+def test_decompress_gives_the_same_weights(artifact, tmp_path, capsys):
+    directory, _ = artifact
+    assert main(["decompress", str(directory), str(tmp_path / "plain")]) == 0
+    network, _ = load_artifact(directory)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", dtype=torch.float32)
+    for (name, a), (_, b) in zip(network.state_dict().items(), plain.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+    assert main(["decompress", str(directory), str(tmp_path / "plain")]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_generate_continues_the_text(artifact, capsys):
+    directory, _ = artifact
+    assert main(["generate", str(directory), "Once upon", "--tokens", "5"]) == 0
+    assert capsys.readouterr().out.startswith("Once upon")
+
+
+@pytest.mark.parametrize("command", ["inspect", "generate", "decompress"])
+def test_wrong_place_is_one_clear_error(command, tmp_path, capsys):
+    extra = {"inspect": [], "generate": ["x"], "decompress": [str(tmp_path / "out")]}[command]
+    assert main([command, str(tmp_path), *extra]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error:") and "mend:" in error and "Traceback" not in error
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["vptq.codebok_size=3"], "did you mean vptq.codebook_size"),
+        (["compresor=default"], "did you mean compressor"),
+        (["seedlm.latent_dim=99"], "latent_dim is 99"),
+        (["hyper.degree=-1"], "degree"),
+        (["seedlm.bits=many"], "needs int"),
+        (["model.path=./nowhere", "hydra.run.dir={tmp}"], "no such directory"),
+        (["model=local"], "model.path"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, says, tmp_path):
+    if not any("run.dir" in a for a in arguments):
+        arguments = [*arguments, "hydra.run.dir={tmp}"]
+    ended = run(*[a.format(tmp=tmp_path / "run") for a in arguments])
+    assert ended.returncode == 2
+    assert says in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_help_is_a_page(tmp_path):
+    ended = run("--help")
+    assert ended.returncode == 0
+    for word in ("compressor: as_printed", "Examples", "codebook_size: 256", "python -m phase8 inspect"):
+        assert word in ended.stdout

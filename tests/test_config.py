@@ -1,0 +1,92 @@
+"""Settings: every file of conf/ composes, defaults agree, mistakes are named before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from phase8.config import CompressionConfig
+from phase8.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
+CONF = ROOT / "conf"
+CHOICES = sorted(
+    (path.parent.name, path.stem) for path in CONF.glob("*/*.yaml") if path.parent.name not in ("hydra", "paths")
+)
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        config = compose("config", overrides=["paths.output_dir=outputs/run", *overrides])
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def test_composed_defaults_are_the_dataclass_defaults():
+    assert CompressionConfig.from_dict(composed()) == CompressionConfig()
+
+
+def test_every_setting_stands_in_the_yaml():
+    def names(settings, prefix=""):
+        for key, value in settings.items():
+            yield f"{prefix}{key}"
+            if isinstance(value, dict):
+                yield from names(value, f"{prefix}{key}.")
+
+    assert set(names(CompressionConfig().to_dict())) == set(names(composed()))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_choice_composes_and_validates(group, choice):
+    overrides = [f"{group}={choice}"] if group != "experiment" else [f"+experiment={choice}"]
+    if group == "experiment":
+        overrides = [f"experiment={choice}"]
+    if group == "model" and choice != "reference":
+        overrides.append("model.path=somewhere/model")
+    CompressionConfig.from_dict(composed(*overrides))
+
+
+def test_round_trip():
+    config = CompressionConfig.from_dict(composed("compressor=as_printed"))
+    assert CompressionConfig.from_dict(config.to_dict()) == config
+    assert config.grokfast.variant.value == "as_printed"
+    assert (config.seedlm.latent_dim, config.seedlm.block_size, config.seedlm.bits) == (16, 512, 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"vptq": {"codebok_size": 3}}, "did you mean vptq.codebook_size"),
+        ({"hypr": {}}, "hypr: there is no such setting"),
+        ({"seedlm": {"bits": "four"}}, "seedlm.bits: needs int"),
+        ({"seedlm": {"bits": True}}, "seedlm.bits: needs int"),
+        ({"seedlm": {"latent_dim": 9}}, "latent_dim is 9"),
+        ({"seedlm": {"block_size": 0}}, "block_size"),
+        ({"seedlm": {"seed_bits": 99}}, "seed_bits"),
+        ({"vptq": {"vector_dim": 0}}, "vector_dim"),
+        ({"vptq": {"codebook_size": 1}}, "codebook_size"),
+        ({"hyper": {"degree": -1}}, "degree"),
+        ({"hyper": {"trajectory_type": "spiral"}}, "polynomial"),
+        ({"grokfast": {"alpha": 1.5}}, "alpha"),
+        ({"grokfast": {"lambda": float("nan")}}, "finite"),
+        ({"max_retries": 9}, "max_retries"),
+        ({"max_accuracy_loss": 16}, "max_accuracy_loss"),
+        ({"benchmark_samples": 0}, "benchmark_samples"),
+        ({"protect": "all"}, "needs a list"),
+        ({"seedlm": {"enabled": False}, "vptq": {"enabled": False}, "hyper": {"enabled": False}}, "switched off"),
+        ({"logger": {"mode": "loud"}}, "offline"),
+        ({"model": 3}, "model: needs settings"),
+    ],
+)
+def test_mistakes_are_named_with_a_mend(change, says):
+    with pytest.raises(ConfigError, match=says) as caught:
+        CompressionConfig.from_dict(change)
+    assert "mend" in str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once():
+    with pytest.raises(ConfigError) as caught:
+        CompressionConfig.from_dict({"vptq": {"a": 1}, "seedlm": {"bits": "x"}, "sed": 3})
+    assert all(name in str(caught.value) for name in ("vptq.a", "seedlm.bits", "sed"))
