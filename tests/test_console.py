@@ -1,0 +1,100 @@
+"""The terminal view: plain where there is no terminal, figures only from the events."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+from rich.console import Console
+from synthetic_run import SCENARIOS, mean_core, play
+
+from phase8.console import ConsoleListener
+from phase8.events import EventLog, Kind, read_events
+
+
+def plain_text(name, tmp_path):
+    stream = io.StringIO()
+    with ConsoleListener(Console(file=stream, highlight=False)) as listener:
+        play(name, tmp_path, listener)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_without_a_terminal_it_is_plain_and_short(name, tmp_path, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    text = plain_text(name, tmp_path)
+    assert re.findall(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text) == []
+    lines = text.splitlines()
+    assert 2 <= len(lines) <= 55
+    assert "invented" in lines[0] or "invented" in text
+    failures = [e for e in read_events(tmp_path / "events.jsonl") if e.kind == Kind.LOG and e.data["level"] == "error"]
+    assert failures == [], "the listener was not dropped"
+
+
+def test_retry_fallback_and_summary(tmp_path):
+    text = plain_text("with_retries", tmp_path)
+    first = mean_core(0.04)
+    assert f"fails: core retention {first:.4g}, threshold 0.98" in text
+    assert "SeedLM: raise bits: core retention is below 95 %" in text
+    assert "SeedLM: trying once more with seedlm.bits=5, seedlm.latent_dim=4" in text
+    assert "Hyper: not kept after 1 min 10 s; falling back to VPTQ" in text
+    row = next(line for line in text.splitlines() if line.startswith("VPTQ ") and "MB" in line)
+    expected = ["VPTQ", "1.06", "MB", "15.8×", "2.025", f"{100 * mean_core(0.045):.1f}", "%",
+                f"{100 * mean_core(0.045, 1):.1f}", "%", "passed"]
+    assert row.split() == expected
+    kept = next(line for line in text.splitlines() if line.startswith("SeedLM ") and "kB" not in line and "×" in line)
+    assert "6.4×" in kept, "the attempt that passed, not the one that failed"
+    for command in ("inspect", "generate", "decompress"):
+        assert re.search(rf"^  python -m phase8 {command} \S*artifacts/vptq", text, re.M)
+    assert "report.html" in text
+
+
+def test_fallback_offers_no_artifact(tmp_path):
+    text = plain_text("fallback_at_first", tmp_path)
+    assert "going no further down: mini_gsm8k keeps 71.0%, less than 80%" in text
+    assert "falling back to the input model" in text
+    assert "no artifact passed its gate" in text and "python -m phase8" not in text
+
+
+def test_in_a_terminal_there_are_bars_and_finished_steps(tmp_path):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=110, record=True, _environ={"TERM": "xterm"})
+    with ConsoleListener(console) as listener:
+        assert listener.live
+        play("with_retries", tmp_path, listener)
+    assert "\x1b[" in stream.getvalue()
+    text = console.export_text()
+    assert re.search(r"encode\s+21 s", text)
+    assert "holds: core retention cumulative" in text
+    assert stream.getvalue().rstrip("\n").count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h"), "cursor is back"
+
+
+def test_no_time_left_before_there_is_a_rate(tmp_path):
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=110, _environ={"TERM": "xterm"})
+    listener = ConsoleListener(console)
+    with EventLog(tmp_path / "events.jsonl") as log, listener:
+        log.subscribe(listener)
+        log.emit(Kind.STAGE_START, "vptq", attempt=1)
+        log.activity("encode", stage="vptq", done=0, total=4)
+        listener._progress.refresh()
+        assert " left" not in stream.getvalue()
+        clock = listener._progress.tasks[0]
+        start = clock.get_time()
+        clock.get_time = lambda: start + 10.0  # 1 unit in 10 s: 30 s left for the other 3
+        listener._progress.get_time = clock.get_time
+        log.emit(Kind.ACTIVITY, "vptq", step="encode", done=1, total=4, text="")
+        listener._progress.get_time = clock.get_time = lambda: start + 20.0
+        log.emit(Kind.ACTIVITY, "vptq", step="encode", done=2, total=4, text="")
+        listener._progress.refresh()
+        assert "20 s left" in stream.getvalue()
+
+
+def test_control_characters_of_a_log_do_not_reach_the_terminal(tmp_path):
+    stream = io.StringIO()
+    listener = ConsoleListener(Console(file=stream, highlight=False))
+    with EventLog(tmp_path / "events.jsonl") as log:
+        log.subscribe(listener)
+        log.emit(Kind.LOG, level="warning", text="\x1b[2Jcleared\r\n[bold]not markup[/bold]")
+    assert stream.getvalue() == "warning: [2Jcleared  [bold]not markup[/bold]\n"
