@@ -1,0 +1,470 @@
+"""The third stage's codec: streams for the three trajectories of `polynomial`, `fourier` and `ergodic`.
+
+Every matrix is flattened row by row and cut into blocks of N consecutive weights, the last one filled up with zeros.
+
+    polynomial, fourier   w_block = step * sum_d q_d row_d     streams: coefficients (q), scale (step)
+    ergodic               w_block = scale * point(theta)       streams: codes (theta), scale;
+                                                               shared: centroid, side, shrink
+
+`step` and `scale` are one float16 per tensor times 2^exponent, one exponent per group, so that weights of any magnitude
+keep the float16's full precision. Importance is not used: the winding's points have no axis along which to trade error.
+
+Example: the weights [3, 2, 1, 2] as one Fourier block of degree 1 with 8 bits: coefficients 2, 0.7071, 0 and step
+2 / 127 give q = 127, 45, 0, hence [3.002, 2, 0.998, 2].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phase8.codecs.base import (
+    EncodedGroup,
+    EncodedTensor,
+    Importance,
+    Progress,
+    Stream,
+    Trainable,
+    float16_bits,
+    float16_values,
+    round_through,
+)
+from phase8.codecs.hyper import ergodic, fourier, polynomial
+from phase8.config import HyperConfig, Trajectory, Winding
+from phase8.errors import ArtifactError, CodecError, ConfigError
+
+_LARGEST_HALF = 65504.0
+_LEAST_WIDTH = 2.0**-14
+"""Least side and shrink: the smallest float16 of full precision, so that neither reaches 0."""
+_MAX_EXPONENT = 60
+_MAX_SIZE = 1 << 28
+"""Most weights of one matrix: a whole-tensor series has a few coefficients at any size, so shapes need a bound."""
+_STEP_TRIALS = np.geomspace(1.0, 0.15, 24)
+"""Candidate steps, as fractions of the one that reaches the largest coefficient."""
+
+
+class HyperCodec:
+    """Polynomial, Fourier and ergodic trajectories; `HyperConfig.trajectory_type` says which."""
+
+    name = "hyper"
+
+    def encode(
+        self,
+        weights: Mapping[str, Tensor],
+        config: HyperConfig,
+        *,
+        importance: Mapping[str, Importance] | None = None,
+        seed: int = 0,
+        on_progress: Progress | None = None,
+    ) -> EncodedGroup:
+        """Encodes float32 matrices [O, I]; see `Codec.encode`. `importance` is not used.
+
+        Raises:
+            CodecError: NaN or infinite weights; no matrix at all; weights beyond what a float16 scale reaches.
+        """
+        if not weights:
+            raise CodecError("there is no matrix to encode", where="hyper", fix="check which tensors are selected")
+        flat = {}
+        for name, tensor in weights.items():
+            flat[name] = tensor.detach().to("cpu", torch.float32).reshape(-1)
+            if not torch.isfinite(flat[name]).all():
+                raise CodecError("the matrix holds NaN or infinite weights", where=name, fix="train the model anew")
+            if flat[name].numel() > _MAX_SIZE:
+                raise CodecError(f"the matrix has more than {_MAX_SIZE:,} weights", where=name, fix="protect it")
+            if flat[name].numel() and float(flat[name].abs().max()) > 2.0**_MAX_EXPONENT:
+                raise CodecError("the matrix holds weights above 2^60", where=name, fix="rescale the model")
+        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if config.trajectory_type is Trajectory.ergodic:
+            return self._encode_ergodic(flat, shapes, config, seed, on_progress)
+        return self._encode_series(flat, shapes, config, on_progress)
+
+    def _encode_ergodic(
+        self,
+        flat: dict[str, Tensor],
+        shapes: dict[str, tuple[int, ...]],
+        config: HyperConfig,
+        seed: int,
+        on_progress: Progress | None,
+    ) -> EncodedGroup:
+        dims = config.dims
+        published = config.side > 0
+        unit = {name: 1.0 if published else _rms(w) for name, w in flat.items()}
+        blocks = {name: _blocks(w, dims) / (unit[name] or 1.0) for name, w in flat.items()}
+        every = torch.cat(list(blocks.values()))
+        centroid = _half(every.double().mean(0).numpy() if len(every) else np.zeros(dims))
+        if published:
+            farthest = float((every - torch.from_numpy(centroid)).norm(dim=1).max()) if len(every) else 0.0
+            side, shrink = config.side, ergodic.shrinks(config.side, farthest, config.classes, dims)
+        else:
+            side, shrink = ergodic.choose_side(
+                every, centroid, grid=config.grid, classes=config.classes, winding=config.winding, seed=seed
+            )
+        side, shrink = float(_half(np.array([side]))[0]), np.maximum(_half(shrink), np.float32(_LEAST_WIDTH))
+        points = ergodic.codebook(dims, config.grid, config.winding, centroid, side, shrink)
+        table = torch.from_numpy(points)
+        codes, scales = {}, {}
+        for name, x_NK in blocks.items():
+            found = ergodic.nearest(points, x_NK)
+            codes[name] = found.numpy()
+            chosen = table[found]
+            energy = float((chosen * chosen).double().sum())
+            gain = 1.0 if published else float((x_NK * chosen).double().sum()) / energy if energy > 0 else 1.0
+            scales[name] = unit[name] * max(gain, 0.0)
+            if on_progress is not None:
+                on_progress(flat[name].numel())
+        settings = {
+            "trajectory": Trajectory.ergodic.value,
+            "dims": dims,
+            "grid": config.grid,
+            "classes": config.classes,
+            "winding": config.winding.value,
+            "exponent": 0 if published else _exponent(scales.values()),
+        }
+        shared = {"centroid": _half_stream(centroid), "side": _half_stream(np.array([side]))}
+        if config.classes:
+            shared["shrink"] = _half_stream(shrink)
+        bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
+        return _group(self.name, settings, shapes, "codes", codes, bits, scales, shared)
+
+    def _encode_series(
+        self,
+        flat: dict[str, Tensor],
+        shapes: dict[str, tuple[int, ...]],
+        config: HyperConfig,
+        on_progress: Progress | None,
+    ) -> EncodedGroup:
+        top = (1 << (config.coefficient_bits - 1)) - 1
+        settings = {
+            "trajectory": config.trajectory_type.value,
+            "degree": config.degree,
+            "block_size": config.block_size,
+            "coefficient_bits": config.coefficient_bits,
+        }
+        real = {}
+        for name, w in flat.items():
+            length = config.block_size or w.numel()
+            basis_DN = _basis(config.trajectory_type, config.degree, length).astype(np.float64)
+            x_BN = _blocks(w, length).double().numpy()
+            # The rows are orthonormal but for their rounding to the grid: one small symmetric system puts that right.
+            real[name] = np.linalg.solve(basis_DN @ basis_DN.T, basis_DN @ x_BN.T).T if x_BN.size else np.zeros((0, 1))
+            if on_progress is not None:
+                on_progress(w.numel())
+        largest = {name: float(np.abs(c).max(initial=0.0)) / top for name, c in real.items()}
+        exponent = _exponent(largest.values())
+        settings["exponent"] = exponent
+        codes, scales = {}, {}
+        for name, c in real.items():
+            best = math.inf
+            for trial in _STEP_TRIALS:
+                step = float(_half(np.array([largest[name] * trial / 2.0**exponent]))[0]) * 2.0**exponent
+                q = np.clip(np.rint(c / step), -top, top) if step > 0 else np.zeros_like(c)
+                error = float(((c - q * step) ** 2).sum())
+                if error < best:
+                    best, codes[name], scales[name] = error, q.astype(np.int64).reshape(-1) + top, step
+        return _group(self.name, settings, shapes, "coefficients", codes, config.coefficient_bits, scales, {})
+
+    def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
+        """Returns every matrix, float32 [O, I]; see `Codec.decode`.
+
+        Raises:
+            ArtifactError: settings out of range; a stream is missing, of the wrong length or out of range.
+        """
+        config, exponent = _settings(group)
+        unit = np.float32(2.0**exponent)
+        decoded = {}
+        if config.trajectory_type is Trajectory.ergodic:
+            geometry = _geometry(group, config)
+            for name, tensor in group.tensors.items():
+                theta = _integers(tensor, name, "codes", _length(tensor, name, config))
+                _below(theta, (config.classes + 1) * (config.grid + 1), name)
+                scale = _scale(tensor, name) * unit
+                values = scale * _points(theta, config, geometry)
+                decoded[name] = _shaped(values, tensor.shape)
+            return decoded
+        top = (1 << (config.coefficient_bits - 1)) - 1
+        for name, tensor in group.tensors.items():
+            stored = _integers(tensor, name, "coefficients", _length(tensor, name, config))
+            _below(stored, 2 * top + 1, name)
+            size = _size(tensor.shape, name)
+            length = config.block_size or size
+            step = _scale(tensor, name) * unit
+            if not size:
+                decoded[name] = np.zeros(tensor.shape, dtype=np.float32)
+                continue
+            terms = _terms(config.trajectory_type, config.degree, length)
+            q_BD = (stored.astype(np.int64) - top).reshape(-1, terms).astype(np.float32)
+            values = np.zeros((len(q_BD), length), dtype=np.float32)
+            for d, row in enumerate(_rows(config.trajectory_type, config.degree, length)):
+                values += q_BD[:, d, None] * row
+            values *= step
+            decoded[name] = _shaped(values, tensor.shape)
+        return decoded
+
+    def trainable(self, group: EncodedGroup) -> Trainable:
+        """Returns the continuous parameters: coefficients and step, or centroid, side, shrinks and scale.
+
+        Raises:
+            ArtifactError: as `decode`.
+        """
+        self.decode(group)
+        config, exponent = _settings(group)
+        if config.trajectory_type is Trajectory.ergodic:
+            return _TrainableWinding(group, config, exponent)
+        return _TrainableSeries(group, config, exponent)
+
+
+class _TrainableWinding(Trainable):
+    """Codes fixed; centroid [K], and gains near 1 on side [1], shrinks [M] and each tensor's scale [1]."""
+
+    def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
+        super().__init__()
+        self._group, self._exponent = group, exponent
+        centroid, side, shrink = _geometry(group, config)
+        self.centroid = nn.Parameter(torch.from_numpy(centroid.copy()))
+        self.side_gain = nn.Parameter(torch.ones(1))
+        self.shrink_gain = nn.Parameter(torch.ones(len(shrink))) if len(shrink) else None
+        self.register_buffer("_side", torch.tensor([float(side)]))
+        self.register_buffer("_shrink", torch.from_numpy(shrink.copy()))
+        direction = ergodic.steps(config.dims, config.grid, config.winding)
+        self.register_buffer("_unit_QK", torch.from_numpy(ergodic.offsets(np.arange(config.grid + 1), direction)))
+        self.scale_gain = nn.ParameterList()
+        for n, (name, tensor) in enumerate(group.tensors.items()):
+            theta = tensor.streams["codes"].values.astype(np.int64)
+            self.register_buffer(f"_index_{n}", torch.from_numpy(theta % (config.grid + 1)))
+            self.register_buffer(f"_class_{n}", torch.from_numpy(theta // (config.grid + 1)))
+            self.register_buffer(f"_scale_{n}", torch.tensor([float(_scale(tensor, name))]))
+            self.scale_gain.append(nn.Parameter(torch.ones(1)))
+
+    def _stored(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+        shrink = self._shrink
+        if self.shrink_gain is not None:
+            shrink = _half_through(shrink * self.shrink_gain, least=_LEAST_WIDTH)
+        side = _half_through(self._side * self.side_gain, least=_LEAST_WIDTH)
+        scales = [_half_through(getattr(self, f"_scale_{n}") * gain) for n, gain in enumerate(self.scale_gain)]
+        return _half_through(self.centroid), side, shrink, scales
+
+    def weights(self) -> dict[str, Tensor]:
+        centroid, side, shrink, scales = self._stored()
+        widths = side / torch.cat([torch.ones_like(side), shrink])
+        result = {}
+        for n, (name, tensor) in enumerate(self._group.tensors.items()):
+            offsets = self._unit_QK[getattr(self, f"_index_{n}")] * widths[getattr(self, f"_class_{n}")][:, None]
+            values = (scales[n] * 2.0**self._exponent) * (centroid + offsets)
+            result[name] = values.reshape(-1)[: math.prod(tensor.shape)].reshape(tensor.shape)
+        return result
+
+    def export(self) -> EncodedGroup:
+        centroid, side, shrink, scales = self._stored()
+        shared = {"centroid": _half_stream(centroid), "side": _half_stream(side)}
+        if len(shrink):
+            shared["shrink"] = _half_stream(shrink)
+        tensors = {
+            name: EncodedTensor(
+                shape=tensor.shape, streams={"codes": tensor.streams["codes"], "scale": _half_stream(scale)}
+            )
+            for (name, tensor), scale in zip(self._group.tensors.items(), scales, strict=True)
+        }
+        return EncodedGroup(
+            codec=self._group.codec, settings=dict(self._group.settings), tensors=tensors, shared=shared
+        )
+
+
+class _TrainableSeries(Trainable):
+    """Coefficients in units of the step, [B, D], rounded straight-through; a gain near 1 on each tensor's step."""
+
+    def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
+        super().__init__()
+        self._group, self._exponent = group, exponent
+        self._top = (1 << (config.coefficient_bits - 1)) - 1
+        self.coefficients, self.step_gain = nn.ParameterList(), nn.ParameterList()
+        self._basis_of: list[str] = []
+        for n, (name, tensor) in enumerate(group.tensors.items()):
+            length = config.block_size or max(math.prod(tensor.shape), 1)
+            basis_name = f"_basis_{length}"
+            if not hasattr(self, basis_name):
+                basis = _basis(config.trajectory_type, config.degree, length)
+                self.register_buffer(basis_name, torch.from_numpy(basis))
+            self._basis_of.append(basis_name)
+            stored = tensor.streams["coefficients"].values.astype(np.int64) - self._top
+            shape = (-1, len(getattr(self, basis_name))) if stored.size else (0, len(getattr(self, basis_name)))
+            self.coefficients.append(nn.Parameter(torch.from_numpy(stored).float().reshape(shape)))
+            self.step_gain.append(nn.Parameter(torch.ones(1)))
+            self.register_buffer(f"_step_{n}", torch.tensor([float(_scale(tensor, name))]))
+
+    def _stored(self, n: int) -> tuple[Tensor, Tensor]:
+        q = self.coefficients[n]
+        step = _half_through(getattr(self, f"_step_{n}") * self.step_gain[n])
+        return round_through(q, q.round().clamp(-self._top, self._top)), step
+
+    def weights(self) -> dict[str, Tensor]:
+        result = {}
+        for n, (name, tensor) in enumerate(self._group.tensors.items()):
+            q_BD, step = self._stored(n)
+            values = (q_BD @ getattr(self, self._basis_of[n])) * (step * 2.0**self._exponent)
+            result[name] = values.reshape(-1)[: math.prod(tensor.shape)].reshape(tensor.shape)
+        return result
+
+    def export(self) -> EncodedGroup:
+        tensors = {}
+        for n, (name, tensor) in enumerate(self._group.tensors.items()):
+            q_BD, step = self._stored(n)
+            old = tensor.streams["coefficients"]
+            stored = (q_BD.detach().cpu().numpy().reshape(-1) + self._top).astype(old.values.dtype)
+            streams = {"coefficients": Stream(values=stored, bits=old.bits), "scale": _half_stream(step)}
+            tensors[name] = EncodedTensor(shape=tensor.shape, streams=streams)
+        return EncodedGroup(codec=self._group.codec, settings=dict(self._group.settings), tensors=tensors)
+
+
+def _rows(trajectory: Trajectory, degree: int, length: int) -> Iterator[np.ndarray]:
+    family = polynomial if trajectory is Trajectory.polynomial else fourier
+    return family.rows(min(degree, family.max_degree(length)), length)
+
+
+def _terms(trajectory: Trajectory, degree: int, length: int) -> int:
+    if trajectory is Trajectory.polynomial:
+        return 1 + min(degree, polynomial.max_degree(length))
+    return 1 + 2 * min(degree, fourier.max_degree(length))
+
+
+def _basis(trajectory: Trajectory, degree: int, length: int) -> np.ndarray:
+    return np.stack(list(_rows(trajectory, degree, max(length, 1))))
+
+
+def _points(theta: np.ndarray, config: HyperConfig, geometry: tuple[np.ndarray, np.float32, np.ndarray]) -> np.ndarray:
+    centroid, side, shrink = geometry
+    widths = side / np.concatenate([np.ones(1, dtype=np.float32), shrink])
+    theta = theta.astype(np.uint32)
+    index, radial = theta % (config.grid + 1), theta // (config.grid + 1)
+    unit = ergodic.offsets(index, ergodic.steps(config.dims, config.grid, config.winding))
+    return centroid + unit * widths[radial][:, None]
+
+
+def _rms(w: Tensor) -> float:
+    return float(w.double().pow(2).mean().sqrt()) if w.numel() else 0.0
+
+
+def _blocks(w: Tensor, length: int) -> Tensor:
+    """[numel] -> [B, length], the last block filled up with zeros."""
+    count = math.ceil(w.numel() / length) if length else 0
+    return nn.functional.pad(w, (0, count * length - w.numel())).reshape(count, max(length, 1))
+
+
+def _exponent(scales: Iterator[float]) -> int:
+    """The power of two that brings the largest scale to between 128 and 256, far from both ends of float16."""
+    largest = max(scales)
+    return max(-_MAX_EXPONENT, min(_MAX_EXPONENT, math.ceil(math.log2(largest)) - 8)) if largest > 0 else 0
+
+
+def _half(x: np.ndarray) -> np.ndarray:
+    """float32 values as float16 holds them."""
+    return float16_values(float16_bits(np.clip(x, -_LARGEST_HALF, _LARGEST_HALF)))
+
+
+def _half_stream(x: np.ndarray | Tensor) -> Stream:
+    return Stream(values=float16_bits(x), bits=16)
+
+
+def _half_through(x: Tensor, least: float = -_LARGEST_HALF) -> Tensor:
+    return round_through(x, x.clamp(least, _LARGEST_HALF).half().float())
+
+
+def _group(
+    codec: str,
+    settings: dict,
+    shapes: dict[str, tuple[int, ...]],
+    role: str,
+    codes: dict[str, np.ndarray],
+    bits: int,
+    scales: dict[str, float],
+    shared: dict[str, Stream],
+) -> EncodedGroup:
+    width = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
+    unit = 2.0 ** settings["exponent"]
+    tensors = {
+        name: EncodedTensor(
+            shape=shapes[name],
+            streams={
+                role: Stream(values=codes[name].astype(width), bits=bits),
+                "scale": _half_stream(np.array([scales[name] / unit])),
+            },
+        )
+        for name in shapes
+    }
+    return EncodedGroup(codec=codec, settings=settings, tensors=tensors, shared=shared)
+
+
+def _settings(group: EncodedGroup) -> tuple[HyperConfig, int]:
+    """The group's settings as a checked config, and the exponent of its scales."""
+    settings = group.settings
+    exponent = settings.get("exponent")
+    names = ["dims", "grid", "classes"] if settings.get("trajectory") == "ergodic" else []
+    names = names or ["degree", "block_size", "coefficient_bits"]
+    numbers = {name: settings.get(name) for name in names}
+    if any(type(value) is not int for value in [exponent, *numbers.values()]) or abs(exponent) > _MAX_EXPONENT:
+        raise ArtifactError("the hyper codec's settings are missing or not integers", where=", ".join(names))
+    try:
+        trajectory = Trajectory(settings.get("trajectory"))
+        if trajectory is Trajectory.ergodic:
+            winding = Winding(settings.get("winding"))
+            return HyperConfig(trajectory_type=trajectory, winding=winding, **numbers), exponent
+        return HyperConfig(trajectory_type=trajectory, **numbers), exponent
+    except (ValueError, ConfigError) as error:
+        raise ArtifactError(f"the hyper codec's settings are out of range: {error}", where="settings") from error
+
+
+def _geometry(group: EncodedGroup, config: HyperConfig) -> tuple[np.ndarray, np.float32, np.ndarray]:
+    """Centroid [K], side, shrinks [M]; all finite, side and shrinks positive."""
+    wanted = {"centroid": config.dims, "side": 1} | ({"shrink": config.classes} if config.classes else {})
+    found = {}
+    for role, size in wanted.items():
+        stream = group.shared.get(role)
+        if stream is None or stream.values.size != size:
+            raise ArtifactError(f"the winding's {role} is missing or not {size} numbers long", where=role)
+        found[role] = float16_values(stream.values)
+        if not np.isfinite(found[role]).all() or (role != "centroid" and not (found[role] > 0).all()):
+            raise ArtifactError(f"the winding's {role} is not a usable number", where=role)
+    return found["centroid"], found["side"][0], found.get("shrink", np.zeros(0, dtype=np.float32))
+
+
+def _size(shape: tuple[int, ...], name: str) -> int:
+    if not all(isinstance(n, int) and n >= 0 for n in shape) or math.prod(shape) > _MAX_SIZE:
+        raise ArtifactError(f"{shape} is not a shape, or beyond {_MAX_SIZE:,} weights", where=name)
+    return math.prod(shape)
+
+
+def _length(tensor: EncodedTensor, name: str, config: HyperConfig) -> int:
+    """How many codes or coefficients a tensor of this shape has."""
+    size = _size(tensor.shape, name)
+    if config.trajectory_type is Trajectory.ergodic:
+        return -(-size // config.dims)
+    length = config.block_size or size
+    return -(-size // length) * _terms(config.trajectory_type, config.degree, length) if size else 0
+
+
+def _integers(tensor: EncodedTensor, name: str, role: str, size: int) -> np.ndarray:
+    stream = tensor.streams.get(role)
+    if stream is None or stream.values.ndim != 1 or stream.values.size != size:
+        raise ArtifactError(f"the stream {role!r} is missing or not {size} long, as the shape asks", where=name)
+    if stream.values.dtype.kind != "u":
+        raise ArtifactError(f"the stream {role!r} does not hold unsigned integers", where=name)
+    return stream.values
+
+
+def _below(values: np.ndarray, limit: int, name: str) -> None:
+    if values.size and int(values.max()) >= limit:
+        raise ArtifactError(f"a code is {int(values.max())}, the settings allow below {limit}", where=name)
+
+
+def _scale(tensor: EncodedTensor, name: str) -> np.float32:
+    value = float16_values(_integers(tensor, name, "scale", 1))[0]
+    if not np.isfinite(value):
+        raise ArtifactError("the scale is not a finite number", where=name)
+    return value
+
+
+def _shaped(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    return np.ascontiguousarray(values.reshape(-1)[: math.prod(shape)].reshape(shape), dtype=np.float32)
