@@ -1,13 +1,18 @@
 """Every setting of a run, as typed dataclasses, checked once at the entry.
 
-`run.py` composes `conf/` with Hydra and hands the result to `RunConfig.from_dict`; below that nobody sees a
+`run.py` composes `conf/` with Hydra and hands the result to `CompressionConfig.from_dict`; below that nobody sees a
 `DictConfig`. Unknown names, wrong types and impossible combinations raise `ConfigError` before any work.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
 from enum import Enum
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from phase8.errors import ConfigError
 
@@ -43,28 +48,47 @@ class SeedLMConfig:
 
     enabled: bool = True
     block_size: int = 8
-    """C: consecutive weights of a row that share a seed."""
+    """C: consecutive weights, in row-major order, that share a seed."""
     latent_dim: int = 3
     """P: coefficients per block."""
     bits: int = 4
-    """Width of one coefficient, two's complement."""
+    """Width of one coefficient: two's complement from 3 bits on; 1 bit is -1/+1 and 2 bits are -3/-1/+1/+3."""
     seed_bits: int = 16
     """K: width of the shift register; 2**K - 1 seeds are searched."""
     exponent_bits: int = 4
+    """Width of the power of two that a block's coefficients share; the tensor has a scale beside it."""
     search: SeedSearch = SeedSearch.fast
+    """exhaustive: look at every seed for every block. fast: at the seeds whose bases lie near the block's direction."""
     candidates: int = 64
-    """fast search: how many of the best-looking seeds are re-ranked exactly with quantised coefficients."""
+    """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients."""
 
     def __post_init__(self) -> None:
-        fix = "the paper's settings are block_size=8 latent_dim=3 bits=4 seed_bits=16"
-        require(self.block_size >= 1, f"seedlm.block_size is {self.block_size}, needs at least 1", where="seedlm", fix=fix)
+        fix = "the paper's settings are block_size=8 latent_dim=3 bits=4 seed_bits=16 exponent_bits=4"
+
+        def within(name: str, low: int, high: int) -> None:
+            value = getattr(self, name)
+            ok = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+            what = f"seedlm.{name} is {value!r}, needs a whole number from {low} to {high}"
+            require(ok, what, where="seedlm", fix=fix)
+
+        within("block_size", 1, 4096)
+        within("latent_dim", 1, 64)
+        within("bits", 1, 8)
+        within("seed_bits", 4, 20)
+        within("exponent_bits", 2, 8)
+        within("candidates", 1, 4096)
         require(
-            1 <= self.latent_dim <= self.block_size,
-            f"seedlm.latent_dim is {self.latent_dim}, needs 1 to block_size ({self.block_size})",
+            self.latent_dim <= self.block_size,
+            f"seedlm.latent_dim is {self.latent_dim}, more than seedlm.block_size ({self.block_size})",
             where="seedlm",
             fix="lower seedlm.latent_dim or raise seedlm.block_size",
         )
-        require(1 <= self.bits <= 8, f"seedlm.bits is {self.bits}, needs 1 to 8", where="seedlm", fix=fix)
+        require(
+            self.latent_dim**2 << self.seed_bits <= 1 << 26,
+            f"seedlm.latent_dim={self.latent_dim} with seed_bits={self.seed_bits} needs more than 256 MiB of tables",
+            where="seedlm",
+            fix="lower seedlm.latent_dim or seedlm.seed_bits so that latent_dim**2 * 2**seed_bits is at most 2**26",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,30 +102,557 @@ class VPTQConfig:
     """Entries of each codebook."""
     num_codebooks: int = 2
     """Residual codebooks: each codes what the ones before left over."""
-    share: Sharing = Sharing.kind
+    share: Sharing = Sharing.model
     """Which matrices share the codebooks."""
-    codebook_bits: int = 16
+    codebook_bits: int = 8
     """16: float16 entries; 8: 8-bit entries with one float16 scale per codebook."""
     hessian_damping: float = 0.01
+    """Added to the Hessian's diagonal, in units of its mean."""
     second_order: bool = True
     """The column loop that pushes each column's error into the columns still to be coded."""
     kmeans_iterations: int = 20
 
+    def __post_init__(self) -> None:
+        fix = "a good start is vector_dim=8 codebook_size=256 num_codebooks=2, which is 2 bits per weight"
+        for name, low, high in (
+            ("vector_dim", 1, 1024),
+            ("codebook_size", 2, 65536),
+            ("num_codebooks", 1, 16),
+            ("kmeans_iterations", 1, 10_000),
+        ):
+            value = getattr(self, name)
+            require(
+                low <= value <= high, f"vptq.{name} is {value}, needs {low} to {high}", where=f"vptq.{name}", fix=fix
+            )
+        require(
+            self.codebook_bits in (8, 16),
+            f"vptq.codebook_bits is {self.codebook_bits}, needs 8 or 16",
+            where="vptq.codebook_bits",
+            fix="16 is exact enough for anything; 8 halves the codebooks",
+        )
+        require(
+            0 < self.hessian_damping < float("inf"),
+            f"vptq.hessian_damping is {self.hessian_damping}, needs a finite number above 0",
+            where="vptq.hessian_damping",
+            fix="the paper's setting is 0.01",
+        )
+
+
+class Winding(Enum):
+    """Direction of the ergodic winding; see `phase8.codecs.hyper.ergodic`."""
+
+    power = "power"
+    reciprocal = "reciprocal"
+    primes = "primes"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HyperConfig:
-    """Hyper-Compression (arXiv 2409.00592) and its relatives: weights as values of a function along a trajectory."""
+    """Hyper-Compression (arXiv 2409.00592) and its relatives: weights as values of a function along a trajectory.
+
+    Measured on Gaussian weights (`experiments/codecs/results/trajectories.md`), the ergodic winding is the best of the
+    three at about 0.13 bit per weight and at 1 bit. The defaults are for the former: 14 bits for 112 weights, relative
+    squared error 0.868 (`dims=128 grid=65535`: 0.865 in several times the time). For 1 bit take `dims=12 grid=4095`
+    (0.327) or, ten times slower, `dims=16 grid=65535` (0.314). The published codec is
+    `dims=2 grid=1600 classes=3 winding=power side=0.1`.
+    """
 
     enabled: bool = True
     trajectory_type: Trajectory = Trajectory.ergodic
     degree: int = 5
-    """polynomial: its degree. fourier: number of frequencies."""
+    """polynomial: its degree. fourier: number of frequencies. Short tensors use as many as they can hold."""
     block_size: int = 0
-    """polynomial, fourier: weights per trajectory; 0 takes the whole flattened tensor, as printed."""
+    """polynomial, fourier: consecutive weights per trajectory; 0 takes the whole flattened tensor, as printed."""
     coefficient_bits: int = 8
-    dims: int = 8
-    """ergodic: K, weights per code."""
-    grid: int = 256
-    """ergodic: U, points of the winding."""
-    classes: int = 1
-    """ergodic: M, radial classes outside the square (0: none)."""
+    """polynomial, fourier: width of one coefficient, sign included."""
+    dims: int = 112
+    """ergodic: K, consecutive weights per code."""
+    grid: int = 16383
+    """ergodic: U, points of the winding beside the centroid; 2**n - 1 fills n bits."""
+    classes: int = 0
+    """ergodic: M, radial classes outside the cube (0: none)."""
+    winding: Winding = Winding.primes
+    """ergodic: direction of the line."""
+    side: float = 0.0
+    """ergodic: l, side of the cube in units of the weights; 0 chooses it from the data, with a scale per tensor."""
+
+    def __post_init__(self) -> None:
+        def bounds(name: str, low: int, high: int, fix: str) -> None:
+            value = getattr(self, name)
+            require(
+                low <= value <= high, f"hyper.{name} is {value}, needs {low} to {high}", where=f"hyper.{name}", fix=fix
+            )
+
+        bounds("degree", 0, 1024, "the printed value is hyper.degree=5")
+        bounds("block_size", 0, 1 << 24, "0 takes the whole tensor, 64 is a short block")
+        bounds("coefficient_bits", 2, 16, "the printed value is hyper.coefficient_bits=8")
+        bounds("dims", 1, 1024, "the published value is hyper.dims=2, the default 112")
+        bounds("grid", 2, 65535, "the published value is hyper.grid=1600, the default 16383")
+        bounds("classes", 0, 15, "the published value is at most 3, the default 0")
+        require(
+            self.side == 0.0 or 1e-4 <= self.side <= 1e4,
+            f"hyper.side is {self.side}, needs 0 or 0.0001 to 10000",
+            where="hyper.side",
+            fix="the published value is hyper.side=0.1; 0 chooses it from the data",
+        )
+        if self.block_size and self.trajectory_type is not Trajectory.ergodic:
+            polynomial = self.trajectory_type is Trajectory.polynomial
+            highest = (
+                min(self.block_size - 1, 4 * math.isqrt(self.block_size)) if polynomial else (self.block_size - 1) // 2
+            )
+            require(
+                self.degree <= highest,
+                f"hyper.degree is {self.degree}, but a {self.trajectory_type.value} over hyper.block_size="
+                f"{self.block_size} weights holds at most {highest}",
+                where="hyper.degree",
+                fix=f"set hyper.degree={highest} or less, or a larger hyper.block_size",
+            )
+
+
+class GrokfastVariant(Enum):
+    """Which gradient filter; see `phase8.optimize.grokfast`."""
+
+    ema = "ema"
+    as_printed = "as_printed"
+    ma = "ma"
+    off = "off"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrokfastConfig:
+    """Grokfast (arXiv 2405.20233) and the number of reconstruction iterations that it filters."""
+
+    enabled: bool = True
+    """false is the same as variant=off; the iterations still run."""
+    alpha: float = 0.98
+    """Momentum of the running mean of the gradients."""
+    lambda_: float = 2.0
+    """How much of the slow part is added. Called `grokfast.lambda` in YAML and on the command line."""
+    iterations: int = 100
+    """Optimiser steps of a stage's reconstruction; 0 leaves the closed form as it is."""
+    variant: GrokfastVariant = GrokfastVariant.ema
+    window: int = 100
+    """variant=ma: gradients in the moving average."""
+
+    def __post_init__(self) -> None:
+        fix = "the paper's settings are alpha=0.98 lambda=2.0"
+        require(
+            0.0 <= self.alpha < 1.0,
+            f"grokfast.alpha is {self.alpha}, needs 0 <= alpha < 1",
+            where="grokfast",
+            fix=fix,
+        )
+        require(
+            0.0 <= self.lambda_ <= 100.0,
+            f"grokfast.lambda is {self.lambda_}, needs 0 to 100",
+            where="grokfast",
+            fix=fix,
+        )
+        require(
+            0 <= self.iterations <= 1_000_000,
+            f"grokfast.iterations is {self.iterations}, needs 0 to 1,000,000",
+            where="grokfast",
+            fix="grokfast.iterations=100",
+        )
+        require(
+            1 <= self.window <= 10_000,
+            f"grokfast.window is {self.window}, needs 1 to 10,000",
+            where="grokfast",
+            fix="the paper's window is 100",
+        )
+
+
+class Precision(Enum):
+    """Number format of the matrix products in training; parameters and the optimiser stay in float32."""
+
+    bfloat16 = "bfloat16"
+    float32 = "float32"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """Reconstruction: how a stage's continuous parameters are trained against the original model."""
+
+    lr: float = 0.02
+    """Highest step of Adam as a fraction of each parameter tensor's root mean square."""
+    warmup: float = 0.05
+    """Fraction of the iterations in which the step grows from 0; then it follows a cosine down to 0."""
+    batch_sequences: int = 8
+    sequence_tokens: int = 128
+    calibration_sequences: int = 256
+    """Sequences of training text; each iteration draws `batch_sequences` of them."""
+    held_out_sequences: int = 32
+    """Sequences that no step sees: they decide whether the trained parameters are kept."""
+    weight_phase: float = 0.0
+    """Fraction of the iterations that fit the original weights before the rest fit the original logits."""
+    hidden_weight: float = 0.0
+    """Weight of the relative squared error of every layer's output beside the divergence of the logits."""
+    temperature: float = 1.0
+    """Softens both distributions in the loss."""
+    precision: Precision = Precision.bfloat16
+
+    def __post_init__(self) -> None:
+        def bounds(name: str, low: float, high: float, default: float) -> None:
+            value = getattr(self, name)
+            require(
+                low <= value <= high,
+                f"optimizer.{name} is {value}, needs {low:g} to {high:g}",
+                where="optimizer",
+                fix=f"the default is optimizer.{name}={default:g}",
+            )
+
+        bounds("lr", 1e-8, 1.0, 0.02)
+        bounds("warmup", 0.0, 1.0, 0.05)
+        bounds("batch_sequences", 1, 65_536, 8)
+        bounds("sequence_tokens", 2, 131_072, 128)
+        bounds("calibration_sequences", 1, 1_000_000, 256)
+        bounds("held_out_sequences", 1, 100_000, 32)
+        bounds("weight_phase", 0.0, 1.0, 0.0)
+        bounds("hidden_weight", 0.0, 1e6, 0.0)
+        bounds("temperature", 0.01, 100.0, 1.0)
+        require(
+            self.batch_sequences <= self.calibration_sequences,
+            f"optimizer.batch_sequences ({self.batch_sequences}) is larger than optimizer.calibration_sequences "
+            f"({self.calibration_sequences})",
+            where="optimizer",
+            fix="raise optimizer.calibration_sequences",
+        )
+
+class WandbMode(Enum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """The model to compress."""
+
+    path: str = "embedded:reference"
+    """`embedded:reference`, a directory (Hugging Face or Phase 7 hand-over), or a hub id."""
+    experts: str | None = None
+    """An expert file elsewhere than beside the model."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.path), "model.path is empty", where="model", fix="name a directory or embedded:reference")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchmarksConfig:
+    """What quality is measured with."""
+
+    suite: str = "mini"
+    """`mini`: the embedded benchmarks."""
+    batch_tokens: int = 8192
+    """Tokens per forward pass."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.suite == "mini",
+            f"benchmarks.suite is {self.suite!r}, known: mini",
+            where="benchmarks",
+            fix="leave it at mini",
+        )
+        require(
+            self.batch_tokens >= 256,
+            f"benchmarks.batch_tokens is {self.batch_tokens}, needs at least 256",
+            where="benchmarks",
+            fix="the default is 8192",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggerConfig:
+    """Weights & Biases."""
+
+    mode: WandbMode = WandbMode.offline
+    project: str = "phase8"
+    group: str | None = None
+    """Runs of one sweep share a group."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PathsConfig:
+    """Where a run writes."""
+
+    output_dir: str = "outputs/run"
+    cache_dir: str = "outputs/cache"
+    """Baselines, by model and suite; safe to delete."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CompressionConfig:
+    """One run, whole."""
+
+    variant: str = "default"
+    """Name of the compressor variant, for the report."""
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 0
+    """CPU threads; 0 takes one per core."""
+    max_retries: int = 1
+    """How often a stage whose gate failed is tried again with a recommendation."""
+    max_accuracy_loss: float = 0.16
+    """Largest relative loss of the average core score against the baseline, at every stage."""
+    min_compression_ratio: float = 40.0
+    """Least ratio that counts as success."""
+    target_compression_ratio: float = 280.0
+    calibration_text: str | None = None
+    """A UTF-8 text file for Hessians and reconstruction, documents parted by blank lines; null takes the embedded
+    world's training text, which suits the embedded model only."""
+    protect: tuple[str, ...] = ()
+    """Patterns of tensor names (as in file globs) that stay in 16 bits."""
+    benchmark_samples: int | None = None
+    """Items per benchmark; null takes all."""
+    skip_expert_benchmarks: bool = False
+    model: ModelConfig = field(default_factory=ModelConfig)
+    seedlm: SeedLMConfig = field(default_factory=SeedLMConfig)
+    vptq: VPTQConfig = field(default_factory=VPTQConfig)
+    hyper: HyperConfig = field(default_factory=HyperConfig)
+    grokfast: GrokfastConfig = field(default_factory=lambda: GrokfastConfig())
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig())
+    benchmarks: BenchmarksConfig = field(default_factory=lambda: BenchmarksConfig())
+    gates: GateConfig = field(default_factory=lambda: GateConfig())
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            0 <= self.max_retries <= 5,
+            f"max_retries is {self.max_retries}, needs 0 to 5",
+            where="max_retries",
+            fix="the default is 1",
+        )
+        require(
+            0 <= self.max_accuracy_loss < 1,
+            f"max_accuracy_loss is {self.max_accuracy_loss}, needs 0 to below 1 (0.16 keeps 84 %)",
+            where="max_accuracy_loss",
+            fix="the default is 0.16",
+        )
+        require(
+            0 < self.min_compression_ratio <= self.target_compression_ratio,
+            f"min_compression_ratio is {self.min_compression_ratio}, needs above 0 and at most "
+            f"target_compression_ratio ({self.target_compression_ratio})",
+            where="min_compression_ratio",
+            fix="the defaults are 40 and 280",
+        )
+        require(
+            self.benchmark_samples is None or self.benchmark_samples >= 1,
+            f"benchmark_samples is {self.benchmark_samples}, needs at least 1, or null for all items",
+            where="benchmark_samples",
+            fix="leave it out to use every item",
+        )
+        require(self.threads >= 0, f"threads is {self.threads}", where="threads", fix="0 takes one per core")
+        require(
+            self.seedlm.enabled or self.vptq.enabled or self.hyper.enabled,
+            "every stage is switched off",
+            where="seedlm.enabled, vptq.enabled, hyper.enabled",
+            fix="switch on at least one",
+        )
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> CompressionConfig:
+        """Builds and checks a run's settings from plain nested mappings, as Hydra composes them.
+
+        Raises:
+            ConfigError: names every unknown setting and wrong type at once.
+        """
+        problems: list[str] = []
+        built = _build(cls, data, "", problems)
+        if problems:
+            raise ConfigError(
+                "\n  ".join(["the configuration has errors:", *problems]),
+                where="command line or conf/",
+                fix="`python run.py --cfg job` shows every setting with its value",
+            )
+        return built
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain values, in the form that `from_dict` reads."""
+        return _plain(self)
+
+
+_ALIASES = {"lambda": "lambda_"}
+"""Settings whose name is a keyword of Python."""
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        names = {alias: name for name, alias in _ALIASES.items()}
+        return {names.get(f.name, f.name): _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return value
+
+
+def _build(kind: type, data: Any, prefix: str, problems: list[str]) -> Any:
+    """Builds dataclass `kind` from a mapping; every problem is noted, none raised."""
+    if not isinstance(data, Mapping):
+        problems.append(f"{prefix.rstrip('.') or 'the configuration'}: needs settings, not {data!r}")
+        return None
+    hints = get_type_hints(kind)
+    values = {}
+    for key, value in data.items():
+        name = _ALIASES.get(str(key), str(key))
+        if name not in hints:
+            near = get_close_matches(str(key), [_plain_name(n) for n in hints], n=1)
+            known = f"did you mean {prefix}{near[0]}?" if near else f"known here: {', '.join(map(_plain_name, hints))}"
+            problems.append(f"{prefix}{key}: there is no such setting; {known}")
+            continue
+        values[name] = _convert(hints[name], value, f"{prefix}{key}", problems)
+    if any(problem.startswith(prefix) for problem in problems) and prefix:
+        return None
+    if problems and not prefix:
+        return None
+    try:
+        return kind(**values)
+    except ConfigError as error:
+        problems.append(f"{prefix}{error.what}" if not error.what.startswith(prefix) else error.what)
+        problems.append(f"  mend: {error.fix}")
+        return None
+
+
+def _plain_name(name: str) -> str:
+    return next((alias for alias, target in _ALIASES.items() if target == name), name)
+
+
+def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in arguments if a is not type(None)), value, path, problems)
+    if is_dataclass(hint):
+        return _build(hint, value, f"{path}.", problems)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        choices = [member.value for member in hint]
+        # YAML reads the bare word `off` as false.
+        spelt = "off" if value is False and "off" in choices else value
+        if spelt in choices:
+            return hint(spelt)
+        problems.append(f"{path}: {value!r} is not one of {', '.join(map(str, choices))}")
+        return None
+    if origin is tuple:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return tuple(_convert(arguments[0], item, path, problems) for item in value)
+        problems.append(f"{path}: needs a list, not {value!r}")
+        return None
+    if origin is dict:
+        if isinstance(value, Mapping):
+            return {str(k): _convert(arguments[1], v, f"{path}.{k}", problems) for k, v in value.items()}
+        problems.append(f"{path}: needs a mapping, not {value!r}")
+        return None
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        if math.isfinite(value):
+            return float(value)
+        problems.append(f"{path}: needs a finite number, not {value!r}")
+        return None
+    if isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    problems.append(f"{path}: needs {hint.__name__}, not {type(value).__name__} {value!r}")
+    return None
+
+
+class GateReference(Enum):
+    """What a stage's threshold is relative to. The cumulative threshold and the abort limits are always relative to
+    the baseline."""
+
+    stage_input = "stage_input"
+    baseline = "baseline"
+
+
+class GatePolicy(Enum):
+    """How a figure is compared with its threshold."""
+
+    point = "point"
+    """The measured figure itself must reach the threshold."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageThresholds:
+    """Least retention, or least score, that each stage must keep; each between 0 and 1."""
+
+    seedlm: float
+    vptq: float
+    hyper: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateConfig:
+    """Thresholds of the gates after each stage, of the abort limits and of the final success criteria.
+
+    All thresholds on benchmarks are on raw retention, score / reference score. The limits on the cumulative loss and on
+    the ratio are settings of the run: `max_accuracy_loss`, `min_compression_ratio`.
+    """
+
+    reference: GateReference = GateReference.stage_input
+    policy: GatePolicy = GatePolicy.point
+    core: StageThresholds = StageThresholds(seedlm=0.98, vptq=0.95, hyper=0.90)
+    """Mean retention of the core benchmarks, relative to `reference`."""
+    expert: StageThresholds = StageThresholds(seedlm=0.98, vptq=0.93, hyper=0.88)
+    """Mean retention of the experts, relative to `reference`."""
+    rule: StageThresholds = StageThresholds(seedlm=0.65, vptq=0.65, hyper=0.60)
+    """Score of each eudaimonia rule."""
+    final_expert: float = 0.80
+    final_rule: float = 0.60
+    edge_low: float = 0.70
+    edge_high: float = 0.80
+    min_informative: int = 4
+    """Core benchmarks whose baseline must be above chance by two standard errors for a verdict to be possible."""
+    abort_benchmark: float = 0.80
+    """Abort where one core benchmark keeps less than this of the baseline; no benchmark may at the end."""
+    abort_knowledge_loss: float = 0.20
+    """Abort where MMLU and GSM8K together lose more than this."""
+    abort_rule: float = 0.50
+    """Abort where a eudaimonia rule scores less than this."""
+    abort_first_expert_loss: float = 0.25
+    """Abort where the first expert's benchmarks lose more than this."""
+    max_latency_ms: float = 100.0
+    """Per token, on the target device."""
+
+    def __post_init__(self) -> None:
+        figures = {
+            name: getattr(self, name)
+            for name in (
+                "final_expert",
+                "final_rule",
+                "edge_low",
+                "edge_high",
+                "abort_benchmark",
+                "abort_knowledge_loss",
+                "abort_rule",
+                "abort_first_expert_loss",
+            )
+        }
+        for group in ("core", "expert", "rule"):
+            thresholds = getattr(self, group)
+            figures |= {f"{group}.{stage}": getattr(thresholds, stage) for stage in ("seedlm", "vptq", "hyper")}
+        for name, value in figures.items():
+            require(
+                0.0 <= value <= 1.0,
+                f"gates.{name} is {value}, needs 0 to 1",
+                where="gates",
+                fix="give a fraction: 0.95, not 95",
+            )
+        require(
+            self.edge_low < self.edge_high,
+            f"gates.edge_low ({self.edge_low}) is not below gates.edge_high ({self.edge_high})",
+            where="gates",
+            fix="the specified band is edge_low=0.70 edge_high=0.80",
+        )
+        require(
+            1 <= self.min_informative <= 7,
+            f"gates.min_informative is {self.min_informative}, needs 1 to 7",
+            where="gates",
+            fix="there are seven core benchmarks; the default is 4",
+        )
+        require(
+            self.max_latency_ms > 0.0,
+            f"gates.max_latency_ms is {self.max_latency_ms}, needs to be above 0",
+            where="gates",
+            fix="the specified limit is 100",
+        )

@@ -137,13 +137,12 @@ class Pipeline:
         self.events.emit(Kind.STAGE_START, "baseline", attempt=1)
         with self._step("load", "baseline"):
             self.suite = load_suite(
-                self.config.benchmarks,
-                experts=self.source.experts.experts,
+                self.source.experts.experts,
                 samples=self.config.benchmark_samples,
                 skip_expert_benchmarks=self.config.skip_expert_benchmarks,
             )
-        for expert, names in self.suite.missing.items():
-            text = f"expert {expert!r}: no task for {', '.join(names)} in this suite; not measured"
+        if self.suite.missing:
+            text = f"not measured, this suite has no such benchmark: {'; '.join(self.suite.missing)}"
             self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
         cache = BaselineCache(self.cache_dir)
         key = (self.source.content_hash, suite_hash(self.suite))
@@ -339,14 +338,20 @@ class Pipeline:
 
     def _evaluate(self, network: Any, stage: str, attempt: int) -> SuiteResult:
         assert self.suite is not None
+        order = {task.name: index for index, task in enumerate(self.suite.tasks)}
+
+        def on_progress(task: str, done: int, total: int) -> None:
+            text = f"{task}, {done} of {total} samples"
+            whole = order[task] + (done / total if total else 1.0)
+            self.events.activity("evaluate", stage=stage, done=round(1000 * whole), total=1000 * len(order), text=text)
+
         return evaluate(
             network,
             self.source.tokenizer,
             self.suite,
+            batch_tokens=self.config.benchmarks.batch_tokens,
             on_task=lambda score: self._tell_score(score, stage, attempt),
-            on_progress=lambda done, total, text="": self.events.activity(
-                "evaluate", stage=stage, done=done, total=total, text=text
-            ),
+            on_progress=on_progress,
         )
 
     def _tell_score(self, score: Score, stage: str, attempt: int) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from phase8.artifact import Artifact
 from phase8.benchmarks.evaluate import Score, SuiteResult
-from phase8.benchmarks.retention import retention
+from phase8.benchmarks.retention import Estimate, by_expert, by_role, retention
 from phase8.config import CompressionConfig
-from phase8.gates import Verdict, core_retention, expert_retention, judge_final
+from phase8.gates import Verdict, judge_final
 from phase8.latency import estimate_pi4_ms
 from phase8.models import SourceModel
 from phase8.recovery import Recommendation
@@ -42,11 +42,26 @@ def retention_of(baseline: Score, score: Score) -> dict[str, Any]:
     """Raw and chance-corrected retention of one benchmark with 95 % intervals, as plain values."""
     found = retention(baseline, score)
     return {
-        "retention": found.raw,
-        "retention_interval": list(found.raw_interval),
-        "retention_corrected": found.corrected,
-        "retention_corrected_interval": list(found.corrected_interval),
+        "retention": found.raw.value,
+        "retention_interval": [found.raw.low, found.raw.high],
+        "retention_corrected": found.corrected.value,
+        "retention_corrected_interval": [found.corrected.low, found.corrected.high],
         "informative": found.informative,
+    }
+
+
+def averages(baseline: SuiteResult, result: SuiteResult) -> dict[str, Any]:
+    """Mean core retention, raw and corrected, with intervals, over the informative core benchmarks."""
+    core = by_role(baseline.scores, result.scores, "core")
+
+    def bounds(estimate: Estimate) -> list[float | None]:
+        return [estimate.low, estimate.high]
+
+    return {
+        "core_retention": core.raw.value,
+        "core_retention_interval": bounds(core.raw),
+        "core_retention_corrected": core.corrected.value,
+        "core_retention_corrected_interval": bounds(core.corrected),
     }
 
 
@@ -103,12 +118,13 @@ def build_result(
         },
     }
     if baseline is not None and final_result is not None:
+        experts = by_expert(baseline.scores, final_result.scores, source.experts.experts)
         metrics |= {
-            "core_retention": core_retention(baseline, final_result),
-            "core_retention_corrected": core_retention(baseline, final_result, corrected=True),
-            "expert_retention": expert_retention(baseline, final_result),
-            "edge_of_chaos": dict(final_result.edge_of_chaos),
-            "eudaimonia": dict(final_result.eudaimonia),
+            **averages(baseline, final_result),
+            "expert_retention": {expert: found.raw.value for expert, found in experts.items()},
+            "expert_retention_corrected": {expert: found.corrected.value for expert, found in experts.items()},
+            "edge_of_chaos": final_result.edge_of_chaos,
+            "eudaimonia": final_result.eudaimonia,
         }
     result = {
         "success": success,
@@ -165,14 +181,11 @@ def _stage(tries: list[Attempt], baseline: SuiteResult | None) -> dict[str, Any]
                 "bytes": attempt.artifact.size_bytes,
                 "ratio": attempt.artifact.ratio,
                 "bits_per_weight": attempt.artifact.bits_per_weight,
-                "core_retention": core_retention(baseline, attempt.result) if baseline else None,
-                "core_retention_corrected": (
-                    core_retention(baseline, attempt.result, corrected=True) if baseline else None
-                ),
+                **(averages(baseline, attempt.result) if baseline else {}),
                 "checks": [asdict(check) for check in attempt.verdict.checks],
                 "benchmarks": _benchmarks(baseline, attempt.result),
-                "edge_of_chaos": dict(attempt.result.edge_of_chaos),
-                "eudaimonia": dict(attempt.result.eudaimonia),
+                "edge_of_chaos": attempt.result.edge_of_chaos,
+                "eudaimonia": attempt.result.eudaimonia,
                 "left_alone": attempt.left_alone,
                 "recommendation": asdict(attempt.recommendation) if attempt.recommendation else None,
                 "seconds": attempt.seconds,

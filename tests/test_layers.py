@@ -8,7 +8,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "phase8"
 LAYERS = [
     {"errors"},
-    {"config", "files", "wording"},
+    {"config", "files"},
     {"events", "world"},
     {"codecs"},
     {"models", "text", "latency"},
@@ -18,6 +18,7 @@ LAYERS = [
     {"recovery", "result"},
     {"pipeline"},
     {"runview"},
+    {"wording"},
     {"plots", "tracking", "console"},
     {"report"},
     {"api", "cli"},

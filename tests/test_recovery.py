@@ -1,0 +1,163 @@
+"""What is changed after a failure, and that every change is one that the run uses."""
+
+from dataclasses import replace
+
+import pytest
+
+from phase8.config import CompressionConfig, HyperConfig, SeedLMConfig, Trajectory, VPTQConfig
+from phase8.errors import ConfigError
+from phase8.gates import Check, Verdict
+from phase8.recovery import Recommendation, adjust, recommend
+
+CONFIG = CompressionConfig()
+SENSITIVITY = {"model.embed_tokens.weight": 1e-7, "model.layers.0.mlp.down_proj.weight": 5e-7}
+
+
+def check(name, value, passed=False):
+    return Check(name=name, value=value, threshold=0.95, passed=passed)
+
+
+def failing(*checks):
+    return Verdict(stage="vptq", passed=False, abort=None, checks=(check("informative_core", 7.0, True), *checks))
+
+
+def rate_bits(config, stage):
+    """Bits per weight of a stage's codes, without codebooks and scales."""
+    if stage == "seedlm":
+        seedlm = config.seedlm
+        return (seedlm.seed_bits + seedlm.exponent_bits + seedlm.bits * seedlm.latent_dim) / seedlm.block_size
+    if stage == "vptq":
+        vptq = config.vptq
+        return vptq.num_codebooks * (vptq.codebook_size.bit_length() - 1) / vptq.vector_dim
+    hyper = config.hyper
+    if hyper.trajectory_type is Trajectory.ergodic:
+        return hyper.grid.bit_length() / hyper.dims
+    return hyper.coefficient_bits * (hyper.degree + 1) / (hyper.block_size or 1_000_000)
+
+
+HYPERS = [
+    HyperConfig(trajectory_type=Trajectory.ergodic),
+    HyperConfig(trajectory_type=Trajectory.polynomial),
+    HyperConfig(trajectory_type=Trajectory.fourier, block_size=64, degree=8),
+]
+
+
+@pytest.mark.parametrize("retention", [0.5, 0.85])
+@pytest.mark.parametrize(
+    ("stage", "config"),
+    [("seedlm", CONFIG), ("vptq", CONFIG), *(("hyper", replace(CONFIG, hyper=hyper)) for hyper in HYPERS)],
+)
+def test_below_90_percent_the_stage_gets_more_bits_and_more_calibration(stage, config, retention):
+    advice = recommend(stage, config, failing(check("core_retention", retention)))
+    changed = adjust(config, advice)
+    assert advice.action == "raise_rate_and_raise_calibration"
+    assert rate_bits(changed, stage) > rate_bits(config, stage)
+    assert changed.optimizer.calibration_sequences == 2 * config.optimizer.calibration_sequences
+    others = {"seedlm", "vptq", "hyper"} - {stage}
+    assert all(getattr(changed, other) == getattr(config, other) for other in others)
+
+
+@pytest.mark.parametrize("stage", ["seedlm", "vptq", "hyper"])
+def test_a_severe_loss_takes_a_larger_step(stage):
+    severe = adjust(CONFIG, recommend(stage, CONFIG, failing(check("core_retention", 0.5))))
+    mild = adjust(CONFIG, recommend(stage, CONFIG, failing(check("core_retention", 0.85))))
+    assert rate_bits(severe, stage) > rate_bits(mild, stage)
+
+
+def test_between_90_and_95_percent_only_calibration_grows():
+    advice = recommend("vptq", CONFIG, failing(check("core_retention", 0.93)))
+    assert advice.action == "raise_calibration"
+    assert advice.adjustments == {"optimizer.calibration_sequences": 512, "grokfast.iterations": 200}
+    assert "0.930" in advice.reason
+
+
+def test_a_near_miss_trains_longer():
+    advice = recommend("seedlm", CONFIG, failing(check("core_retention", 0.97)))
+    assert advice.action == "train_longer" and advice.adjustments == {"grokfast.iterations": 200}
+
+
+def test_the_lowest_failed_average_decides():
+    advice = recommend("vptq", CONFIG, failing(check("core_retention", 0.94), check("expert_retention", 0.89)))
+    assert "raise_rate" in advice.action and "expert retention is 0.890" in advice.reason
+
+
+def test_what_did_not_fail_is_not_mended():
+    verdict = failing(check("core_retention", 0.94), check("expert_retention", 0.85, True))
+    assert recommend("vptq", CONFIG, verdict).action == "raise_calibration"
+
+
+@pytest.mark.parametrize("name", ["edge_of_chaos", "rule/honesty"])
+def test_an_integration_failure_protects_the_tensor_that_matters_most(name):
+    advice = recommend("vptq", CONFIG, failing(check(name, 0.6)), SENSITIVITY)
+    assert advice.action == "protect"
+    once = adjust(CONFIG, advice)
+    assert once.protect == ("model.layers.0.mlp.down_proj.weight",)
+    twice = adjust(once, recommend("vptq", once, failing(check(name, 0.6)), SENSITIVITY))
+    assert twice.protect == (*once.protect, "model.embed_tokens.weight")
+
+
+def test_without_a_measured_sensitivity_an_integration_failure_trains_longer():
+    advice = recommend("vptq", CONFIG, failing(check("rule/harm", 0.6)))
+    assert advice.action == "train_longer" and "harm" in advice.reason
+
+
+def test_both_patterns_at_once():
+    advice = recommend("vptq", CONFIG, failing(check("edge_of_chaos", 0.6), check("core_retention", 0.85)), SENSITIVITY)
+    assert advice.action == "protect_and_raise_rate_and_raise_calibration"
+    assert {"protect", "vptq.codebook_size", "grokfast.iterations"} <= set(advice.adjustments)
+
+
+def test_nothing_that_a_setting_could_mend():
+    advice = recommend("vptq", CONFIG, failing(check("informative_core", 2.0)))
+    assert advice.action == "fall_back" and advice.adjustments == {} and "informative_core" in advice.reason
+
+
+def test_limits_are_never_exceeded():
+    """Recommendations followed again and again end at the settings' limits, without an error."""
+    worst = failing(check("core_retention", 0.5), check("rule/harm", 0.1))
+    for stage in ("seedlm", "vptq", "hyper"):
+        for hyper in HYPERS:
+            config = replace(CONFIG, hyper=hyper)
+            for _ in range(60):
+                advice = recommend(stage, config, worst, SENSITIVITY)
+                if not advice.adjustments:
+                    break
+                config = adjust(config, advice)
+            assert advice.action == "fall_back", (stage, advice)
+
+
+def test_at_one_limit_the_next_setting_moves():
+    config = replace(CONFIG, seedlm=SeedLMConfig(bits=8))
+    assert recommend("seedlm", config, failing(check("core_retention", 0.85))).adjustments["seedlm.latent_dim"] == 4
+    config = replace(CONFIG, vptq=VPTQConfig(codebook_size=65536))
+    assert recommend("vptq", config, failing(check("core_retention", 0.85))).adjustments["vptq.num_codebooks"] == 3
+
+
+def advice_of(**adjustments):
+    names = {name.replace("__", "."): value for name, value in adjustments.items()}
+    return Recommendation(action="", adjustments=names, reason="")
+
+
+def test_values_take_the_type_of_the_setting():
+    changed = adjust(CONFIG, advice_of(hyper__trajectory_type="fourier", protect=["*.norm.*"], vptq__share="tensor"))
+    assert changed.hyper.trajectory_type is Trajectory.fourier
+    assert changed.protect == ("*.norm.*",)
+    assert changed.vptq.share.value == "tensor"
+    assert changed.seedlm == CONFIG.seedlm
+
+
+def test_two_changes_that_are_only_possible_together():
+    config = replace(CONFIG, seedlm=SeedLMConfig(block_size=4, latent_dim=4))
+    changed = adjust(config, advice_of(seedlm__latent_dim=6, seedlm__block_size=8))
+    assert (changed.seedlm.latent_dim, changed.seedlm.block_size) == (6, 8)
+
+
+@pytest.mark.parametrize("name", ["seedlm.bitz", "nowhere.bits", "bits", "seedlm", "seed.bits"])
+def test_an_unknown_setting_is_refused(name):
+    with pytest.raises(ConfigError, match="adjustment"):
+        adjust(CONFIG, Recommendation(action="", adjustments={name: 5}, reason=""))
+
+
+def test_an_impossible_value_is_refused():
+    with pytest.raises(ConfigError, match="seedlm.bits"):
+        adjust(CONFIG, advice_of(seedlm__bits=9))

@@ -1,0 +1,177 @@
+"""What the sandbox survives, and that nobody passes who did not."""
+
+import os
+import resource
+import signal
+import subprocess
+import tempfile
+import time
+
+import pytest
+
+from phase8.benchmarks.sandbox import Sandbox, isolation, run_tests, run_tests_batch
+
+GOOD = "def add(a, b):\n    return a + b\n\nassert add(2, 3) == 5\n"
+WRONG = "def add(a, b):\n    return a - b\n\nassert add(2, 3) == 5\n"
+
+HOSTILE = {
+    "fork bomb": "import os\nwhile True: os.fork()",
+    "threads": "import threading\nfor _ in range(10000):\n  "
+    "threading.Thread(target=lambda: __import__('time').sleep(9)).start()",
+    "endless loop": "while True: pass",
+    "ignores signals": "import signal, time\nfor s in range(1, 32):\n  try: signal.signal(s, signal.SIG_IGN)\n"
+    "  except Exception: pass\nwhile True: time.sleep(1)",
+    "memory bomb": "x = []\nwhile True: x.append(bytearray(1 << 24))",
+    "memory at once": "x = 'a' * (1 << 36)",
+    "prints gigabytes": "while True: print('x' * 1_000_000)",
+    "fills a file": "f = open('big', 'wb')\nwhile True: f.write(b'x' * 1_000_000)",
+    "kills everybody": "import os\nos.kill(-1, 9)\nraise SystemExit",
+    "crash": "import ctypes\nctypes.string_at(0)",
+    "deep recursion": "def f(): return f()\nf()",
+    "closes everything": "import os\nos.closerange(0, 100)",
+    "surrogate": "x = '\ud800'\nassert False",
+    "not Python": "def (:",
+    "null byte": "x = 1\0",
+}
+
+FAKES = {
+    "os._exit": "import os\nos._exit(0)\nassert False",
+    "sys.exit": "import sys\nsys.exit(0)\nassert False",
+    "SystemExit": "raise SystemExit(0)\nassert False",
+    "exec away": "import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'pass'])\nassert False",
+    "prints a verdict": "print(1)\nimport sys\nsys.stdout.write('1')\nsys.__stdout__.flush()\nassert False",
+    "writes to every file": "import os\nfor fd in range(20):\n  try: os.write(fd, b'1')\n  except OSError: pass\n"
+    "assert False",
+    "writes then leaves": "import os\nfor fd in range(20):\n  try: os.write(fd, b'1' * 16)\n"
+    "  except OSError: pass\nos._exit(0)",
+    "at exit": "import atexit, os\natexit.register(lambda: os._exit(0))\nassert False",
+    "swallows": "import sys\nsys.excepthook = lambda *a: None\nassert False",
+}
+
+
+@pytest.fixture(params=["namespaces", "without"])
+def sandbox(request):
+    sandbox = Sandbox(namespaces=request.param == "namespaces")
+    yield sandbox
+    sandbox.close()
+
+
+def test_hostile_programs_fail_and_harm_no_neighbour(sandbox):
+    programs = []
+    for hostile in HOSTILE.values():
+        programs += [hostile, GOOD]
+    begin = time.monotonic()
+    verdicts = [sandbox.run(program, 0.5) for program in programs]
+    assert dict(zip(HOSTILE, verdicts[::2], strict=True)) == dict.fromkeys(HOSTILE, False)
+    assert all(verdicts[1::2])
+    assert time.monotonic() - begin < len(programs)
+
+
+@pytest.mark.parametrize("name", FAKES)
+def test_a_faked_pass_is_rejected(name):
+    assert run_tests_batch([FAKES[name], GOOD, WRONG], 2.0) == [False, True, False]
+
+
+def test_files_outside_are_safe(tmp_path, sandbox):
+    precious = tmp_path / "precious"
+    precious.write_text("here")
+    os.chmod(tmp_path, 0o777)
+    os.chmod(precious, 0o666)
+    programs = [
+        f"import os\nos.remove({str(precious)!r})",
+        f"import shutil\nshutil.rmtree({str(tmp_path)!r})",
+        f"open({str(precious)!r}, 'w').write('gone')",
+        f"import os\nos.rename({str(precious)!r}, {str(tmp_path / 'other')!r})",
+    ]
+    assert [sandbox.run(program) for program in programs] == [False] * 4
+    assert precious.read_text() == "here"
+
+
+def test_no_network_and_a_clean_environment():
+    os.environ["PHASE8_SECRET"] = "secret"
+    try:
+        programs = [
+            "import socket\nsocket.create_connection(('127.0.0.1', 9), timeout=1)",
+            "import os\nassert not any('SECRET' in k for k in os.environ)",
+            "import sys\nassert sys.stdin.read() == ''",
+            "import os\nassert os.getuid() != 0",
+            "import os\nassert os.listdir('.') == []",
+            "import sys\nassert 'phase8' not in sys.modules and 'torch' not in sys.modules\n"
+            "try:\n    import numpy\nexcept ImportError: pass\nelse: raise AssertionError",
+        ]
+        assert run_tests_batch(programs, 5.0) == [False, True, True, True, True, True]
+    finally:
+        del os.environ["PHASE8_SECRET"]
+
+
+def test_useful_imports_work(sandbox):
+    program = "import math, re, collections, itertools, typing, random\nassert math.gcd(12, 18) == 6"
+    assert sandbox.run(program)
+
+
+def test_the_rest_of_the_library_is_there():
+    if "file system" not in isolation():
+        pytest.skip("whether nobody may read the library is up to this system")
+    assert run_tests("import difflib, zlib\nassert zlib.crc32(b'a') == 3904355907")
+
+
+def test_a_batch_is_quick():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    sandbox = Sandbox()
+    assert [sandbox.run(program) for program in [GOOD, WRONG] * 100] == [True, False] * 100
+    sandbox.close()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3.0
+
+
+def test_a_server_that_dies_is_replaced(sandbox):
+    assert sandbox.run(GOOD)
+    os.killpg(sandbox._server.pid, signal.SIGKILL)
+    assert not sandbox.run(GOOD)
+    assert sandbox.run(GOOD)
+
+
+def test_an_interrupted_program_leaves_no_answer_for_the_next(sandbox, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sandbox, "_read", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            sandbox.run(GOOD)
+    assert not sandbox.run(WRONG)
+
+
+def test_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    sandbox = Sandbox()
+    server = sandbox._server
+    assert not sandbox.run("import time\ntime.sleep(60)", 0.2)
+    sandbox.close()
+    assert server.poll() is not None and list(tmp_path.iterdir()) == []
+
+
+def test_isolation_says_what_it_enforces():
+    assert "limits on time, memory" in isolation()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="needs root to become somebody else")
+def test_an_ordinary_user_is_protected_too():
+    code = (
+        "import sys; sys.path[:0] = eval(sys.argv[1])\n"
+        "from phase8.benchmarks.sandbox import run_tests_batch\n"
+        "print(run_tests_batch(['import os\\nwhile True: os.fork()', 'import os\\nos.kill(-1, 9)\\nassert 0',"
+        " 'assert 1'], 0.5))"
+    )
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    interpreter = "/usr/bin/python3"  # the sandbox needs nothing but the standard library
+    try:
+        run = subprocess.run(
+            [interpreter, "-c", code, repr([root])], user=65534, group=65534, extra_groups=[], env={}, cwd="/",
+            capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+    except FileNotFoundError:
+        pytest.skip(f"no {interpreter} here")
+    if "Permission denied" in run.stderr or "ModuleNotFoundError: No module named 'phase8'" in run.stderr:
+        pytest.skip("this checkout cannot be read by other users")
+    assert run.stdout.strip() == "[False, False, True]", run.stderr
