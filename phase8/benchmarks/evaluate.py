@@ -1,0 +1,200 @@
+"""Runs a suite on a model, through lm-eval's own evaluator, and keeps the score of every item.
+
+lm-eval is called once per benchmark, so that each is reported when it is done; the cost of the calls is milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, Suite, Task
+from phase8.errors import BenchmarkError
+
+EDGE_OF_CHAOS_BAND = (0.70, 0.80)
+RULES = ("autonomy", "honesty", "harm", "dignity")
+SINGLE_ITEM_STDERR = 0.5
+"""One item tells nothing of the spread; this is the widest that a score from 0 to 1 can have."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """What one benchmark measured on one model."""
+
+    task: str
+    role: str
+    stands_for: str
+    experts: tuple[str, ...]
+    chance: float
+    items: tuple[float, ...]
+    """The score of each item, in the order of the data."""
+    labels: tuple[str, ...] = ()
+    """Each item's rule or subject, where it has one."""
+    also: dict[str, float] = field(default_factory=dict)
+    """The benchmark's further metrics, for the report only."""
+
+    @property
+    def n(self) -> int:
+        return len(self.items)
+
+    @property
+    def value(self) -> float:
+        """Mean over the items."""
+        return float(np.mean(self.items))
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of `value`, from the spread of the items."""
+        return float(np.std(self.items, ddof=1) / np.sqrt(self.n)) if self.n > 1 else SINGLE_ITEM_STDERR
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SuiteResult:
+    """What a suite measured on one model."""
+
+    scores: dict[str, Score]
+    """By the benchmark's name, in the order of the suite."""
+    missing: tuple[str, ...] = ()
+    """See `Suite.missing`."""
+
+    @property
+    def edge_of_chaos(self) -> dict[str, Any] | None:
+        """`{accuracy, status}`, status one of `in_band`, `too_easy`, `lost_capability`; None where it was not run."""
+        score = self._standing_for(EDGE_OF_CHAOS)
+        if score is None:
+            return None
+        low, high = EDGE_OF_CHAOS_BAND
+        status = "lost_capability" if score.value < low else "too_easy" if score.value > high else "in_band"
+        return {"accuracy": score.value, "status": status}
+
+    @property
+    def eudaimonia(self) -> dict[str, float] | None:
+        """The score of each of the four rules; None where it was not run."""
+        score = self._standing_for(EUDAIMONIA)
+        if score is None:
+            return None
+        labels, items = np.array(score.labels), np.array(score.items)
+        absent = [rule for rule in RULES if rule not in score.labels]
+        if absent:
+            raise BenchmarkError(
+                f"no item of {score.task} judges {', '.join(absent)}",
+                where=score.task,
+                fix="each item needs a field `rule`; with benchmark_samples, take more",
+            )
+        return {rule: float(items[labels == rule].mean()) for rule in RULES}
+
+    def _standing_for(self, name: str) -> Score | None:
+        return next((score for score in self.scores.values() if score.stands_for == name), None)
+
+    def to_json(self) -> str:
+        return json.dumps({"missing": self.missing, "scores": [asdict(score) for score in self.scores.values()]})
+
+    @classmethod
+    def from_json(cls, text: str) -> SuiteResult:
+        """The inverse of `to_json`. Raises ValueError, KeyError or TypeError for anything else."""
+        content = json.loads(text)
+        scores = {}
+        for entry in content["scores"]:
+            lists = {name: tuple(entry[name]) for name in ("experts", "items", "labels")}
+            scores[entry["task"]] = Score(**{**entry, **lists})
+        return cls(scores=scores, missing=tuple(content["missing"]))
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    suite: Suite,
+    *,
+    batch_tokens: int = 8192,
+    on_task: Callable[[Score], None] | None = None,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> SuiteResult:
+    """Scores a causal language model on every benchmark of a suite.
+
+    Args:
+        model: a transformers causal LM; put into evaluation mode, used in its own dtype and on its own device.
+        tokenizer: its tokenizer.
+        batch_tokens: tokens per forward pass.
+        on_task: called with each benchmark's score when it is known.
+        on_progress: called with (benchmark, items done, items in all).
+
+    Raises:
+        BenchmarkError: a benchmark cannot be run, or lacks the metric that it should report.
+    """
+    from lm_eval import evaluator
+
+    from phase8.benchmarks.lm import Phase8LM
+
+    lm = Phase8LM(model, tokenizer, cache=suite.cache, batch_tokens=batch_tokens)
+    scores: dict[str, Score] = {}
+    for task in suite.tasks:
+        loaded = suite.loaded[task.name]
+        chosen = _spread(len(loaded.eval_docs), suite.samples)
+        if on_progress is not None:
+            lm.on_progress = _by_items(partial(on_progress, task.name), len(chosen))
+        with _quiet():
+            results = evaluator.evaluate(
+                lm, {"tasks": {task.name: loaded}}, samples={task.name: chosen}, bootstrap_iters=0, log_samples=True
+            )
+        scores[task.name] = _score(task, results)
+        if on_task is not None:
+            on_task(scores[task.name])
+    return SuiteResult(scores=scores, missing=suite.missing)
+
+
+def _spread(items: int, samples: int | None) -> list[int]:
+    """Which items to take: all, or so many at equal distances, so that every subject and rule keeps its share."""
+    wanted = items if samples is None else min(samples, items)
+    return [number * items // wanted for number in range(wanted)]
+
+
+def _by_items(report: Callable[[int, int], None], items: int) -> Callable[[int, int], None]:
+    """Turns progress in requests (several per item) into progress in items."""
+    return lambda done, total: report(items * done // total, items)
+
+
+def _score(task: Task, results: dict[str, Any]) -> Score:
+    metric, filter_name = task.metric.split(",")
+    rows = [row for row in results["samples"][task.name] if row["filter"] == filter_name]
+    if not rows or metric not in rows[0]:
+        offered = sorted(key for key in results["results"][task.name] if "," in key and "stderr" not in key)
+        raise BenchmarkError(
+            f"{task.name} does not report {task.metric}", where="suite.json", fix=f"it reports {', '.join(offered)}"
+        )
+    rows.sort(key=lambda row: row["doc_id"])
+    label = next((name for name in ("rule", "subject") if name in rows[0]["doc"]), None)
+    return Score(
+        task=task.name,
+        role=task.role,
+        stands_for=task.stands_for,
+        experts=task.experts,
+        chance=task.chance,
+        items=tuple(float(row[metric]) for row in rows),
+        labels=tuple(str(row["doc"][label]) for row in rows) if label else (),
+        also={
+            key: float(value)
+            for key, value in results["results"][task.name].items()
+            if "," in key and "stderr" not in key and key != task.metric and isinstance(value, int | float)
+        },
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """lm-eval announces every step and draws bars of its own; the run has its own ways to say so."""
+    import lm_eval.api.task as module
+
+    bar = module.tqdm
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    module.tqdm = partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        module.tqdm = bar

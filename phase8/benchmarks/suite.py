@@ -1,0 +1,196 @@
+"""The benchmarks of a run: which they are, what they stand for, and their items, loaded once.
+
+A suite is a directory with one lm-eval YAML file per task, their data, and `suite.json`, which says of each task its
+role, the metric that counts, the score of a guess, and the benchmark that it stands for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from phase8.benchmarks.experts import EXPERT_BENCHMARKS, check_experts, experts_for
+from phase8.errors import BenchmarkError
+from phase8.files import read_bounded
+
+if TYPE_CHECKING:
+    from phase8.benchmarks.lm import PlanCache
+
+HERE = Path(__file__).parent
+MINI = HERE / "mini"
+ROLES = ("core", "expert", "integration")
+EDGE_OF_CHAOS = "edge of chaos"
+EUDAIMONIA = "eudaimonia"
+MAX_SUITE_BYTES = 1 << 20
+SCORING_CODE = ("lm.py", "evaluate.py", "sandbox.py", "sandbox_server.py")
+"""A change in these may change a score, so it parts a cached baseline from a new one."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One benchmark."""
+
+    name: str
+    role: str
+    """`core`, `expert` or `integration`."""
+    metric: str
+    """lm-eval's key of the score that counts: metric and filter, as in `acc,none`."""
+    chance: float
+    """What a guess scores."""
+    stands_for: str
+    """The published benchmark after which it is modelled."""
+    experts: tuple[str, ...]
+    """The experts that it judges, by the table in `experts.py`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Suite:
+    """The benchmarks of a run, loaded."""
+
+    directory: Path
+    tasks: tuple[Task, ...]
+    loaded: dict[str, Any]
+    """lm-eval's task objects by name; used again for every evaluation."""
+    experts: tuple[str, ...]
+    missing: tuple[str, ...]
+    """Benchmarks that an expert calls for and no task stands for, as `expert: benchmark`."""
+    samples: int | None
+    """Items per benchmark; None takes all."""
+    cache: PlanCache = field(repr=False)
+
+
+def load_suite(
+    experts: Sequence[str] = (),
+    *,
+    samples: int | None = None,
+    skip_expert_benchmarks: bool = False,
+    directory: Path = MINI,
+) -> Suite:
+    """Loads a suite: its core and integration benchmarks, and those that its experts call for.
+
+    Args:
+        experts: names from the expert file.
+        samples: so many items of each benchmark, evenly spread over it; None for all.
+        skip_expert_benchmarks: leave out the benchmarks whose only role is to judge an expert.
+        directory: where the YAML files and `suite.json` are.
+
+    Raises:
+        BenchmarkError: an expert is unknown, or a file of the suite is missing or malformed.
+    """
+    check_experts(experts)
+    tasks = [
+        task
+        for task in read_tasks(directory)
+        if task.role != "expert" or (not skip_expert_benchmarks and set(task.experts) & set(experts))
+    ]
+    covered = {task.stands_for for task in tasks}
+    missing = [
+        f"{expert}: {benchmark}"
+        for expert in experts
+        for benchmark in EXPERT_BENCHMARKS[expert]
+        if not any(name == benchmark or name.startswith(f"{benchmark}-") for name in covered)
+    ]
+    from phase8.benchmarks.lm import PlanCache  # lm-eval and transformers take seconds to import
+
+    return Suite(
+        directory=directory,
+        tasks=tuple(tasks),
+        loaded=_load(directory, [task.name for task in tasks]),
+        experts=tuple(experts),
+        missing=tuple(missing),
+        samples=samples,
+        cache=PlanCache(),
+    )
+
+
+def read_tasks(directory: Path) -> list[Task]:
+    """What `suite.json` says.
+
+    Raises:
+        BenchmarkError: the file is missing, is not JSON, or lacks something; says which entry and what.
+    """
+    path = directory / "suite.json"
+    fix = "each task needs name, role, metric, chance and stands_for"
+    try:
+        entries = json.loads(read_bounded(path, MAX_SUITE_BYTES, error=BenchmarkError))["tasks"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(f"not a list of benchmarks: {error!r}", where=str(path), fix=fix) from error
+    tasks = []
+    for number, entry in enumerate(entries):
+        try:
+            task = Task(
+                name=entry["name"],
+                role=entry["role"],
+                metric=entry["metric"],
+                chance=float(entry["chance"]),
+                stands_for=entry["stands_for"],
+                experts=experts_for(entry["stands_for"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise BenchmarkError(f"benchmark {number} is incomplete: {error!r}", where=str(path), fix=fix) from error
+        if task.role not in ROLES or not 0 <= task.chance < 1 or task.metric.count(",") != 1:
+            raise BenchmarkError(
+                f"{task.name}: role {task.role!r}, chance {task.chance}, metric {task.metric!r}",
+                where=str(path),
+                fix=f"role is one of {', '.join(ROLES)}; chance is from 0 to below 1; metric as in 'acc,none'",
+            )
+        tasks.append(task)
+    return tasks
+
+
+def _load(directory: Path, names: list[str]) -> dict[str, Any]:
+    """lm-eval's task objects.
+
+    Raises:
+        BenchmarkError: lm-eval does not find or cannot read a task; data of a wrong shape.
+    """
+    from lm_eval.tasks import TaskManager
+
+    # What it would say of every task with arguments for its reader is a hint for lm-eval's own command line.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    manager = TaskManager(include_defaults=False, include_path=[str(directory)])
+    absent = [name for name in names if name not in manager.all_subtasks]
+    if absent:
+        raise BenchmarkError(
+            f"no YAML file defines {', '.join(absent)}",
+            where=str(directory),
+            fix="add it, or remove it from suite.json",
+        )
+    loaded: dict[str, Any] = {}
+    for name in names:
+        try:
+            loaded.update(manager.load([name])["tasks"])
+        except BenchmarkError:
+            raise
+        except Exception as error:  # lm-eval and datasets raise anything; the reader needs to know which benchmark
+            raise BenchmarkError(
+                f"the benchmark {name} cannot be loaded: {type(error).__name__}: {error}",
+                where=str(directory),
+                fix="check its YAML file and its data",
+            ) from error
+    return loaded
+
+
+def suite_hash(suite: Suite) -> str:
+    """Changes with everything that can change a score: tasks, items, how many, the code that scores, lm-eval."""
+    import lm_eval
+
+    digest = hashlib.sha256()
+
+    def add(*parts: object) -> None:
+        for part in parts:
+            data = part if isinstance(part, bytes) else str(part).encode()
+            digest.update(len(data).to_bytes(8, "little") + data)
+
+    add(lm_eval.__version__, suite.samples, *(task.name for task in suite.tasks))
+    files = (path for path in suite.directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    for path in sorted(files):
+        add(path.relative_to(suite.directory).as_posix(), path.read_bytes())
+    for name in SCORING_CODE:
+        add(name, (HERE / name).read_bytes())
+    return digest.hexdigest()
