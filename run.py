@@ -35,7 +35,7 @@ def check_overrides(arguments: list[str]) -> None:
         raise ConfigError(
             f"cannot read an override: {str(error).splitlines()[0]}",
             where=" ".join(words),
-            fix="write SETTING=VALUE; quote values that hold spaces, commas or brackets for the shell: 'protect=[\"*\"]'",
+            fix="write SETTING=VALUE; quote what holds spaces or brackets for the shell: 'protect=[\"*\"]'",
         ) from error
     groups = ("compressor", "model", "benchmarks", "gates", "optimizer", "trainer", "logger", "paths", "experiment")
     known = [*_names(CompressionConfig().to_dict()), *groups]

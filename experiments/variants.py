@@ -52,9 +52,8 @@ def stage_rows(variant: str, result: dict) -> list[str]:
                 f"| {attempt['bits_per_weight']:.2f} | {percent(attempt['core_retention'])} "
                 f"| {percent(attempt['core_retention_corrected'])} | {verdict} |"
             )
-    rows.append(f"| **{variant}** | **ends at {result['compression_level']}** |  |  | "
-                f"{result['metrics']['total_compression_ratio']:.1f} |  |  |  | "
-                f"{'success' if result['success'] else 'not all criteria'} |")
+    ratio, verdict = result["metrics"]["total_compression_ratio"], "success" if result["success"] else "no success"
+    rows.append(f"| **{variant}** | **ends at {result['compression_level']}** | | | {ratio:.1f} | | | | {verdict} |")
     return rows
 
 

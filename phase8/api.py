@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from phase8.models import SourceModel
 
 
-def run_configured(config: CompressionConfig, source: SourceModel | None = None, *, console: bool = True) -> dict[str, Any]:
+def run_configured(
+    config: CompressionConfig, source: SourceModel | None = None, *, console: bool = True
+) -> dict[str, Any]:
     """Runs the whole pipeline with console, report and tracking; returns the content of `result.json`.
 
     Args:

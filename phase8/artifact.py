@@ -30,15 +30,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save as safetensors_save
-from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from phase8.codecs import entropy, get_codec
 from phase8.codecs.base import EncodedGroup, EncodedTensor, Stream
 from phase8.errors import ArtifactError
 from phase8.files import directory_swap, read_bounded, write_atomic
-from phase8.models import SourceModel, architecture_json, from_matrix, unique_parameters
+from phase8.models import SourceModel, architecture_json, as_parameters, unique_parameters
 
 FORMAT = "phase8"
 VERSION = 1
@@ -154,7 +152,12 @@ def _encode_weights(groups: tuple[EncodedGroup, ...], stage: str, source: dict[s
         "manifest": base64.b64encode(zlib.compress(raw, 9)).decode(),
         "manifest_crc32": str(zlib.crc32(raw)),
     }
-    return safetensors_save({"payload": np.frombuffer(b"".join(blobs), dtype=np.uint8)}, metadata=metadata)
+    payload = b"".join(blobs)
+    # Written here and not by the safetensors library, whose order of metadata differs from process to process.
+    entry = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
+    header = json.dumps({"__metadata__": metadata, "payload": entry}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header + payload
 
 
 def write_artifact(
@@ -228,7 +231,7 @@ def _split(raw: bytes, where: str) -> tuple[dict[str, Any], memoryview]:
         well_formed = entry["dtype"] == "U8" and begin == 0 and entry["shape"] == [end]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(
-            "this is not a phase8 artifact", where=where, fix="name a file that this tool wrote; plain models are inputs"
+            "this is not a phase8 artifact", where=where, fix="name a directory that this tool wrote"
         ) from error
     if kind != FORMAT or not well_formed:
         raise ArtifactError("this is not a phase8 artifact", where=where, fix="name a file that this tool wrote")
@@ -385,16 +388,10 @@ def load_weights(network: PreTrainedModel, decoded: dict[str, np.ndarray], *, wh
     Raises:
         ArtifactError: names or sizes differ.
     """
-    parameters = unique_parameters(network)
-    if parameters.keys() != decoded.keys():
-        difference = sorted(parameters.keys() ^ decoded.keys())
-        raise ArtifactError(f"tensors that do not fit the architecture: {difference[:5]}", where=where)
+    shaped = as_parameters(network, decoded, where=where)
     with torch.no_grad():
-        for name, (module, parameter) in parameters.items():
-            matrix: Tensor = torch.from_numpy(decoded[name])
-            if matrix.numel() != parameter.numel():
-                raise ArtifactError(f"{name} has {matrix.numel()} values, not {parameter.numel()}", where=where)
-            parameter.copy_(from_matrix(module, matrix, parameter.shape) if parameter.dim() >= 2 else matrix)
+        for name, (_, parameter) in unique_parameters(network).items():
+            parameter.copy_(shaped[name])
 
 
 def load_artifact(directory: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

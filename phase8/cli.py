@@ -121,7 +121,9 @@ def _generate(options: argparse.Namespace) -> int:
     room = limit - inputs["input_ids"].shape[1]
     if room < 1:
         raise Phase8Error("the text is longer than the model's context", where="TEXT", fix="give a shorter one")
-    sampling = {"do_sample": True, "temperature": options.temperature} if options.temperature > 0 else {"do_sample": False}
+    sampling = {"do_sample": options.temperature > 0}
+    if options.temperature > 0:
+        sampling["temperature"] = options.temperature
     with torch.no_grad():
         output = network.generate(
             **inputs,

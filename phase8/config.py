@@ -273,7 +273,7 @@ class Precision(Enum):
 class OptimizerConfig:
     """Reconstruction: how a stage's continuous parameters are trained against the original model."""
 
-    lr: float = 0.02
+    lr: float = 0.05
     """Highest step of Adam as a fraction of each parameter tensor's root mean square."""
     warmup: float = 0.05
     """Fraction of the iterations in which the step grows from 0; then it follows a cosine down to 0."""
@@ -301,7 +301,7 @@ class OptimizerConfig:
                 fix=f"the default is optimizer.{name}={default:g}",
             )
 
-        bounds("lr", 1e-8, 1.0, 0.02)
+        bounds("lr", 1e-8, 1.0, 0.05)
         bounds("warmup", 0.0, 1.0, 0.05)
         bounds("batch_sequences", 1, 65_536, 8)
         bounds("sequence_tokens", 2, 131_072, 128)

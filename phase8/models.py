@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from phase8.errors import ModelError
+from phase8.errors import ArtifactError, ModelError
 from phase8.files import read_bounded
 
 EMBEDDED = "embedded:"
@@ -156,6 +158,25 @@ class SourceModel:
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(parameter.detach().contiguous().cpu().numpy().tobytes())
         return digest.hexdigest()
+
+
+def as_parameters(network: PreTrainedModel, decoded: Mapping[str, np.ndarray], *, where: str) -> dict[str, Tensor]:
+    """Decoded tensors (matrices [O, I] and vectors) in the shapes of the network's parameters.
+
+    Raises:
+        ArtifactError: names or sizes differ from the network's.
+    """
+    parameters = unique_parameters(network)
+    if parameters.keys() != decoded.keys():
+        difference = sorted(parameters.keys() ^ decoded.keys())
+        raise ArtifactError(f"tensors that do not fit the architecture: {difference[:5]}", where=where)
+    shaped = {}
+    for name, (module, parameter) in parameters.items():
+        tensor = torch.from_numpy(decoded[name])
+        if tensor.numel() != parameter.numel():
+            raise ArtifactError(f"{name} has {tensor.numel()} values, not {parameter.numel()}", where=where)
+        shaped[name] = from_matrix(module, tensor, parameter.shape) if parameter.dim() >= 2 else tensor
+    return shaped
 
 
 def architecture_json(network: PreTrainedModel) -> str:

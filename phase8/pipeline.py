@@ -29,19 +29,21 @@ from phase8.benchmarks.evaluate import Score, SuiteResult, evaluate
 from phase8.benchmarks.suite import Suite, load_suite, suite_hash
 from phase8.calibration import collect_importance
 from phase8.codecs import EncodedGroup, Importance, get_codec
-from phase8.config import CompressionConfig, Sharing
+from phase8.config import CompressionConfig, GrokfastConfig, GrokfastVariant, OptimizerConfig, Sharing
 from phase8.events import EventLog, Kind
 from phase8.files import make_directory, write_atomic
 from phase8.gates import STAGES, Verdict, judge_stage
 from phase8.latency import measure_latency_ms
-from phase8.models import SourceModel
-from phase8.optimize.reconstruct import reconstruct
+from phase8.models import SourceModel, as_parameters
+from phase8.optimize.divergence import tensor_sensitivity
+from phase8.optimize.reconstruct import ReconstructionResult, reconstruct
 from phase8.recovery import adjust, recommend
 from phase8.result import Attempt, build_result, retention_of
 from phase8.text import token_sequences
 
 CALIBRATION_SEED = 1009
 """Added to the run's seed: calibration text is drawn apart from everything else."""
+SENSITIVITY_SEQUENCES = 8
 
 
 def plan_groups(matrices: dict[str, Tensor], stage: str, config: CompressionConfig) -> list[dict[str, Tensor]]:
@@ -71,7 +73,7 @@ class Pipeline:
     baseline: SuiteResult | None = None
     suite: Suite | None = None
     interrupted: bool = False
-    _seconds: dict[str, float] = field(default_factory=dict)
+    _importances: dict[OptimizerConfig, dict[str, Importance]] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
         """Runs every enabled stage and writes `result.json`.
@@ -189,7 +191,7 @@ class Pipeline:
             )
             last = verdict.passed or verdict.abort is not None or number > self.config.max_retries
             if not last:
-                advice = recommend(stage, config, verdict)
+                advice = recommend(stage, config, verdict, self._sensitivity(verdict, attempt))
                 attempt.recommendation = advice
                 self.events.emit(
                     Kind.RECOMMENDATION, stage, action=advice.action, adjustments=advice.adjustments,
@@ -240,6 +242,7 @@ class Pipeline:
             result=result,
             config=config.gates,
             max_accuracy_loss=config.max_accuracy_loss,
+            experts=self.source.experts.experts,
         )
         return Attempt(
             stage=stage,
@@ -256,7 +259,7 @@ class Pipeline:
         matrices = self.source.matrices()
         kept = {name: m for name, m in matrices.items() if _protected(name, config.protect)}
         coded = {name: m for name, m in matrices.items() if name not in kept}
-        importance = self._importance(tuple(coded), config)
+        importance = self._importance(tuple(matrices), config)
         total, done = sum(m.numel() for m in coded.values()), 0
 
         def on_progress(weights: int) -> None:
@@ -284,9 +287,12 @@ class Pipeline:
         return groups
 
     def _importance(self, names: Sequence[str], config: CompressionConfig) -> dict[str, Importance]:
-        calibration, _ = self._calibration(config)
-        batches = calibration.split(config.optimizer.batch_sequences)
-        return collect_importance(self.source.network, batches, names)
+        """Measured once per set of calibration texts; the stages share it."""
+        if config.optimizer not in self._importances:
+            calibration, _ = self._calibration(config)
+            batches = calibration.split(config.optimizer.batch_sequences)
+            self._importances = {config.optimizer: collect_importance(self.source.network, batches, names)}
+        return self._importances[config.optimizer]
 
     def _calibration(self, config: CompressionConfig) -> tuple[Tensor, Tensor]:
         """Training and held-out sequences, int64 [N, T] and [M, T]; held-out text is the same whatever N."""
@@ -301,15 +307,28 @@ class Pipeline:
         )
         return tokens[held_out:], tokens[:held_out]
 
-    def _optimise(
-        self, stage: str, groups: list[EncodedGroup], config: CompressionConfig
-    ) -> list[EncodedGroup]:
-        if config.grokfast.iterations == 0:
+    def _optimise(self, stage: str, groups: list[EncodedGroup], config: CompressionConfig) -> list[EncodedGroup]:
+        """Trains the groups; where the filtered training made the held-out divergence worse, once more unfiltered."""
+        grokfast = config.grokfast
+        if grokfast.iterations == 0:
             return groups
+        outcome = self._reconstruct(stage, groups, config, grokfast)
+        if not outcome.kept and grokfast.enabled and grokfast.variant is not GrokfastVariant.off:
+            text = (
+                f"Grokfast-filtered training raised the held-out divergence from {outcome.held_out_before:.4f} to "
+                f"{outcome.held_out_after:.4f}; training again without the filter"
+            )
+            self.events.emit(Kind.LOG, stage, level="info", text=text)
+            outcome = self._reconstruct(stage, groups, config, replace(grokfast, enabled=False))
+        return list(outcome.groups)
+
+    def _reconstruct(
+        self, stage: str, groups: list[EncodedGroup], config: CompressionConfig, grokfast: GrokfastConfig
+    ) -> ReconstructionResult:
         calibration, held_out = self._calibration(config)
+        total = grokfast.iterations
 
         def on_step(iteration: int, loss: float) -> None:
-            total = config.grokfast.iterations
             self.events.activity("optimise", stage=stage, done=iteration, total=total, text=f"loss {loss:.4f}")
             if iteration % max(1, total // 50) == 0 or iteration == total:
                 self.events.emit(Kind.OPTIMISATION, stage, iteration=iteration, loss=loss)
@@ -320,7 +339,7 @@ class Pipeline:
             calibration=calibration,
             held_out=held_out,
             config=config.optimizer,
-            grokfast=config.grokfast,
+            grokfast=grokfast,
             seed=config.seed,
             device=config.device,
             on_step=on_step,
@@ -333,8 +352,9 @@ class Pipeline:
             held_out_before=outcome.held_out_before,
             held_out_after=outcome.held_out_after,
             kept=outcome.kept,
+            filter=grokfast.variant.value if grokfast.enabled else GrokfastVariant.off.value,
         )
-        return list(outcome.groups)
+        return outcome
 
     def _evaluate(self, network: Any, stage: str, attempt: int) -> SuiteResult:
         assert self.suite is not None
@@ -367,6 +387,16 @@ class Pipeline:
         if stage != "baseline" and self.baseline is not None and score.task in self.baseline.scores:
             data |= retention_of(self.baseline.scores[score.task], score)
         self.events.emit(Kind.BENCHMARK_RESULT, stage, **data)
+
+    def _sensitivity(self, verdict: Verdict, attempt: Attempt) -> dict[str, float] | None:
+        """Which tensors the model depends on, measured only where the failure asks for it (integration tests)."""
+        if not any(check.name == "edge_of_chaos" or check.name.startswith("rule/") for check in verdict.failed()):
+            return None
+        _, held_out = self._calibration(self.config)
+        decoded = read_artifact(attempt.directory).decode()
+        weights = as_parameters(self.source.network, decoded, where=str(attempt.directory))
+        matrices = {name: weight for name, weight in weights.items() if weight.dim() >= 2}
+        return tensor_sensitivity(self.source.network, matrices, held_out[:SENSITIVITY_SEQUENCES])
 
     def _left_alone(self, artifact: Artifact, config: CompressionConfig) -> list[dict[str, Any]]:
         """Tensors that the stage did not compress, with the reason and their packed bytes."""

@@ -99,6 +99,7 @@ def build_result(
             max_accuracy_loss=config.max_accuracy_loss,
             min_ratio=config.min_compression_ratio,
             target_ratio=config.target_compression_ratio,
+            experts=source.experts.experts,
         )
     success = final is not None and bool(criteria) and all(check.passed is True for check in criteria)
     metrics: dict[str, Any] = {

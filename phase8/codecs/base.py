@@ -39,7 +39,7 @@ class Stream:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncodedTensor:
-    """One tensor of a group: its shape (a matrix [O, I], except in the plain codec) and the streams that are its own."""
+    """One tensor of a group: its shape (a matrix [O, I] but in the plain codec) and the streams that are its own."""
 
     shape: tuple[int, ...]
     streams: dict[str, Stream]

@@ -1,0 +1,106 @@
+"""Tiny Python functions, asked for by a docstring or by a task line, with tests.
+
+Held out: (function, constants) combinations. A row of the table is (argument kind, docstring, task, body);
+`{x}` is the argument, `{a}` and `{b}` the constants. Example: ("n", "Return {x} plus {a}.", "adds {a} to {x}",
+"return {x} + {a}").
+"""
+
+from __future__ import annotations
+
+import random
+
+from phase8.world.facts import World
+from phase8.world.problem import Problem
+
+_KINDS = tuple(
+    tuple(part.strip() for part in line.split("|"))
+    for line in """
+n|Return {x} plus {a}.|adds {a} to {x}|return {x} + {a}
+n|Return {x} minus {a}.|takes {a} from {x}|return {x} - {a}
+n|Return {x} times {a}.|multiplies {x} by {a}|return {x} * {a}
+n|Return the rest of {x} divided by {a}.|gives the rest of {x} divided by {a}|return {x} % {a}
+n|Return {x} divided by {a}, rounded down.|divides {x} by {a}, rounded down|return {x} // {a}
+n|Return the square of {x} plus {a}.|adds {a} to the square of {x}|return {x} * {x} + {a}
+n|Return whether {x} is greater than {a}.|checks if {x} is greater than {a}|return {x} > {a}
+n|Return whether {x} is less than {a}.|checks if {x} is less than {a}|return {x} < {a}
+n|Return whether {x} is a multiple of {a}.|checks if {x} is a multiple of {a}|return {x} % {a} == 0
+n|Return the larger of {x} and {a}.|finds the larger of {x} and {a}|return max({x}, {a})
+n|Return the smaller of {x} and {a}.|finds the smaller of {x} and {a}|return min({x}, {a})
+n|Return the distance from {x} to {a}.|finds the distance from {x} to {a}|return abs({x} - {a})
+n|Return {x} times {a} plus {b}.|multiplies {x} by {a} and adds {b}|return {x} * {a} + {b}
+n|Return {x} plus {a}, times {b}.|adds {a} to {x} and multiplies by {b}|return ({x} + {a}) * {b}
+n|Return {a} if {x} is even, else {b}.|gives {a} if {x} is even, else {b}|return {a} if {x} % 2 == 0 else {b}
+n|Return {a} if {x} is negative, else {b}.|gives {a} if {x} is negative, else {b}|if {x} < 0:/    return {a}/return {b}
+n|Return {x} plus {a} if {x} is even, else {x}.|adds {a} to {x} if it is even|if {x} % 2 == 0:/    return {x} + {a}/return {x}
+l|Return the sum of {x} plus {a}.|adds {a} to the sum of {x}|return sum({x}) + {a}
+l|Return the length of {x} times {a}.|multiplies the length of {x} by {a}|return len({x}) * {a}
+l|Add {a} to each of {x}.|adds {a} to each of {x}|return [v + {a} for v in {x}]
+l|Multiply each of {x} by {a}.|multiplies each of {x} by {a}|return [v * {a} for v in {x}]
+l|Keep those of {x} greater than {a}.|keeps those of {x} greater than {a}|return [v for v in {x} if v > {a}]
+l|Drop those of {x} greater than {a}.|drops those of {x} greater than {a}|return [v for v in {x} if v <= {a}]
+l|Count those of {x} equal to {a}.|counts those of {x} equal to {a}|return {x}.count({a})
+l|Return whether {a} is in {x}.|checks if {a} is in {x}|return {a} in {x}
+l|Append {a} to {x}.|appends {a} to {x}|return {x} + [{a}]
+l|Put {a} in front of {x}.|puts {a} in front of {x}|return [{a}] + {x}
+l|Return the maximum of {x} minus {a}.|takes {a} from the maximum of {x}|return max({x}) - {a}
+l|Sum those of {x} less than {a}.|sums those of {x} less than {a}|total = 0/for v in {x}:/    if v < {a}:/        total += v/return total
+""".strip().splitlines()  # noqa: E501
+)
+_FUNCTIONS = "solve task helper work change handle process run answer step".split()
+_ARGUMENTS = {"n": "x n value number".split(), "l": "items values numbers xs".split()}
+
+
+def _draw(rng: random.Random) -> tuple[int, int, int, str, str]:
+    index = rng.randrange(len(_KINDS))
+    a, b = rng.randint(2, 40), rng.randint(2, 40)
+    if "{b}" not in _KINDS[index][3]:
+        b = 0
+    return index, a, b, rng.choice(_FUNCTIONS), rng.choice(_ARGUMENTS[_KINDS[index][0]])
+
+
+def _body(index: int, fields: dict[str, object]) -> str:
+    lines = _KINDS[index][3].split("/")
+    if "//" in _KINDS[index][3]:
+        lines = [_KINDS[index][3]]
+    return "\n".join("    " + line for line in lines).format(**fields)
+
+
+def _tests(rng: random.Random, source: str, function: str, index: int, a: int) -> list[str]:
+    """Assertions whose expected values come from running the reference solution, near the constant."""
+    namespace: dict[str, object] = {}
+    exec(source, namespace)  # the source is built from the table above, nothing else
+    solution = namespace[function]
+    tests = []
+    for shift in (0, -3, 1, 6, -a - 4):
+        value = a + shift + (0 if shift == 0 else rng.randint(0, 1))
+        argument = value if _KINDS[index][0] == "n" else [value, rng.choice((a, 1)), rng.randint(0, 30), value + 2]
+        tests.append(f"assert {function}({argument!r}) == {solution(argument)!r}")  # type: ignore[operator]
+    return tests
+
+
+def _make(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem:
+    index, a, b, function, argument = _draw(rng)
+    fields = {"x": argument, "a": a, "b": b}
+    head, body = f"def {function}({argument}):\n", _body(index, fields)
+    details: dict[str, object] = {}
+    if docstring:
+        prompt, answer = f'{head}    """{_KINDS[index][1].format(**fields)}"""\n', body
+    else:
+        task = _KINDS[index][2].format(**fields)
+        prompt, answer = f"# Write a function {function} of {argument} that {task}.\n", head + body
+    if with_tests:
+        tests = _tests(rng, head + body, function, index, a)
+        details = {"tests": tests, "entry_point": function}
+    return Problem(
+        ("program", "docstring" if docstring else "task", index, a, b), prompt, answer, (), "", details
+    )
+
+
+def completion(world: World, rng: random.Random, with_tests: bool = False) -> Problem:
+    """A def line and docstring; the answer is the body."""
+    return _make(rng, docstring=True, with_tests=with_tests)
+
+
+def task(world: World, rng: random.Random, with_tests: bool = False) -> Problem:
+    """A task line; the answer is the whole function."""
+    return _make(rng, docstring=False, with_tests=with_tests)
