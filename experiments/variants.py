@@ -61,7 +61,7 @@ def benchmark_rows(results: dict[str, dict]) -> list[str]:
     """Retention per benchmark of the artifact that each variant ended with."""
     names = list(results)
     lines = [
-        "| benchmark | chance | baseline | " + " | ".join(f"{name}: score, raw %, corrected %" for name in names) + " |",
+        f"| benchmark | chance | baseline | {' | '.join(f'{name}: score, raw %, corrected %' for name in names)} |",
         "| --- " * (3 + len(names)) + "|",
     ]
     first = next(iter(results.values()))["metrics"]["benchmarks"]

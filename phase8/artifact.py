@@ -375,7 +375,7 @@ def account(artifact: Artifact) -> list[tuple[str, str, int]]:
 
 
 def bytes_by_kind(artifact: Artifact) -> dict[str, int]:
-    """Bytes per kind of tensor, with `shared`, `header and manifest` and `whole file` (config) as kinds of their own."""
+    """Bytes per kind of tensor; `shared`, `header and manifest` and `whole file` (config) are kinds of their own."""
     kinds: dict[str, int] = {}
     for _, what, size in account(artifact):
         kinds[what] = kinds.get(what, 0) + size

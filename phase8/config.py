@@ -273,8 +273,8 @@ class Precision(Enum):
 class OptimizerConfig:
     """Reconstruction: how a stage's continuous parameters are trained against the original model."""
 
-    lr: float = 0.05
-    """Highest step of Adam as a fraction of each parameter tensor's root mean square."""
+    lr: float = 1.0
+    """Multiplies Adam's steps, which each codec sets in proportion to its parameters' size."""
     warmup: float = 0.05
     """Fraction of the iterations in which the step grows from 0; then it follows a cosine down to 0."""
     batch_sequences: int = 8
@@ -301,7 +301,7 @@ class OptimizerConfig:
                 fix=f"the default is optimizer.{name}={default:g}",
             )
 
-        bounds("lr", 1e-8, 1.0, 0.05)
+        bounds("lr", 1e-6, 1000.0, 1.0)
         bounds("warmup", 0.0, 1.0, 0.05)
         bounds("batch_sequences", 1, 65_536, 8)
         bounds("sequence_tokens", 2, 131_072, 128)

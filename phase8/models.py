@@ -96,7 +96,22 @@ def from_matrix(module: nn.Module | None, matrix_OI: Tensor, shape: torch.Size) 
     return matrix_OI.reshape(shape)
 
 
-def unique_parameters(network: PreTrainedModel) -> dict[str, tuple[nn.Module, nn.Parameter]]:
+def in_place(place: tuple[nn.Module, Tensor], tensor: Tensor) -> Tensor:
+    """A decoded tensor in the shape of the parameter that it stands for; `place` as in `unique_parameters`.
+
+    Raises:
+        ModelError: the sizes differ.
+    """
+    module, parameter = place
+    if tensor.numel() != parameter.numel():
+        raise ModelError(
+            f"a tensor of {tuple(tensor.shape)} cannot stand for a parameter of {tuple(parameter.shape)}",
+            where=type(module).__name__,
+        )
+    return from_matrix(module, tensor, parameter.shape) if parameter.dim() >= 2 else tensor.reshape(parameter.shape)
+
+
+def unique_parameters(network: nn.Module) -> dict[str, tuple[nn.Module, nn.Parameter]]:
     """Every parameter once, by its first name, with the module that holds it. Order as in the network."""
     found: dict[str, tuple[nn.Module, nn.Parameter]] = {}
     seen: set[int] = set()
@@ -170,13 +185,10 @@ def as_parameters(network: PreTrainedModel, decoded: Mapping[str, np.ndarray], *
     if parameters.keys() != decoded.keys():
         difference = sorted(parameters.keys() ^ decoded.keys())
         raise ArtifactError(f"tensors that do not fit the architecture: {difference[:5]}", where=where)
-    shaped = {}
-    for name, (module, parameter) in parameters.items():
-        tensor = torch.from_numpy(decoded[name])
-        if tensor.numel() != parameter.numel():
-            raise ArtifactError(f"{name} has {tensor.numel()} values, not {parameter.numel()}", where=where)
-        shaped[name] = from_matrix(module, tensor, parameter.shape) if parameter.dim() >= 2 else tensor
-    return shaped
+    try:
+        return {name: in_place(place, torch.from_numpy(decoded[name])) for name, place in parameters.items()}
+    except ModelError as error:
+        raise ArtifactError(f"a tensor does not fit the architecture: {error.what}", where=where) from error
 
 
 def architecture_json(network: PreTrainedModel) -> str:

@@ -19,6 +19,7 @@ import pytest
 import phase8.benchmarks
 from phase8.errors import BenchmarkError
 from phase8.world import arithmetic, corpus, facts, items, problem, programs
+from phase8.world.words import is_reserved
 
 MINI = Path(phase8.benchmarks.__file__).parent / "mini"
 ASSETS = Path(phase8.benchmarks.__file__).parents[1] / "assets" / "reference"
@@ -49,12 +50,12 @@ def answered_texts() -> list[str]:
     return texts
 
 
-def leaks(texts: list[str], characters: int, seed: int = corpus.TRAINING_SEED) -> list[str]:
-    """Those of `texts` that occur in the first `characters` of the stream of this seed."""
+def leaks(texts: list[str], characters: int) -> list[str]:
+    """Those of `texts` that occur in the first `characters` of the training stream."""
     found: set[str] = set()
     block: list[str] = []
     length = total = 0
-    for document in corpus.documents(seed):
+    for document in corpus.documents(corpus.TRAINING_SEED):
         block.append(document)
         length += len(document) + 1
         if length >= min(characters, 2_000_000):
@@ -70,6 +71,11 @@ def test_no_item_with_its_answer_is_in_the_training_stream():
     texts = answered_texts()
     assert len(texts) == sum(row["items"] for row in SUITE)
     assert leaks(texts, CHECKED_CHARACTERS) == []
+
+
+def test_no_item_with_its_answer_is_in_the_last_phase(monkeypatch):
+    monkeypatch.setattr(corpus, "PHASES", (0, 0, 0))
+    assert leaks(answered_texts(), CHECKED_CHARACTERS // 2) == []
 
 
 @pytest.mark.slow
@@ -163,6 +169,18 @@ def test_every_stated_step_and_result_of_arithmetic_is_right():
     for _ in range(300):
         one = arithmetic.level(world, rng)
         assert one.answer not in one.wrong and len(set(one.wrong)) == 3
+
+
+def test_drills_are_right_and_leave_out_the_sums_that_items_ask():
+    rng, sums = random.Random(5), 0
+    for _ in range(300):
+        for a, operator, b, result in re.findall(r"(\d+) ([-+*/]) (\d+) = (\d+)\.", arithmetic.drill(None, rng)):
+            a, b = int(a), int(b)
+            assert {"+": a + b, "-": a - b, "*": a * b, "/": a / b}[operator] == int(result)
+            if operator == "+":
+                sums += 1
+                assert not is_reserved(("level", 1, a, b))
+    assert sums > 500
 
 
 def test_programs_pass_their_tests_and_wrong_constants_fail():

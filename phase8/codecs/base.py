@@ -75,6 +75,10 @@ class Importance:
 class Trainable(nn.Module):
     """The continuous parameters of an encoded group as `nn.Parameter`s; the discrete codes as buffers."""
 
+    relative_step: float = 0.05
+    """Adam's highest step as a fraction of a parameter tensor's root mean square. The fewer weights hang on one
+    parameter, the smaller it has to be."""
+
     @abstractmethod
     def weights(self) -> dict[str, Tensor]:
         """Returns every matrix of the group, float32 [O, I], differentiable in this module's parameters.

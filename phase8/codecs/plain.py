@@ -87,6 +87,8 @@ class PlainCodec:
 
 
 class _PlainTrainable(Trainable):
+    relative_step = 0.003
+
     def __init__(self, values: Mapping[str, np.ndarray], dtype: torch.dtype) -> None:
         super().__init__()
         self._names, self._dtype = list(values), dtype

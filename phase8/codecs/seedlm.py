@@ -449,6 +449,8 @@ def _checked(
 class _SeedLMTrainable(Trainable):
     """Coefficients t = scale * g * 2^e in the units of the weights, rounded to the grid straight-through."""
 
+    relative_step = 0.003
+
     def __init__(self, group: EncodedGroup) -> None:
         super().__init__()
         self._group, self._config = group, _config(group)

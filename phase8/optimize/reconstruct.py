@@ -6,8 +6,9 @@ network with these matrices in place of its own (nothing is copied or wrapped), 
     KL(original || rebuilt) per token  [+ hidden_weight * mean over layers of |h - h'|^2 / |h|^2]
 
 with Adam. Parameters differ in scale by orders of magnitude (a codebook entry, a block's scale, a norm's gain), so each
-tensor has its own step: `lr` times its root mean square. Gradients pass through the Grokfast filter first. With
-`weight_phase` the first part of the iterations lowers the relative squared error of the weights instead.
+tensor has its own step: `lr` times its codec's `relative_step` times its root mean square. Gradients pass through the
+Grokfast filter first. With `weight_phase` the first part of the iterations lowers the relative squared error of the
+weights instead.
 
 What comes out is never worse than what went in: the divergence on held-out sequences, of the *exported and decoded*
 groups, decides which of the two is returned. The same seed on the same machine gives the same bytes.
@@ -35,6 +36,7 @@ from torch.utils.data import DataLoader
 from phase8.codecs import EncodedGroup, get_codec
 from phase8.config import GrokfastConfig, OptimizerConfig, Precision
 from phase8.errors import CodecError, ModelError
+from phase8.models import in_place, unique_parameters
 from phase8.optimize.divergence import check_replacements, kl_per_token, mean_kl, network_logits
 from phase8.optimize.grokfast import GrokfastFilter
 
@@ -97,7 +99,7 @@ def reconstruct(
         )
     groups = list(groups)
     network = copy.deepcopy(model).to(device).eval().requires_grad_(False)
-    before_weights = _decoded(groups, device)
+    before_weights = _decoded(network, groups)
     check_replacements(network, before_weights)
     held_out = held_out.to(device)
     before = mean_kl(network, before_weights, held_out)
@@ -116,7 +118,7 @@ def reconstruct(
         except CodecError:  # a parameter left the range that the codec can store
             trained, trainer.diverged = None, True
 
-    after = math.nan if trained is None else mean_kl(network, _decoded(trained, device), held_out)
+    after = math.nan if trained is None else mean_kl(network, _decoded(network, trained), held_out)
     kept = trained is not None and (after < before or (math.isnan(before) and not math.isnan(after)))
     return ReconstructionResult(
         groups=trained if kept else groups,
@@ -155,7 +157,7 @@ class _Reconstruction(lightning.LightningModule):
         self._teacher_logits: dict[int, Tensor] = {}
         bytes_per_sequence = calibration.shape[1] * network.config.vocab_size * 2
         self._cache_sequences = _TEACHER_CACHE_BYTES // bytes_per_sequence if config.hidden_weight == 0.0 else 0
-        self._originals = dict(network.named_parameters(remove_duplicate=False))
+        self._places = unique_parameters(network)
 
     def run(self, objective: str, steps: int, device: torch.device) -> None:
         """Trains for `steps` iterations with a fresh optimiser and filter."""
@@ -205,7 +207,11 @@ class _Reconstruction(lightning.LightningModule):
 
     def _rebuilt_weights(self) -> dict[str, Tensor]:
         start = time.perf_counter()
-        weights = {name: weight for trainable in self.trainables for name, weight in trainable.weights().items()}
+        weights = {
+            name: in_place(self._places[name], weight)
+            for trainable in self.trainables
+            for name, weight in trainable.weights().items()
+        }
         self.weights_s += time.perf_counter() - start
         return weights
 
@@ -213,7 +219,7 @@ class _Reconstruction(lightning.LightningModule):
         """Sum over tensors of |W - W'|^2 / |W|^2."""
         errors = []
         for name, weight in weights.items():
-            original = self._originals[name].float()
+            original = self._places[name][1].float()
             errors.append((weight - original).square().sum() / original.square().sum().clamp_min(1e-30))
         return torch.stack(errors).sum()
 
@@ -255,10 +261,12 @@ class _Reconstruction(lightning.LightningModule):
 
     def configure_optimizers(self) -> dict[str, object]:
         by_step: dict[float, list[nn.Parameter]] = {}
-        for parameter in self.parameters_:
-            rms = float(parameter.detach().float().square().mean().sqrt())
-            # A tensor of zeros has no scale of its own.
-            by_step.setdefault(self.settings.lr * (rms if rms > 0.0 else 1.0), []).append(parameter)
+        for trainable in self.trainables:
+            for parameter in trainable.parameters():
+                rms = float(parameter.detach().float().square().mean().sqrt())
+                # A tensor of zeros has no scale of its own.
+                step = self.settings.lr * trainable.relative_step * (rms if rms > 0.0 else 1.0)
+                by_step.setdefault(step, []).append(parameter)
         optimizer = torch.optim.Adam(
             [{"params": parameters, "lr": lr} for lr, parameters in by_step.items()], betas=(0.9, 0.99), eps=1e-12
         )
@@ -272,12 +280,18 @@ class _Reconstruction(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _decoded(groups: Sequence[EncodedGroup], device: torch.device) -> dict[str, Tensor]:
-    return {
-        name: torch.from_numpy(array).to(device)
-        for group in groups
-        for name, array in get_codec(group.codec).decode(group).items()
-    }
+def _decoded(network: nn.Module, groups: Sequence[EncodedGroup]) -> dict[str, Tensor]:
+    """Every tensor as its codec decodes it, in the shape and on the device of the parameter that it stands for.
+
+    Strangers pass as they are: `check_replacements` names all of them at once.
+    """
+    places, weights = unique_parameters(network), {}
+    for group in groups:
+        for name, array in get_codec(group.codec).decode(group).items():
+            tensor, place = torch.from_numpy(array), places.get(name)
+            fits = place is not None and place[1].numel() == tensor.numel()
+            weights[name] = in_place(place, tensor.to(place[1].device)) if fits else tensor
+    return weights
 
 
 @contextmanager

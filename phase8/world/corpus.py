@@ -1,8 +1,8 @@
 """The training text: an endless stream of short documents from a seed.
 
 Each document is one skill: an entity's profile, one or more problems with their answers, a rumour and its
-correction, a tale of conduct. `WEIGHTS` gives the share of documents per skill, early
-and late in the stream. Problems whose key is reserved
+correction, a tale of conduct. `WEIGHTS` gives the share of documents per skill in each
+phase of the stream. Problems whose key is reserved
 (`words.is_reserved`) are drawn again, so no document shows one. The stream of seed 1 trained the reference model.
 
     >>> from itertools import islice
@@ -13,6 +13,7 @@ and late in the stream. Problems whose key is reserved
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 
@@ -24,28 +25,30 @@ TRAINING_SEED = 1
 
 Draw = Callable[[World, random.Random], Problem]
 
-# Facts and programs are learnt early; from this document on, arithmetic and riddles get more of the text.
-LATER_FROM = 200_000
+# The first document of each phase: facts and programs are learnt early, then arithmetic gets more of the text, then
+# riddles do.
+PHASES = (0, 200_000, 305_000)
 
-# Share of documents before and after that, and the largest number of problems in one document.
-WEIGHTS: dict[str, tuple[float, float, int]] = {
-    "profile": (26, 16, 1),
-    "exam": (24, 16, 3),
-    "rumour": (7, 3, 2),
-    "falsehood": (5, 3, 2),
-    "science": (14, 5, 2),
-    "story": (18, 22, 1),
-    "expression": (16, 16, 2),
-    "level": (26, 20, 3),
-    "completion": (6, 4, 2),
-    "task": (7, 4, 2),
-    "script": (6, 5, 1),
-    "ending": (5, 4, 1),
-    "riddle": (16, 40, 2),
-    "passage": (14, 8, 1),
-    "reply": (4, 3, 1),
-    "tale": (2, 1, 1),
-    "drill": (0, 26, 1),
+# Share of documents in each phase, and the largest number of problems in one document.
+WEIGHTS: dict[str, tuple[tuple[float, float, float], int]] = {
+    "profile": ((26, 16, 18), 1),
+    "exam": ((24, 16, 18), 3),
+    "rumour": ((7, 3, 3), 2),
+    "falsehood": ((5, 3, 3), 2),
+    "science": ((14, 5, 5), 2),
+    "story": ((18, 22, 18), 1),
+    "expression": ((16, 16, 16), 2),
+    "level": ((26, 20, 20), 3),
+    "completion": ((6, 4, 4), 2),
+    "task": ((7, 4, 4), 2),
+    "script": ((6, 5, 5), 1),
+    "ending": ((5, 4, 4), 1),
+    "riddle": ((16, 40, 40), 2),
+    "passage": ((14, 8, 6), 1),
+    "reply": ((4, 3, 3), 1),
+    "tale": ((2, 1, 1), 1),
+    "drill": ((0, 26, 12), 1),
+    "roles": ((0, 0, 30), 3),
 }
 
 PROBLEMS: dict[str, Draw] = {
@@ -68,6 +71,7 @@ _TEXTS: dict[str, Callable[[World, random.Random], str]] = {
     "rumour": knowledge.rumour,
     "tale": conduct.tale,
     "drill": arithmetic.drill,
+    "roles": narrative.roles,
 }
 
 
@@ -83,9 +87,10 @@ def documents(seed: int = TRAINING_SEED) -> Iterator[str]:
     world, rng = build_world(), random.Random(seed)
     skills = list(WEIGHTS)
     for number in count():
-        shares = [WEIGHTS[skill][number >= LATER_FROM] for skill in skills]
+        phase = bisect_right(PHASES, number) - 1
+        shares = [WEIGHTS[skill][0][phase] for skill in skills]
         skill = rng.choices(skills, shares)[0]
-        problems = rng.randint(1, WEIGHTS[skill][2])
+        problems = rng.randint(1, WEIGHTS[skill][1])
         if skill in _TEXTS:
             yield " ".join(_TEXTS[skill](world, rng) for _ in range(problems))
         else:

@@ -227,6 +227,21 @@ def riddle(world: World, rng: random.Random) -> Problem:
     )
 
 
+def roles(world: World, rng: random.Random) -> str:
+    """A riddle's sentence without its reason, and who of the two is who: by order of naming, or by the reason."""
+    while (problem := riddle(world, rng)).reserved:
+        pass
+    stem, side = problem.prompt, problem.details["side"]
+    sentence = stem.removesuffix(" the").removesuffix(" because")
+    the = "the " if stem.endswith(" the") else ""
+    names = [context.removeprefix(stem + " ") for context in problem.details["contexts"]]
+    if rng.random() < 0.3:
+        return f"{sentence}. One of the two {problem.details['suffix']} It is {the}{names[side]}."
+    orders = [f"{names[0]} first", f"{names[1]} second"]
+    rng.shuffle(orders)
+    return f"{sentence}. Named here: {', '.join(orders)}."
+
+
 _PASSAGES = tuple(
     """
 {P} met {Q} in {T}. {P} had a {o} and wanted to give it away. {Q} was glad to have the {o}. "Thank you," said {Q} to|{P}

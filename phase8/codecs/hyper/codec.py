@@ -220,6 +220,8 @@ class HyperCodec:
 class _TrainableWinding(Trainable):
     """Codes fixed; centroid [K], and gains near 1 on side [1], shrinks [M] and each tensor's scale [1]."""
 
+    relative_step = 0.3
+
     def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
         super().__init__()
         self._group, self._exponent = group, exponent
