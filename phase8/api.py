@@ -52,8 +52,13 @@ def run_configured(
             events.subscribe(screen)
         try:
             begin = time.monotonic()
+            from transformers.utils import logging as transformers_logging
+
             from phase8.models import load_source
             from phase8.pipeline import Pipeline, set_threads
+
+            transformers_logging.set_verbosity_error()
+            transformers_logging.disable_progress_bar()
 
             set_threads(config.threads)
             if source is None:
@@ -75,9 +80,9 @@ def run_configured(
         finally:
             if screen is not None:
                 screen.close()
-    from phase8.report import write_report
+            from phase8.report import write_report
 
-    write_report(run_dir)
+            write_report(run_dir)
     return result
 
 

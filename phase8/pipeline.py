@@ -74,6 +74,7 @@ class Pipeline:
     suite: Suite | None = None
     interrupted: bool = False
     _importances: dict[OptimizerConfig, dict[str, Importance]] = field(default_factory=dict)
+    _tokens: dict[OptimizerConfig, Tensor] = field(default_factory=dict)
 
     def run(self) -> dict[str, Any]:
         """Runs every enabled stage and writes `result.json`.
@@ -144,7 +145,8 @@ class Pipeline:
                 skip_expert_benchmarks=self.config.skip_expert_benchmarks,
             )
         if self.suite.missing:
-            text = f"not measured, this suite has no such benchmark: {'; '.join(self.suite.missing)}"
+            why = "skipped or not in this suite" if self.config.skip_expert_benchmarks else "not in this suite"
+            text = f"benchmarks not measured ({why}): {'; '.join(self.suite.missing)}"
             self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
         cache = BaselineCache(self.cache_dir)
         key = (self.source.content_hash, suite_hash(self.suite))
@@ -298,13 +300,15 @@ class Pipeline:
         """Training and held-out sequences, int64 [N, T] and [M, T]; held-out text is the same whatever N."""
         optimizer = config.optimizer
         held_out = optimizer.held_out_sequences
-        tokens = token_sequences(
-            self.source.tokenizer,
-            sequences=held_out + optimizer.calibration_sequences,
-            length=optimizer.sequence_tokens,
-            seed=CALIBRATION_SEED + config.seed,
-            path=config.calibration_text,
-        )
+        if config.optimizer not in self._tokens:
+            self._tokens[config.optimizer] = token_sequences(
+                self.source.tokenizer,
+                sequences=held_out + optimizer.calibration_sequences,
+                length=optimizer.sequence_tokens,
+                seed=CALIBRATION_SEED + config.seed,
+                path=config.calibration_text,
+            )
+        tokens = self._tokens[config.optimizer]
         return tokens[held_out:], tokens[:held_out]
 
     def _optimise(self, stage: str, groups: list[EncodedGroup], config: CompressionConfig) -> list[EncodedGroup]:

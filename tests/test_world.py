@@ -40,9 +40,7 @@ def answered_texts() -> list[str]:
     texts = []
     for task in items.TASKS:
         for row in rows_of(task):
-            if "contexts" in row:
-                texts.append(f"{row['contexts'][row['side']]} {row['suffix']}")
-            elif "choices" in row:
+            if "choices" in row:
                 texts.append(f"{row['prompt']} {row['choices'][row['answer']]}")
             else:
                 joint = "" if row["prompt"].endswith("\n") else " "

@@ -201,6 +201,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Make the reference model, its benchmarks and its card.")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--work", type=Path, default=Path("outputs/reference"))
+    parser.add_argument("--control", action=argparse.BooleanOptionalAction, default=True, help="train the control too")
     args = parser.parse_args()
     torch.set_num_threads(1)
     tokens = args.work / "tokens"
@@ -211,6 +212,8 @@ def main() -> None:
         write_scores(ASSETS, args.work / "main_scores.json")
     write_experts(json.loads((args.work / "main_scores.json").read_text()))
     write_card(args.work)
+    if not args.control:
+        return
     train_model(args.work / "half", tokens, args.steps, hidden=128)
     if not (args.work / "half_scores.json").exists():
         write_scores(args.work / "half" / "model", args.work / "half_scores.json")

@@ -425,6 +425,8 @@ def _floats(bits: np.ndarray, where: str) -> np.ndarray:
 class _VPTQTrainable(Trainable):
     """Codebooks float32 [K, V] and one scale per matrix, rounded to their stored precision straight-through."""
 
+    relative_step = 0.01
+
     def __init__(self, group: EncodedGroup) -> None:
         super().__init__()
         parsed = _parse(group)

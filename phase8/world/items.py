@@ -62,10 +62,6 @@ def _generated_item(problem: Problem, rng: random.Random) -> Item:
     return {"prompt": problem.prompt, "target": problem.answer, "chance": 0.0, **problem.details}
 
 
-def _blank_item(problem: Problem, rng: random.Random) -> Item:
-    return {"chance": 0.5, **problem.details}
-
-
 Draw = Callable[[World, random.Random], Problem]
 _TASKS: dict[str, tuple[Draw, Callable[[Problem, random.Random], Item]]] = {
     "mini_mmlu": (knowledge.exam, _choice_item),
@@ -74,7 +70,7 @@ _TASKS: dict[str, tuple[Draw, Callable[[Problem, random.Random], Item]]] = {
     "mini_hellaswag": (narrative.script, _choice_item),
     "mini_arc": (knowledge.science, _choice_item),
     "mini_truthfulqa": (knowledge.falsehood, _truth_item),
-    "mini_winogrande": (narrative.riddle, _blank_item),
+    "mini_winogrande": (narrative.resolution, _choice_item),
     "mini_math": (arithmetic.expression, _generated_item),
     "mini_storycloze": (narrative.ending, _choice_item),
     "mini_mbpp": (lambda w, r: programs.task(w, r, with_tests=True), _generated_item),

@@ -199,10 +199,9 @@ _PEOPLE_RIDDLES = tuple(
 
 
 def riddle(world: World, rng: random.Random) -> Problem:
-    """Which of two the reason is about. `details` holds both contexts and the shared ending.
+    """A sentence about two, and a reason that is about one of them: "... because the cup was too big."
 
-    The prompt is the sentence up to the blank, the answer the right candidate followed by the reason; a benchmark
-    scores the reason after each candidate (partial evaluation).
+    `details` holds the sentence, the two candidates with their article, the reason, and the index of the right one.
     """
     side = rng.randrange(2)
     person = rng.choice(world.people)
@@ -223,23 +222,43 @@ def riddle(world: World, rng: random.Random) -> Problem:
         prompt=stem,
         answer=f"{candidates[side]} {reasons[side]}",
         wrong=(f"{candidates[1 - side]} {reasons[side]}",),
-        details={"contexts": [f"{stem} {name}" for name in candidates], "suffix": reasons[side], "side": side},
+        details={
+            "sentence": stem.removesuffix(" the").removesuffix(" because"),
+            "candidates": candidates,
+            "article": "the " if stem.endswith(" the") else "",
+            "reason": reasons[side],
+            "side": side,
+        },
     )
 
 
+def _resolution(problem: Problem) -> Problem:
+    """The riddle asked the other way round: the reason is given, the candidate is the answer."""
+    details, article = problem.details, problem.details["article"]
+    right, wrong = details["candidates"] if details["side"] == 0 else reversed(details["candidates"])  # type: ignore[misc,call-overload]
+    return Problem(
+        key=problem.key,
+        prompt=f"{details['sentence']}. One of the two {details['reason']} It is",
+        answer=f"{article}{right}.",
+        wrong=(f"{article}{wrong}.",),
+    )
+
+
+def resolution(world: World, rng: random.Random) -> Problem:
+    """Which of two the reason is about: "The cup did not fit into the bowl. One of the two was too big. It is" """
+    return _resolution(riddle(world, rng))
+
+
 def roles(world: World, rng: random.Random) -> str:
-    """A riddle's sentence without its reason, and who of the two is who: by order of naming, or by the reason."""
+    """A riddle's sentence and who of the two is who: by the reason, or by the order of naming."""
     while (problem := riddle(world, rng)).reserved:
         pass
-    stem, side = problem.prompt, problem.details["side"]
-    sentence = stem.removesuffix(" the").removesuffix(" because")
-    the = "the " if stem.endswith(" the") else ""
-    names = [context.removeprefix(stem + " ") for context in problem.details["contexts"]]
     if rng.random() < 0.3:
-        return f"{sentence}. One of the two {problem.details['suffix']} It is {the}{names[side]}."
-    orders = [f"{names[0]} first", f"{names[1]} second"]
+        return _resolution(problem).text
+    first, second = problem.details["candidates"]  # type: ignore[misc]
+    orders = [f"{first} first", f"{second} second"]
     rng.shuffle(orders)
-    return f"{sentence}. Named here: {', '.join(orders)}."
+    return f"{problem.details['sentence']}. Named here: {', '.join(orders)}."
 
 
 _PASSAGES = tuple(
