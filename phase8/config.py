@@ -438,8 +438,9 @@ class CompressionConfig:
             fix="the defaults are 40 and 280",
         )
         require(
-            self.benchmark_samples is None or self.benchmark_samples >= 1,
-            f"benchmark_samples is {self.benchmark_samples}, needs at least 1, or null for all items",
+            self.benchmark_samples is None or self.benchmark_samples >= 4,
+            f"benchmark_samples is {self.benchmark_samples}, needs at least 4 (an item for each eudaimonia rule), or "
+            "null for all items",
             where="benchmark_samples",
             fix="leave it out to use every item",
         )

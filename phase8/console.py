@@ -170,7 +170,9 @@ class ConsoleListener:
                 )
         abort = mapping(attempt.gate).get("abort")
         if abort:
-            why = "" if abort is True else f": {wording.clean(abort)}"
+            reasons = [] if abort is True else wording.clean(abort).split("; ")
+            more = f" (and {len(reasons) - 2} more)" if len(reasons) > 2 else ""
+            why = f": {'; '.join(reasons[:2])}{more}" if reasons else ""
             self._line(f"{self._name(stage.name)}: going no further down{why}", style="red")
 
     def _stage_complete(self, stage: Stage, *, passed: bool, final: bool) -> None:

@@ -69,6 +69,8 @@ def judge_stage(
     config: GateConfig,
     max_accuracy_loss: float,
     experts: Sequence[str] | None = None,
+    input_bytes: int | None = None,
+    compressed_bytes: int | None = None,
 ) -> Verdict:
     """Judges one stage.
 
@@ -79,6 +81,8 @@ def judge_stage(
         result: results of the stage's artifact as read back.
         max_accuracy_loss: largest loss of the mean core retention relative to the baseline; 0.16 keeps 84 %.
         experts: the model's experts, in order; by default every expert that a benchmark of the suite judges.
+        input_bytes, compressed_bytes: what the stage started from and what it made; a stage that does not shrink its
+            input fails, however good it is. None: not judged.
 
     Raises:
         BenchmarkError: `result` or `stage_input` lacks a benchmark of the baseline.
@@ -90,6 +94,7 @@ def judge_stage(
         reference, origin = stage_input, "relative to the stage's input"
     kept = 1.0 - max_accuracy_loss
     checks = [
+        *_size_check(input_bytes, compressed_bytes),
         _informative_check(baseline, config),
         _core_check("core_retention", baseline, reference, result, getattr(config.core, stage), origin),
         _core_check("core_retention_cumulative", baseline, baseline, result, kept, "relative to the baseline"),
@@ -214,6 +219,14 @@ def _reaches(value: float, threshold: float) -> bool:
 
 def _mean(values: Mapping[str, float]) -> float | None:
     return sum(values.values()) / len(values) if values else None
+
+
+def _size_check(input_bytes: int | None, compressed_bytes: int | None) -> list[Check]:
+    if input_bytes is None or compressed_bytes is None:
+        return []
+    value = input_bytes / compressed_bytes
+    note = f"times smaller than the stage's input: {input_bytes:,} -> {compressed_bytes:,} bytes"
+    return [Check(name="smaller", value=value, threshold=1.0, passed=compressed_bytes < input_bytes, note=note)]
 
 
 def _informative_check(baseline: SuiteResult, config: GateConfig) -> Check:

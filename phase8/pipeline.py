@@ -44,6 +44,8 @@ from phase8.text import token_sequences
 CALIBRATION_SEED = 1009
 """Added to the run's seed: calibration text is drawn apart from everything else."""
 SENSITIVITY_SEQUENCES = 8
+PROTECTED_SHARE = 0.05
+"""A larger part of the model is not left in 16 bits on a recommendation: it would undo the compression."""
 
 
 def plan_groups(matrices: dict[str, Tensor], stage: str, config: CompressionConfig) -> list[dict[str, Tensor]]:
@@ -75,6 +77,8 @@ class Pipeline:
     interrupted: bool = False
     _importances: dict[OptimizerConfig, dict[str, Importance]] = field(default_factory=dict)
     _tokens: dict[OptimizerConfig, Tensor] = field(default_factory=dict)
+    _unfiltered: set[str] = field(default_factory=set)
+    """Stages at which the Grokfast filter did harm: their retries leave it out."""
 
     def run(self) -> dict[str, Any]:
         """Runs every enabled stage and writes `result.json`.
@@ -245,6 +249,8 @@ class Pipeline:
             config=config.gates,
             max_accuracy_loss=config.max_accuracy_loss,
             experts=self.source.experts.experts,
+            input_bytes=stage_input.artifact.size_bytes if stage_input is not None else self.source.original_bytes,
+            compressed_bytes=artifact.size_bytes,
         )
         return Attempt(
             stage=stage,
@@ -316,6 +322,8 @@ class Pipeline:
         grokfast = config.grokfast
         if grokfast.iterations == 0:
             return groups
+        if stage in self._unfiltered:
+            grokfast = replace(grokfast, enabled=False)
         outcome = self._reconstruct(stage, groups, config, grokfast)
         if not outcome.kept and grokfast.enabled and grokfast.variant is not GrokfastVariant.off:
             text = (
@@ -323,6 +331,7 @@ class Pipeline:
                 f"{outcome.held_out_after:.4f}; training again without the filter"
             )
             self.events.emit(Kind.LOG, stage, level="info", text=text)
+            self._unfiltered.add(stage)
             outcome = self._reconstruct(stage, groups, config, replace(grokfast, enabled=False))
         return list(outcome.groups)
 
@@ -399,7 +408,8 @@ class Pipeline:
         _, held_out = self._calibration(self.config)
         decoded = read_artifact(attempt.directory).decode()
         weights = as_parameters(self.source.network, decoded, where=str(attempt.directory))
-        matrices = {name: weight for name, weight in weights.items() if weight.dim() >= 2}
+        room = PROTECTED_SHARE * self.source.parameter_count
+        matrices = {name: weight for name, weight in weights.items() if weight.dim() >= 2 and weight.numel() <= room}
         return tensor_sensitivity(self.source.network, matrices, held_out[:SENSITIVITY_SEQUENCES])
 
     def _left_alone(self, artifact: Artifact, config: CompressionConfig) -> list[dict[str, Any]]:

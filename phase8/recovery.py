@@ -6,7 +6,8 @@ experts):
     below 0.90   the stage gets more bits or a larger codebook
     below 0.95   more calibration text, and as many more iterations, so that each sequence is seen as often
     0.95 or more (a near miss)   twice the iterations
-    edge of chaos or a rule      the tensor on which the model depends most, per weight, stays in 16 bits
+    edge of chaos or a rule      the tensor on which the model depends most, per weight, stays in 16 bits, and twice
+                                 the iterations
 
 An adjustment is a new value for a named setting of the run. One that the settings' own checks refuse is never
 recommended, so retries cannot leave their limits; where nothing is left to change, there are no adjustments.
@@ -85,7 +86,7 @@ def recommend(
         else:
             changes = _first_accepted(config, [_longer(config)])
             add("train_longer", changes, f"{figure}, a near miss: longer training")
-    elif integration and not actions:
+    elif integration:
         add("train_longer", _first_accepted(config, [_longer(config)]), f"{which} failed: longer training")
     if not actions:
         names = ", ".join(check.name for check in failed) or "nothing"

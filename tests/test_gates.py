@@ -363,3 +363,10 @@ def test_the_rules_are_absolute_at_the_end():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ConfigError, match="gates"):
         GateConfig(**wrong)
+
+
+def test_a_stage_that_does_not_shrink_its_input_fails():
+    sizes = {"baseline": suite(), "stage_input": suite(), "result": suite(), "max_accuracy_loss": 0.16}
+    same = judge_stage("vptq", **sizes, config=GateConfig(), input_bytes=100, compressed_bytes=100)
+    assert failed(same) == {"smaller"} and not same.passed and same.abort is None
+    assert judge_stage("vptq", **sizes, config=GateConfig(), input_bytes=100, compressed_bytes=99).passed

@@ -89,7 +89,7 @@ def test_what_did_not_fail_is_not_mended():
 @pytest.mark.parametrize("name", ["edge_of_chaos", "rule/honesty"])
 def test_an_integration_failure_protects_the_tensor_that_matters_most(name):
     advice = recommend("vptq", CONFIG, failing(check(name, 0.6)), SENSITIVITY)
-    assert advice.action == "protect"
+    assert advice.action == "protect_and_train_longer"
     once = adjust(CONFIG, advice)
     assert once.protect == ("model.layers.0.mlp.down_proj.weight",)
     twice = adjust(once, recommend("vptq", once, failing(check(name, 0.6)), SENSITIVITY))
