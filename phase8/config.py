@@ -96,11 +96,11 @@ class VPTQConfig:
     """VPTQ (arXiv 2409.17066): indices into learned codebooks of weight vectors, fitted under the layer's Hessian."""
 
     enabled: bool = True
-    vector_dim: int = 6
+    vector_dim: int = 4
     """v: consecutive output rows of one input column that form a vector."""
-    codebook_size: int = 256
+    codebook_size: int = 1024
     """Entries of each codebook."""
-    num_codebooks: int = 2
+    num_codebooks: int = 1
     """Residual codebooks: each codes what the ones before left over."""
     share: Sharing = Sharing.kind
     """Which matrices share the codebooks."""

@@ -94,5 +94,5 @@ def test_mistakes_on_the_command_line(arguments, says, tmp_path):
 def test_help_is_a_page(tmp_path):
     ended = run("--help")
     assert ended.returncode == 0
-    for word in ("compressor: as_printed", "Examples", "codebook_size: 256", "python -m phase8 inspect"):
+    for word in ("compressor: as_printed", "Examples", "codebook_size: 1024", "python -m phase8 inspect"):
         assert word in ended.stdout

@@ -198,7 +198,13 @@ class _Cells:
 
     def nearest(self, units_NC: Tensor) -> Tensor:
         """The cell of every direction, up to its sign; int64 [N]."""
-        return torch.cat([_argmax((part @ self.centres_NC.T).abs_()) for part in units_NC.split(2048)])
+        # One buffer for all parts: a fresh one each time fragments the heap, to gigabytes for a few million weights.
+        buffer, found = torch.empty(2048, len(self.centres_NC)), torch.empty(len(units_NC), dtype=torch.int64)
+        for begin in range(0, len(units_NC), len(buffer)):
+            part = units_NC[begin : begin + len(buffer)]
+            scores = torch.matmul(part, self.centres_NC.T, out=buffer[: len(part)]).abs_()
+            found[begin : begin + len(part)] = _argmax(scores)
+        return found
 
 
 @lru_cache(maxsize=2)
