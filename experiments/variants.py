@@ -4,7 +4,8 @@
     python -m experiments.variants default         one
 
 Each run is an ordinary `python run.py compressor=NAME`; a run that is there already (same directory) is not repeated.
-Writes `experiments/results/variants.md`, which the README includes, and `variants.json` with every figure.
+Writes `experiments/results/variants.md` and `variants.json` (every figure), and, where all five were run, the table
+between the README's `results` marks.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+from phase8.files import write_atomic
+
 ROOT = Path(__file__).parent.parent
 VARIANTS = ("default", "max_compression", "quality_preserving", "skip_hyper", "as_printed")
 RUNS = ROOT / "outputs" / "variants"
 RESULTS = Path(__file__).parent / "results"
+BEGIN, END = "<!-- results: written by experiments/variants.py -->", "<!-- /results -->"
 
 
 def run(variant: str) -> dict:
@@ -89,6 +93,10 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "variants.md").write_text(text, encoding="utf-8")
     (RESULTS / "variants.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if list(results) == list(VARIANTS):
+        readme = ROOT / "README.md"
+        before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+        write_atomic(readme, f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{rest.split(END)[1]}")
     print(text)
 
 

@@ -55,12 +55,13 @@ def run_configured(
             from transformers.utils import logging as transformers_logging
 
             from phase8.models import load_source
-            from phase8.pipeline import Pipeline, set_threads
+            from phase8.pipeline import Pipeline, check_device, set_threads
 
             transformers_logging.set_verbosity_error()
             transformers_logging.disable_progress_bar()
 
             set_threads(config.threads)
+            check_device(config.device)
             if source is None:
                 source = load_source(config.model.path, experts_path=config.model.experts, device=config.device)
             seconds = time.monotonic() - begin

@@ -30,6 +30,7 @@ from phase8.benchmarks.suite import Suite, load_suite, suite_hash
 from phase8.calibration import collect_importance
 from phase8.codecs import EncodedGroup, Importance, get_codec
 from phase8.config import CompressionConfig, GrokfastConfig, GrokfastVariant, OptimizerConfig, Sharing
+from phase8.errors import ConfigError
 from phase8.events import EventLog, Kind
 from phase8.files import make_directory, write_atomic
 from phase8.gates import STAGES, Verdict, judge_stage
@@ -221,7 +222,7 @@ class Pipeline:
         with self._step("encode", stage, attempt=number):
             groups = self._encode(stage, config)
         with self._step("optimise", stage, attempt=number):
-            groups = self._optimise(stage, groups, config)
+            groups, gradient_filter = self._optimise(stage, groups, config)
         directory = self.run_dir / "artifacts" / (stage if number == 1 else f"{stage}_retry{number - 1}")
         with self._step("write", stage, attempt=number):
             write_artifact(directory, groups, self.source, stage=stage)
@@ -260,6 +261,7 @@ class Pipeline:
             result=result,
             verdict=verdict,
             left_alone=self._left_alone(artifact, config),
+            gradient_filter=gradient_filter.value,
             seconds=time.monotonic() - begin,
         )
 
@@ -317,11 +319,17 @@ class Pipeline:
         tokens = self._tokens[config.optimizer]
         return tokens[held_out:], tokens[:held_out]
 
-    def _optimise(self, stage: str, groups: list[EncodedGroup], config: CompressionConfig) -> list[EncodedGroup]:
-        """Trains the groups; where the filtered training made the held-out divergence worse, once more unfiltered."""
+    def _optimise(
+        self, stage: str, groups: list[EncodedGroup], config: CompressionConfig
+    ) -> tuple[list[EncodedGroup], GrokfastVariant]:
+        """Trains the groups; where the filtered training made the held-out divergence worse, once more unfiltered.
+
+        Returns:
+            The groups, and the filter of the training that is kept (`off` also where none is).
+        """
         grokfast = config.grokfast
         if grokfast.iterations == 0:
-            return groups
+            return groups, GrokfastVariant.off
         if stage in self._unfiltered:
             grokfast = replace(grokfast, enabled=False)
         outcome = self._reconstruct(stage, groups, config, grokfast)
@@ -332,8 +340,10 @@ class Pipeline:
             )
             self.events.emit(Kind.LOG, stage, level="info", text=text)
             self._unfiltered.add(stage)
-            outcome = self._reconstruct(stage, groups, config, replace(grokfast, enabled=False))
-        return list(outcome.groups)
+            grokfast = replace(grokfast, enabled=False)
+            outcome = self._reconstruct(stage, groups, config, grokfast)
+        filtered = outcome.kept and grokfast.enabled
+        return list(outcome.groups), grokfast.variant if filtered else GrokfastVariant.off
 
     def _reconstruct(
         self, stage: str, groups: list[EncodedGroup], config: CompressionConfig, grokfast: GrokfastConfig
@@ -457,4 +467,12 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-__all__ = ["Pipeline", "Verdict", "peak_memory_mb", "plan_groups", "set_threads"]
+def check_device(device: str) -> None:
+    """Raises `ConfigError` where PyTorch cannot use this device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        what = str(error).splitlines()[0]
+        raise ConfigError(
+            f"PyTorch cannot use the device {device!r}: {what}", where="device", fix="take trainer=cpu (device=cpu)"
+        ) from error

@@ -382,8 +382,18 @@ def time_per_step(view: RunView) -> Plot | None:
     return _plot(figure, "time", "Time per step", alt)
 
 
+def trainings(losses: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
+    """An attempt's loss records, parted where the iterations start anew: a training that was done once more."""
+    parts: list[list[tuple[float, float]]] = [[]]
+    for record in losses:
+        if parts[-1] and record[0] < parts[-1][-1][0]:
+            parts.append([])
+        parts[-1].append(record)
+    return parts
+
+
 def loss_curves(view: RunView) -> Plot | None:
-    """Optimisation loss by iteration, a line per attempt."""
+    """Optimisation loss by iteration, a line per attempt; dotted: a training that was done anew without its filter."""
     rows = [(stage, attempt, name) for stage, attempt, name in attempts(view) if len(attempt.losses) > 1]
     if not rows:
         return None
@@ -395,7 +405,10 @@ def loss_curves(view: RunView) -> Plot | None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     handles = {}
     for stage, attempt, name in rows:
-        line = axes.plot(*zip(*attempt.losses, strict=True), color=stage_colour(stage.name), linewidth=1.6,
+        *discarded, kept = trainings(attempt.losses)
+        for losses in discarded:
+            axes.plot(*zip(*losses, strict=True), color=stage_colour(stage.name), linewidth=0.8, linestyle=":")
+        line = axes.plot(*zip(*kept, strict=True), color=stage_colour(stage.name), linewidth=1.6,
                          linestyle="-" if attempt.order == 1 else "--")
         handles[name] = line[0]
     _grid(axes, "both")

@@ -11,7 +11,7 @@ from typing import Any
 from phase8.artifact import Artifact
 from phase8.benchmarks.evaluate import Score, SuiteResult
 from phase8.benchmarks.retention import Estimate, by_expert, by_role, retention
-from phase8.config import CompressionConfig
+from phase8.config import CompressionConfig, GrokfastVariant
 from phase8.gates import Verdict, judge_final
 from phase8.latency import estimate_pi4_ms
 from phase8.models import SourceModel
@@ -35,6 +35,8 @@ class Attempt:
     verdict: Verdict
     left_alone: list[dict[str, Any]]
     seconds: float
+    gradient_filter: str = GrokfastVariant.off.value
+    """The Grokfast variant of the training whose result stands; `off` where none does."""
     recommendation: Recommendation | None = None
 
 
@@ -189,6 +191,7 @@ def _stage(tries: list[Attempt], baseline: SuiteResult | None) -> dict[str, Any]
                 "eudaimonia": attempt.result.eudaimonia,
                 "left_alone": attempt.left_alone,
                 "recommendation": asdict(attempt.recommendation) if attempt.recommendation else None,
+                "gradient_filter": attempt.gradient_filter,
                 "seconds": attempt.seconds,
             }
             for attempt in tries
@@ -202,8 +205,8 @@ def _techniques(final: Attempt | None, config: CompressionConfig) -> list[str]:
     techniques = [TECHNIQUES[final.stage], "entropy coding"]
     if config.grokfast.iterations:
         techniques.append("reconstruction training")
-        if config.grokfast.enabled:
-            techniques.append(f"Grokfast ({config.grokfast.variant.value})")
+        if final.gradient_filter != GrokfastVariant.off.value:
+            techniques.append(f"Grokfast ({final.gradient_filter})")
     return techniques
 
 

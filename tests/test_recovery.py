@@ -129,7 +129,7 @@ def test_limits_are_never_exceeded():
 def test_at_one_limit_the_next_setting_moves():
     config = replace(CONFIG, seedlm=SeedLMConfig(bits=8))
     assert recommend("seedlm", config, failing(check("core_retention", 0.85))).adjustments["seedlm.latent_dim"] == 4
-    config = replace(CONFIG, vptq=VPTQConfig(codebook_size=65536))
+    config = replace(CONFIG, vptq=VPTQConfig(codebook_size=65536, num_codebooks=2))
     assert recommend("vptq", config, failing(check("core_retention", 0.85))).adjustments["vptq.num_codebooks"] == 3
 
 

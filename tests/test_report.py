@@ -11,6 +11,7 @@ from synthetic_run import CORE, SCENARIOS, core_retentions, mean_core, play
 
 from phase8.errors import ArtifactError
 from phase8.events import EventLog, Kind, read_events
+from phase8.plots import trainings
 from phase8.report import write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -165,3 +166,9 @@ def test_same_run_same_page(tmp_path):
     run_dir = play("killed_at_once", tmp_path)
     first = write_report(run_dir).read_bytes()
     assert write_report(run_dir).read_bytes() == first
+
+
+def test_a_training_that_was_repeated_is_drawn_apart():
+    records = [(2.0, 0.5), (4.0, 0.9), (2.0, 0.4), (4.0, 0.2)]
+    assert trainings(records) == [records[:2], records[2:]]
+    assert trainings(records[:2]) == [records[:2]]
