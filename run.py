@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from difflib import get_close_matches
+from pathlib import Path
 
 # Two threads that wait actively for each other on a busy two-core machine are many times slower than sleeping ones.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -17,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from phase8.config import CompressionConfig
-from phase8.errors import ConfigError, OutputError, Phase8Error
+from phase8.errors import ConfigError, Phase8Error
+from phase8.files import make_directory
 
 OUR_ERROR, INTERRUPTED = 2, 130
 
@@ -49,6 +51,19 @@ def check_overrides(arguments: list[str]) -> None:
             where=f"command line: {override.input_line}",
             fix=f"did you mean {' or '.join(near)}?" if near else "`python run.py --help` lists all",
         )
+
+
+def check_output(arguments: list[str]) -> None:
+    """Makes the directory that runs go to, before Hydra tries and ends in a traceback.
+
+    Raises:
+        OutputError: it cannot be made or written to.
+    """
+    if any(word.startswith("-") and not word.startswith(("-m", "--multirun")) for word in arguments):
+        return  # help and the like run nothing
+    chosen = [word.partition("=")[2] for word in arguments if word.startswith("hydra.run.dir=")]
+    fixed = (chosen[-1] if chosen else "outputs").partition("${")[0]
+    make_directory(Path(fixed or "."))
 
 
 def _names(settings: dict, prefix: str = "") -> list[str]:
@@ -89,12 +104,10 @@ def fail(error: Phase8Error) -> None:
 if __name__ == "__main__":
     try:
         check_overrides(sys.argv[1:])
+        check_output(sys.argv[1:])
         main()
     except Phase8Error as problem:
         fail(problem)
-    except PermissionError as problem:
-        # Hydra makes the run's directory itself.
-        fail(OutputError(f"cannot write: {problem.strerror}", where=str(problem.filename), fix="set hydra.run.dir"))
     except KeyboardInterrupt:
         print("interrupted before the run began", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -91,6 +91,13 @@ def test_mistakes_on_the_command_line(arguments, says, tmp_path):
     assert says in ended.stderr and "Traceback" not in ended.stderr
 
 
+def test_a_place_that_cannot_be_written_to(tmp_path):
+    (tmp_path / "file").write_text("")
+    ended = run(f"hydra.run.dir={tmp_path / 'file' / 'run'}")
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: cannot write") and "Traceback" not in ended.stderr
+
+
 def test_help_is_a_page(tmp_path):
     ended = run("--help")
     assert ended.returncode == 0
