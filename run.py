@@ -82,10 +82,8 @@ def main(composed: DictConfig) -> None:
         try:
             settings = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as error:
-            name = error.full_key or "SETTING"
-            raise ConfigError(
-                str(error).splitlines()[0], where=f"{name} (command line or conf/)", fix=f"give it a value: {name}=VALUE"
-            ) from error
+            name, what = error.full_key or "SETTING", str(error).splitlines()[0]
+            raise ConfigError(what, where=f"{name} (command line or conf/)", fix=f"write {name}=VALUE") from error
         config = CompressionConfig.from_dict(settings)
         from phase8.api import run_configured
 
