@@ -356,7 +356,8 @@ def account(artifact: Artifact) -> list[tuple[str, str, int]]:
         group = artifact.groups[pool.group]
         section = f"{group.codec}: {pool.role} ({pool.coding})"
         if pool.shared:
-            rows.append((section, "shared", pool.size_bytes))
+            owners = {kind_of(name) for name in group.tensors}
+            rows.append((section, owners.pop() if len(owners) == 1 else "shared", pool.size_bytes))
             continue
         counts: dict[str, int] = {}
         for name, tensor in group.tensors.items():

@@ -335,8 +335,8 @@ class Pipeline:
         outcome = self._reconstruct(stage, groups, config, grokfast)
         if not outcome.kept and grokfast.enabled and grokfast.variant is not GrokfastVariant.off:
             text = (
-                f"Grokfast-filtered training raised the held-out divergence from {outcome.held_out_before:.4f} to "
-                f"{outcome.held_out_after:.4f}; training again without the filter"
+                f"{stage}: Grokfast-filtered training raised the held-out divergence from "
+                f"{outcome.held_out_before:.4f} to {outcome.held_out_after:.4f}; training again without the filter"
             )
             self.events.emit(Kind.LOG, stage, level="info", text=text)
             self._unfiltered.add(stage)
