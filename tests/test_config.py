@@ -48,6 +48,12 @@ def test_every_choice_composes_and_validates(group, choice):
     CompressionConfig.from_dict(composed(*overrides))
 
 
+def test_an_experiment_has_the_last_word_but_for_the_command_line():
+    config = CompressionConfig.from_dict(composed("experiment=quick"))
+    assert (config.max_retries, config.benchmark_samples, config.grokfast.iterations) == (0, 40, 20)
+    assert CompressionConfig.from_dict(composed("experiment=quick", "max_retries=2")).max_retries == 2
+
+
 def test_round_trip():
     config = CompressionConfig.from_dict(composed("compressor=as_printed"))
     assert CompressionConfig.from_dict(config.to_dict()) == config
