@@ -1,8 +1,8 @@
 """How long one token takes, measured here and estimated for the target device.
 
 The estimate for a Raspberry Pi 4 (four Cortex-A72 cores, 1 GB) takes the larger of two bounds for one token at batch 1:
-reading every FP32 weight once from memory, and two operations per weight. The rates are what such a board sustains in
-public STREAM and single-precision matrix-vector measurements, rounded down; the figure is an estimate and called so.
+reading every FP32 weight once from memory, and two operations per weight. Both rates are assumptions about such a
+board, not measurements; the figure is an estimate and called so.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 import torch
 from transformers import PreTrainedModel
 
+# Assumed, never measured here.
 PI4_BYTES_PER_S = 2.5e9
 PI4_FLOP_PER_S = 4.0e9
 PROMPT_TOKENS, TIMED_TOKENS = 16, 24

@@ -1,6 +1,6 @@
 """The plots of the report, drawn by matplotlib as SVG text that takes its colours from the page.
 
-Colours are drawn as placeholders and replaced by CSS variables, so that one picture serves a light and a dark page;
+Colours are drawn as stand-ins and replaced by CSS variables, so that one picture serves a light and a dark page;
 text stays text. Quality against ratio also goes to W&B, as a PNG.
 """
 
@@ -22,7 +22,7 @@ CUMULATIVE_RETENTION = 0.84
 BENCHMARK_FLOOR = 0.80
 """A core benchmark below this share of its baseline ends the descent (specification, section 5)."""
 
-# Placeholder -> CSS variable. The placeholders are the light theme's colours, each unique, so that a picture that is
+# Stand-in -> CSS variable. The stand-ins are the light theme's colours, each unique, so that a picture that is
 # not rewritten looks right too. Series colours after Okabe and Ito's palette for the colour-blind.
 PALETTE = {
     "--ink": "#1b1f24",

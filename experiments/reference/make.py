@@ -154,6 +154,23 @@ def _plot(runs: dict[str, dict], path: Path) -> None:
     plt.close(figure)
 
 
+def compare_control(runs: dict[str, tuple[dict, dict]]) -> str:
+    """What the control says of the reference's width: on how many benchmarks it is worse by two standard errors."""
+    if len(runs) < 2:
+        return "It is still in training, and its row is missing."
+    (_, reference), (_, control) = runs.values()
+    worse = []
+    for row in suite():
+        ours, theirs = (scores[row["name"]][row["metric"]] for scores in (reference, control))
+        error = math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / row["items"])
+        if ours - theirs > 2 * error and ours > theirs:
+            worse.append(row["name"])
+    text = f"It is worse by more than two standard errors on {len(worse)} of {len(suite())} benchmarks"
+    if 2 * len(worse) < len(suite()):
+        text += ": the reference has capacity to spare, and ratios measured on it flatter"
+    return text + "."
+
+
 def write_card(work: Path) -> None:
     """The model card, every figure from progress.json and the scores."""
     runs = {}
@@ -187,6 +204,7 @@ def write_card(work: Path) -> None:
     template = (Path(__file__).parent / "card.md").read_text()
     (ASSETS / "README.md").write_text(
         template.replace("{{runs}}", "\n".join(facts))
+        .replace("{{control}}", compare_control(runs))
         .replace("{{scores}}", table)
         .replace("{{rules}}", rules)
         .replace("{{mc2}}", f"{main['mini_truthfulqa']['mc2,none']:.3f}")
