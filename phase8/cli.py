@@ -1,10 +1,11 @@
-"""What a person does with an artifact: `python -m phase8 inspect | generate | decompress`."""
+"""What a person does with an artifact: `python -m phase8 inspect | generate | export | lm-eval`."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import runpy
 import sys
 from pathlib import Path
 
@@ -15,7 +16,11 @@ from phase8.errors import ArtifactError, Phase8Error
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.command is not _lm_eval:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    options.rest = rest
     try:
         return options.command(options)
     except Phase8Error as error:
@@ -48,10 +53,24 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--seed", type=int, default=0, help="for a temperature above 0")
     generate.set_defaults(command=_generate)
 
+    export = commands.add_parser("export", help="write it as safetensors, GGUF or ONNX for other programs")
+    export.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    export.add_argument("out", type=Path, metavar="OUT", help="a directory that does not exist yet")
+    export.add_argument("--format", choices=["safetensors", "gguf", "onnx"], default="safetensors")
+    export.add_argument(
+        "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="float32 is exact (default)"
+    )
+    export.set_defaults(command=_export)
+
     decompress = commands.add_parser("decompress", help="write an ordinary Hugging Face directory")
     decompress.add_argument("artifact", type=Path, metavar="ARTIFACT")
     decompress.add_argument("out", type=Path, metavar="OUT", help="a directory that does not exist yet")
-    decompress.set_defaults(command=_decompress)
+    decompress.set_defaults(command=_export, format="safetensors", dtype="float32")
+
+    harness = commands.add_parser(
+        "lm-eval", add_help=False, help="lm-eval's own command, which then opens artifacts: --model hf"
+    )
+    harness.set_defaults(command=_lm_eval)
     return parser
 
 
@@ -143,17 +162,19 @@ def _is_artifact(directory: Path) -> bool:
     return isinstance(method, dict) and method.get("quant_method") == "phase8"
 
 
-def _decompress(options: argparse.Namespace) -> int:
-    from phase8.artifact import load_artifact
-    from phase8.errors import OutputError
-    from phase8.files import directory_swap
+def _export(options: argparse.Namespace) -> int:
+    from phase8.export import export
 
-    if options.out.exists():
-        raise OutputError("OUT exists already", where=str(options.out), fix="name a directory that does not exist yet")
-    network, tokenizer = load_artifact(options.artifact)
-    with directory_swap(options.out) as fresh:
-        network.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-    size = (options.out / "model.safetensors").stat().st_size if (options.out / "model.safetensors").exists() else 0
-    print(f"{options.out}: an ordinary Hugging Face directory, model.safetensors {size:,} bytes (FP32)")
+    notes = export(options.artifact, options.out, options.format, dtype=options.dtype)
+    for path in sorted(options.out.iterdir()):
+        print(f"{path}  {path.stat().st_size:,} bytes")
+    for note in notes:
+        print(f"note: {note}")
+    return 0
+
+
+def _lm_eval(options: argparse.Namespace) -> int:
+    """lm-eval has no plug-ins, so its command must run in a process that has imported this package. This is one."""
+    sys.argv = ["lm-eval", *options.rest]
+    runpy.run_module("lm_eval", run_name="__main__", alter_sys=True)
     return 0

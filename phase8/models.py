@@ -5,8 +5,8 @@ hand-over (a directory with `phase7_output.pt` or safetensors, a `config.json`, 
 Checkpoints are read as tensors only; nothing in them is ever executed.
 
 Every parameter is seen as a matrix [O, I] (output rows, input columns): `nn.Linear` and embeddings as they are, GPT-2's
-`Conv1D` transposed, more than two dimensions flattened to [-1, last]. Vectors (norms, biases) are not matrices; they
-are stored plainly. Tied parameters count once.
+`Conv1D` transposed, more than two dimensions flattened to [-1, last] (the fused experts of a mixture). Vectors (norms,
+biases) are not matrices; they are stored plainly. Tied parameters count once.
 """
 
 from __future__ import annotations
@@ -111,15 +111,24 @@ def in_place(place: tuple[nn.Module, Tensor], tensor: Tensor) -> Tensor:
     return from_matrix(module, tensor, parameter.shape) if parameter.dim() >= 2 else tensor.reshape(parameter.shape)
 
 
-def unique_parameters(network: nn.Module) -> dict[str, tuple[nn.Module, nn.Parameter]]:
-    """Every parameter once, by its first name, with the module that holds it. Order as in the network."""
-    found: dict[str, tuple[nn.Module, nn.Parameter]] = {}
+def unique_parameters(network: nn.Module) -> dict[str, tuple[nn.Module, Tensor]]:
+    """Everything that a network has learned, once, by its first name, with the module that holds it; in its order.
+
+    Parameters, and buffers of real numbers that are saved with them: some mixtures of experts keep their routers'
+    corrections in such buffers.
+    """
+    found: dict[str, tuple[nn.Module, Tensor]] = {}
     seen: set[int] = set()
     for prefix, module in network.named_modules(remove_duplicate=True):
-        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=True):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                found[f"{prefix}.{name}" if prefix else name] = (module, parameter)
+        saved = {
+            name: buffer
+            for name, buffer in module.named_buffers(recurse=False)
+            if name not in module._non_persistent_buffers_set and buffer.is_floating_point()
+        }
+        for name, tensor in [*module.named_parameters(recurse=False), *saved.items()]:
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                found[f"{prefix}.{name}" if prefix else name] = (module, tensor)
     return found
 
 
@@ -133,7 +142,7 @@ class SourceModel:
     experts: ExpertFile
 
     @cached_property
-    def parameters(self) -> dict[str, tuple[nn.Module, nn.Parameter]]:
+    def parameters(self) -> dict[str, tuple[nn.Module, Tensor]]:
         """See `unique_parameters`."""
         return unique_parameters(self.network)
 
@@ -158,9 +167,7 @@ class SourceModel:
     def vectors(self) -> dict[str, Tensor]:
         """Every parameter of fewer than two dimensions, float32."""
         return {
-            name: parameter.detach().float()
-            for name, (_, parameter) in self.parameters.items()
-            if parameter.dim() < 2
+            name: parameter.detach().float() for name, (_, parameter) in self.parameters.items() if parameter.dim() < 2
         }
 
     @cached_property
@@ -271,7 +278,9 @@ def load_source(path: str, *, experts_path: str | None = None, device: str = "cp
     else:
         experts = ExpertFile()
     return SourceModel(
-        name=path if path.startswith(EMBEDDED) else directory.name, network=network, tokenizer=tokenizer,
+        name=path if path.startswith(EMBEDDED) else directory.name,
+        network=network,
+        tokenizer=tokenizer,
         experts=experts,
     )
 
@@ -290,6 +299,14 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
             f"the architecture {config.model_type!r} has no causal language model in transformers",
             where=where,
             fix="this tool compresses causal language models, such as Llama, GPT-2 or Qwen",
+        )
+    packed = getattr(config, "quantization_config", None)
+    if packed is not None:
+        method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
+        raise ModelError(
+            f"the checkpoint is compressed already (quantization_config: {method})",
+            where=where,
+            fix="give the original; an artifact of this tool becomes a plain model with `python -m phase8 export`",
         )
     checkpoint = Path(source) / CHECKPOINT if isinstance(source, Path) else None
     try:

@@ -51,15 +51,39 @@ def test_decompress_gives_the_same_weights(artifact, tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
 
 
+def test_export_writes_a_directory_and_says_what_is_in_it(artifact, tmp_path, capsys):
+    pytest.importorskip("gguf", reason="the gguf library is not installed: pip install -e '.[export]'")
+    directory, _ = artifact
+    assert main(["export", str(directory), str(tmp_path / "out"), "--format", "gguf"]) == 0
+    size = (tmp_path / "out" / "model.gguf").stat().st_size
+    shown = capsys.readouterr().out
+    assert f"model.gguf  {size:,} bytes" in shown and "note:" not in shown
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (directory / "tokenizer.json").read_bytes()
+    assert main(["export", str(directory), str(tmp_path / "out"), "--format", "gguf"]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_unknown_options_are_refused(artifact, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(artifact[0]), "--nonsense"])
+    assert ended.value.code == 2
+    assert "--nonsense" in capsys.readouterr().err
+
+
 def test_generate_continues_the_text(artifact, capsys):
     directory, _ = artifact
     assert main(["generate", str(directory), "Once upon", "--tokens", "5"]) == 0
     assert capsys.readouterr().out.startswith("Once upon")
 
 
-@pytest.mark.parametrize("command", ["inspect", "generate", "decompress"])
+@pytest.mark.parametrize("command", ["inspect", "generate", "decompress", "export"])
 def test_wrong_place_is_one_clear_error(command, tmp_path, capsys):
-    extra = {"inspect": [], "generate": ["x"], "decompress": [str(tmp_path / "out")]}[command]
+    extra = {
+        "inspect": [],
+        "generate": ["x"],
+        "decompress": [str(tmp_path / "out")],
+        "export": [str(tmp_path / "out")],
+    }[command]
     assert main([command, str(tmp_path), *extra]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error:") and "mend:" in error and "Traceback" not in error

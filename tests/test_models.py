@@ -7,8 +7,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from phase8.artifact import load_artifact, write_artifact
+from phase8.codecs import get_codec
+from phase8.config import VPTQConfig
 from phase8.errors import ModelError
 from phase8.models import ExpertFile, as_matrix, from_matrix, load_source, unique_parameters
 
@@ -50,6 +53,89 @@ def test_phase7_checkpoint_is_read_as_tensors_only(tmp_path, tiny_network, tiny_
     source = load_source(str(tmp_path))
     assert source.experts.experts == ("analytical", "code")
     assert torch.equal(source.network.lm_head.weight, tiny_network.lm_head.weight)
+
+
+_SHAPE = {
+    "hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "max_position_embeddings": 33,
+}  # fmt: skip
+ARCHITECTURES = {
+    "llama": ("llama", _SHAPE),
+    "llama, tied": ("llama", _SHAPE | {"tie_word_embeddings": True}),
+    "gpt2": ("gpt2", {"n_embd": 20, "n_layer": 2, "n_head": 2, "n_positions": 33}),
+    "gpt2, untied": (
+        "gpt2",
+        {"n_embd": 20, "n_layer": 2, "n_head": 2, "n_positions": 33, "tie_word_embeddings": False},
+    ),
+    "gpt_neox": ("gpt_neox", {key: value for key, value in _SHAPE.items() if key != "num_key_value_heads"}),
+    "opt": (
+        "opt",
+        {"hidden_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 37, "word_embed_proj_dim": 12}
+        | {"max_position_embeddings": 33},
+    ),
+    "mixtral": ("mixtral", _SHAPE | {"intermediate_size": 48, "num_local_experts": 3}),
+    "deepseek_v3": (
+        "deepseek_v3",
+        _SHAPE
+        | {"num_key_value_heads": 2, "n_routed_experts": 4, "n_shared_experts": 1, "q_lora_rank": 8, "kv_lora_rank": 8}
+        | {"qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 4, "first_k_dense_replace": 1, "n_group": 2}
+        | {"moe_intermediate_size": 16, "topk_group": 1, "num_experts_per_tok": 2},
+    ),
+}
+"""Conv1D, fused and tied matrices, projections, 3-D experts, learned buffers, extents that 4 and 8 do not divide."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_any_model_survives_the_artifact(name, dtype, tmp_path, tiny_tokenizer):
+    kind, shape = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=259, bos_token_id=0, eos_token_id=0, pad_token_id=1, **shape)
+    network = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for _, tensor in unique_parameters(network).values():
+            if tensor.dim() < 2:  # biases, norms and buffers start as zeros and ones
+                tensor += 0.1 * torch.randn_like(tensor)
+    network.to(dtype).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+
+    source = load_source(str(tmp_path / "model"))
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    assert source.parameter_count == sum(tensor.numel() for tensor in saved.values())
+    for key, value in network.state_dict().items():
+        assert torch.equal(source.network.state_dict()[key], value.float()), key
+
+    settings = VPTQConfig(codebook_size=16, vector_dim=4)
+    groups = [
+        get_codec("vptq").encode(source.matrices(), settings, importance={}, seed=0),
+        get_codec("plain").encode(source.vectors(), None, importance={}, seed=0),
+    ]
+    write_artifact(tmp_path / "artifact", groups, source, stage="vptq")
+    back, _ = load_artifact(tmp_path / "artifact")
+    decoded = {key: value for group in groups for key, value in get_codec(group.codec).decode(group).items()}
+    places = unique_parameters(back)
+    assert places.keys() == decoded.keys()
+    for key, (module, tensor) in places.items():
+        seen = as_matrix(module, tensor) if tensor.dim() >= 2 else tensor
+        assert torch.equal(seen, torch.from_numpy(decoded[key])), key
+        exact = source.network.get_parameter(key) if key in dict(network.named_parameters()) else None
+        if exact is not None and tensor.dim() < 2 and dtype is not torch.float32:
+            assert torch.equal(tensor, exact), key  # 16 bits hold what came in 16 bits
+
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "artifact")
+    for key, value in back.state_dict().items():
+        assert torch.equal(theirs.state_dict()[key], value), key
+    ids = torch.tensor([[0, 5, 77, 258, 30]])
+    with torch.no_grad():
+        assert torch.equal(theirs(ids).logits, back(ids).logits)
+
+
+def test_a_compressed_model_is_no_source(tiny_model_dir):
+    config = json.loads((tiny_model_dir / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "phase8", "format_version": 1, "stage": "vptq"}
+    (tiny_model_dir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="compressed already.*phase8"):
+        load_source(str(tiny_model_dir))
 
 
 class _Evil:

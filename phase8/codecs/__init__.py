@@ -1,11 +1,24 @@
-"""Codecs by name. Heavy imports happen when a codec is asked for."""
+"""Codecs by name. Heavy imports happen when a codec is asked for: what only decodes runs without torch."""
 
 from __future__ import annotations
 
-from phase8.codecs.base import Codec, EncodedGroup, EncodedTensor, Importance, Stream, Trainable
+from typing import TYPE_CHECKING, Any
+
+from phase8.codecs.streams import EncodedGroup, EncodedTensor, Stream
 from phase8.errors import ArtifactError
 
+if TYPE_CHECKING:
+    from phase8.codecs.base import Codec, Importance, Trainable
+
 __all__ = ["Codec", "EncodedGroup", "EncodedTensor", "Importance", "Stream", "Trainable", "get_codec"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Codec", "Importance", "Trainable"):
+        from phase8.codecs import base
+
+        return getattr(base, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def get_codec(name: str) -> Codec:
@@ -27,7 +40,7 @@ def get_codec(name: str) -> Codec:
 
         return VPTQCodec()
     if name == "hyper":
-        from phase8.codecs.hyper import HyperCodec
+        from phase8.codecs.hyper.codec import HyperCodec
 
         return HyperCodec()
     raise ArtifactError(

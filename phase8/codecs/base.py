@@ -6,60 +6,31 @@ streams out, the same streams for the same input and seed; no files, no logging,
 
 Shape legend: O output rows, I input columns of a matrix as in `nn.Linear.weight` [O, I]; an embedding is [V, H].
 
-Two decoders exist on purpose. `Codec.decode` is plain numpy with element-wise float32 arithmetic only (no BLAS, whose
-summation order differs between machines), so that every reader gets the same bits. `Trainable.weights` is the same
-function in torch with gradients, used while the continuous parameters are trained.
+`Codec.decode` is plain numpy with element-wise float32 arithmetic only (no BLAS, whose summation order differs between
+machines), so that every reader gets the same bits; it lives in `phase8.codecs.decoders`, which needs no torch.
+`Trainable.weights` is the same function in torch with gradients, used while the continuous parameters are trained.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-JSON = int | float | str | bool | list["JSON"] | None
+from phase8.codecs.streams import JSON, EncodedGroup, EncodedTensor, Stream, float16_values
+
+__all__ = [
+    "JSON", "Codec", "EncodedGroup", "EncodedTensor", "Importance", "Progress", "Stream", "Trainable", "float16_bits",
+    "float16_values", "round_through",
+]  # fmt: skip
+
 Progress = Callable[[int], None]
 """Called with the number of weights finished since the last call."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stream:
-    """A run of unsigned integers, each below 2**bits. Signed codes are stored with an offset, floats as their bits."""
-
-    values: np.ndarray
-    """1-D, uint8, uint16 or uint32."""
-    bits: int
-    """Width of the plain packing, 1 to 32."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedTensor:
-    """One tensor of a group: its shape (a matrix [O, I] but in the plain codec) and the streams that are its own."""
-
-    shape: tuple[int, ...]
-    streams: dict[str, Stream]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EncodedGroup:
-    """Matrices that were encoded together."""
-
-    codec: str
-    settings: dict[str, JSON]
-    """What `decode` needs beside the streams; JSON only, stored once per group."""
-    tensors: dict[str, EncodedTensor]
-    shared: dict[str, Stream] = field(default_factory=dict)
-    """Streams used by every tensor of the group, such as a codebook."""
-
-    def packed_bits(self) -> int:
-        """Bits of all streams in plain packing, before entropy coding and without the manifest."""
-        own = [s for t in self.tensors.values() for s in t.streams.values()]
-        return sum(s.bits * s.values.size for s in [*self.shared.values(), *own])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,8 +104,3 @@ def float16_bits(x: np.ndarray | Tensor) -> np.ndarray:
     """float values -> uint16 bit patterns of their float16 rounding, 1-D."""
     array = x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else x
     return np.ascontiguousarray(array, dtype=np.float32).astype(np.float16).reshape(-1).view(np.uint16)
-
-
-def float16_values(bits: np.ndarray) -> np.ndarray:
-    """uint16 bit patterns -> float32 values, 1-D."""
-    return bits.astype(np.uint16).view(np.float16).astype(np.float32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from phase8.errors import ArtifactError, CodecError
 
-_CHUNK = 1 << 16  # values spread into single bits at a time; a multiple of 8, so that chunks end on whole bytes
+_CHUNK = 1 << 12  # values spread into single bits at a time; a multiple of 8, so that chunks end on whole bytes
 
 
 def packed_bytes(count: int, bits: int) -> int:
@@ -41,7 +41,7 @@ def pack(values: np.ndarray, bits: int) -> bytes:
     return b"".join(parts)
 
 
-def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
+def unpack(data: bytes | memoryview, bits: int, count: int) -> np.ndarray:
     """Returns `count` values, 1-D, in the narrowest of uint8, uint16 and uint32.
 
     Raises:
@@ -54,13 +54,16 @@ def unpack(data: bytes, bits: int, count: int) -> np.ndarray:
         raise ArtifactError(f"{count} values of {bits} bits take {packed_bytes(count, bits)} bytes, not {len(data)}")
     if data and count * bits % 8 and data[-1] >> (count * bits % 8):
         raise ArtifactError("the last byte of a packed stream is not filled up with zeros")
+    dtype = np.dtype(narrowest(bits)).newbyteorder("<")
+    if bits == 8 * dtype.itemsize:
+        return np.frombuffer(data, dtype=dtype).astype(narrowest(bits))
     raw = np.frombuffer(data, dtype=np.uint8)
     values = np.empty(count, dtype=narrowest(bits))
+    padded = np.zeros((min(_CHUNK, count), 8 * dtype.itemsize), dtype=np.uint8)
     for begin in range(0, count, _CHUNK):
         size = min(_CHUNK, count - begin)
         first = begin * bits // 8
         spread = np.unpackbits(raw[first : first + packed_bytes(size, bits)], bitorder="little", count=size * bits)
-        padded = np.zeros((size, 32), dtype=np.uint8)
-        padded[:, :bits] = spread.reshape(size, bits)
-        values[begin : begin + size] = np.packbits(padded, axis=1, bitorder="little").view("<u4")[:, 0]
+        padded[:size, :bits] = spread.reshape(size, bits)
+        values[begin : begin + size] = np.packbits(padded[:size], axis=1, bitorder="little").view(dtype)[:, 0]
     return values

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from phase8.codecs import decoders
 from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Progress, Stream, Trainable, round_through
-from phase8.errors import ArtifactError, CodecError
+from phase8.errors import CodecError
 
 
 def _narrowest(tensor: Tensor) -> torch.dtype:
@@ -64,22 +65,7 @@ class PlainCodec:
 
     def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
         """Returns every tensor, float32 in its own shape; see `Codec.decode`."""
-        dtype = group.settings.get("dtype")
-        decoded = {}
-        for name, tensor in group.tensors.items():
-            stream = tensor.streams.get("values")
-            if stream is None or stream.values.size != int(np.prod(tensor.shape, dtype=np.int64)):
-                raise ArtifactError("a plain tensor's stream does not fit its shape", where=name)
-            if dtype == "bfloat16":
-                flat = (stream.values.astype(np.uint32) << 16).view(np.float32)
-            elif dtype == "float16":
-                flat = stream.values.astype(np.uint16).view(np.float16).astype(np.float32)
-            elif dtype == "float32":
-                flat = stream.values.astype(np.uint32).view(np.float32)
-            else:
-                raise ArtifactError(f"unknown number format {dtype!r}", where=name)
-            decoded[name] = flat.reshape(tensor.shape)
-        return decoded
+        return dict(decoders.decode(group))
 
     def trainable(self, group: EncodedGroup) -> Trainable:
         """Returns the tensors as parameters, rounded to their stored format straight-through."""

@@ -39,9 +39,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phase8.codecs import lfsr
+from phase8.codecs import decoders, lfsr
 from phase8.codecs.base import (
-    JSON,
     EncodedGroup,
     EncodedTensor,
     Importance,
@@ -51,8 +50,10 @@ from phase8.codecs.base import (
     round_through,
 )
 from phase8.codecs.bitpack import narrowest
+from phase8.codecs.decoders.seedlm import SETTINGS, code_values, config_of, parts
+from phase8.codecs.streams import bfloat16_values
 from phase8.config import SeedLMConfig, SeedSearch
-from phase8.errors import ArtifactError, CodecError, ConfigError
+from phase8.errors import CodecError
 
 _CELLS = 2048
 _LIST_SEEDS = 3072  # mean length of a cell's list
@@ -78,12 +79,6 @@ def _codes(x: Tensor, bits: int) -> Tensor:
     half = 1 << (bits - 1)
     nearest = torch.floor(x / 2) + half if bits <= 2 else torch.round(x) + half
     return nearest.clamp_(0, 2 * half - 1)
-
-
-def _levels(codes, bits: int):
-    """Values of codes, in the arithmetic of their array type."""
-    half = 1 << (bits - 1)
-    return 2 * codes - (2 * half - 1) if bits <= 2 else codes - half
 
 
 # ---------------------------------------------------------------------------------------------------------- the bases
@@ -161,7 +156,7 @@ class _Bank:
                 tried = (exponents - lower).clamp_(-half_range, half_range - 1)
                 step = torch.exp2(tried)[:, None]
                 codes = _codes(coefficients / step, config.bits)
-                rebuilt = torch.bmm(basis, (_levels(codes, config.bits) * step)[:, :, None])[:, :, 0]
+                rebuilt = torch.bmm(basis, (code_values(codes, config.bits) * step)[:, :, None])[:, :, 0]
                 errors = (blocks - rebuilt).square_().sum(1)
                 if best is None:
                     best = errors, tried, codes
@@ -313,10 +308,6 @@ def _bfloat16_bits(x: Tensor) -> np.ndarray:
     return x.detach().reshape(-1).bfloat16().view(torch.int16).numpy().view(np.uint16).copy()
 
 
-def _bfloat16_values(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
 class SeedLMCodec:
     """See the module's text. Streams of a tensor: `seeds`, `exponents` (offset), `codes`, `scale` (bfloat16)."""
 
@@ -344,7 +335,7 @@ class SeedLMCodec:
             flat = matrix.detach().float().reshape(-1)
             scales.append(np.array([_scale_bits(flat, config)], dtype=np.uint16))
             flat = nn.functional.pad(flat, (0, -flat.numel() % config.block_size))
-            scale = float(_bfloat16_values(scales[-1])[0])
+            scale = float(bfloat16_values(scales[-1])[0])
             blocks.append((flat / (scale or 1.0)).view(-1, config.block_size))
         counts = [len(part) for part in blocks]
         remaining = sum(matrix.numel() for matrix in weights.values())
@@ -371,85 +362,20 @@ class SeedLMCodec:
                     "scale": Stream(values=scale, bits=16),
                 },
             )
-        return EncodedGroup(codec=self.name, settings=_settings(config), tensors=tensors)
+        settings = {name: getattr(config, name) for name in SETTINGS}
+        return EncodedGroup(codec=self.name, settings=settings, tensors=tensors)
 
     def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
         """Returns every matrix, float32 [O, I]; see `Codec.decode`."""
-        config = _config(group)
-        block_size, latent_dim = config.block_size, config.latent_dim
-        numbers, start = lfsr.wave(config.seed_bits, block_size * latent_dim)
-        decoded = {}
-        for name, tensor in group.tensors.items():
-            seeds, exponents, codes, scale = _checked(name, tensor, config)
-            flat = np.empty((len(seeds), block_size), dtype=np.float32)
-            step = np.ldexp(scale, exponents)
-            within = np.arange(block_size) * latent_dim
-            size = max(1, _ELEMENTS_AT_ONCE // block_size)
-            for begin in range(0, len(seeds), size):
-                rows = slice(begin, begin + size)
-                place = start[seeds[rows]][:, None] + within
-                total = np.zeros(place.shape, dtype=np.float32)
-                for p in range(latent_dim):
-                    coefficient = _levels(codes[rows, p].astype(np.float32), config.bits) * step[rows]
-                    total += numbers[place + p] * coefficient[:, None]
-                flat[rows] = total
-            size = tensor.shape[0] * tensor.shape[1]
-            decoded[name] = np.ascontiguousarray(flat.reshape(-1)[:size].reshape(tensor.shape))
-        return decoded
+        return dict(decoders.decode(group))
 
     def trainable(self, group: EncodedGroup) -> Trainable:
         """Returns coefficients and scales as parameters; seeds and exponents stay."""
         return _SeedLMTrainable(group)
 
 
-def _settings(config: SeedLMConfig) -> dict[str, JSON]:
-    return {name: getattr(config, name) for name in _SETTINGS}
-
-
-_SETTINGS = ("block_size", "latent_dim", "bits", "seed_bits", "exponent_bits")
-
-
 def _stream(values: Tensor, bits: int) -> Stream:
     return Stream(values=values.reshape(-1).numpy().astype(narrowest(bits)), bits=bits)
-
-
-def _config(group: EncodedGroup) -> SeedLMConfig:
-    if set(group.settings) != set(_SETTINGS):
-        raise ArtifactError("the settings of a seedlm group are not the known ones", where=str(sorted(group.settings)))
-    try:
-        return SeedLMConfig(**group.settings)
-    except ConfigError as error:
-        raise ArtifactError(f"a seedlm group has impossible settings: {error.what}") from error
-
-
-def _checked(
-    name: str, tensor: EncodedTensor, config: SeedLMConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:
-    """Returns seeds int64 [N], exponents int32 [N], codes [N, P] and the scale, or raises `ArtifactError`."""
-    ok = len(tensor.shape) == 2 and all(isinstance(n, int) and n >= 1 for n in tensor.shape)
-    count = -(-math.prod(tensor.shape) // config.block_size) if ok else 0
-    expected = {
-        "seeds": (count, config.seed_bits),
-        "exponents": (count, config.exponent_bits),
-        "codes": (count * config.latent_dim, config.bits),
-        "scale": (1, 16),
-    }
-    if not ok or set(tensor.streams) != set(expected):
-        raise ArtifactError("a seedlm tensor has a bad shape, or streams other than its four", where=name)
-    for key, (size, bits) in expected.items():
-        stream = tensor.streams[key]
-        if stream.bits != bits or stream.values.shape != (size,) or stream.values.dtype.kind != "u":
-            raise ArtifactError(f"the stream {key!r} does not fit the tensor's shape", where=name)
-        if int(stream.values.max()) >> bits:
-            raise ArtifactError(f"the stream {key!r} holds a value of more than {bits} bits", where=name)
-    seeds = tensor.streams["seeds"].values.astype(np.int64)
-    if not seeds.all():
-        raise ArtifactError("a seed is 0, which stands for no basis", where=name)
-    scale = _bfloat16_values(tensor.streams["scale"].values)[0]
-    if not np.isfinite(scale):
-        raise ArtifactError("the scale is not a finite number", where=name)
-    exponents = tensor.streams["exponents"].values.astype(np.int32) - (1 << (config.exponent_bits - 1))
-    return seeds, exponents, tensor.streams["codes"].values.reshape(count, config.latent_dim), scale
 
 
 class _SeedLMTrainable(Trainable):
@@ -459,17 +385,18 @@ class _SeedLMTrainable(Trainable):
 
     def __init__(self, group: EncodedGroup) -> None:
         super().__init__()
-        self._group, self._config = group, _config(group)
+        decoders.check(group)
+        self._group, self._config = group, config_of(group.settings)
         config = self._config
         self._names = list(group.tensors)
         coefficients, scales = [], []
         for number, (name, tensor) in enumerate(group.tensors.items()):
-            seeds, exponents, codes, scale = _checked(name, tensor, config)
+            seeds, exponents, codes, scale = parts(name, tensor, config)
             steps = torch.from_numpy(np.ldexp(np.float32(1), exponents))[:, None]
             bases = torch.from_numpy(lfsr.bases(seeds, config.block_size, config.latent_dim, config.seed_bits))
             self.register_buffer(f"steps_{number}", steps, persistent=False)
             self.register_buffer(f"bases_{number}", bases, persistent=False)
-            levels = _levels(torch.from_numpy(codes.astype(np.float32)), config.bits)
+            levels = code_values(torch.from_numpy(codes.astype(np.float32)), config.bits)
             scales.append(nn.Parameter(torch.tensor(float(scale))))
             coefficients.append(nn.Parameter(levels * steps * float(scale)))
         self.coefficients = nn.ParameterList(coefficients)
@@ -490,7 +417,7 @@ class _SeedLMTrainable(Trainable):
         result = {}
         for number, name in enumerate(self._names):
             units = self._units(number)
-            levels = round_through(units, _levels(_codes(units.detach(), self._config.bits), self._config.bits))
+            levels = round_through(units, code_values(_codes(units.detach(), self._config.bits), self._config.bits))
             scaled = levels * getattr(self, f"steps_{number}") * self._scale(number)
             flat = torch.bmm(getattr(self, f"bases_{number}"), scaled[:, :, None]).reshape(-1)
             shape = self._group.tensors[name].shape

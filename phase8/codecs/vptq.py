@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from phase8.codecs import decoders
 from phase8.codecs.base import (
     EncodedGroup,
     EncodedTensor,
@@ -48,19 +49,18 @@ from phase8.codecs.base import (
     Stream,
     Trainable,
     float16_bits,
-    float16_values,
     round_through,
 )
+from phase8.codecs.decoders.vptq import EIGHT_BIT_OFFSET, codebooks, parts
 from phase8.codecs.kmeans import kmeans
 from phase8.config import VPTQConfig
-from phase8.errors import ArtifactError, CodecError
+from phase8.errors import CodecError
 
 LOOP_BLOCK = 128
 """Columns between two lazy updates; changes the speed, not the result."""
 SCORES_AT_ONCE = 1 << 18
 """Distances held in memory while entries are chosen: 1 MiB, which stays in a core's cache."""
 SMALLEST_FLOAT16 = 2.0**-24
-EIGHT_BIT_OFFSET = 128
 
 
 class VPTQCodec:
@@ -87,8 +87,7 @@ class VPTQCodec:
         """
         v = config.vector_dim
         matrices = {
-            name: _prepare(name, weight, importance.get(name, Importance()), config)
-            for name, weight in weights.items()
+            name: _prepare(name, weight, importance.get(name, Importance()), config) for name, weight in weights.items()
         }
         generator = np.random.default_rng(seed)
         residual_IP = [m.weight_IP for m in matrices.values()]
@@ -139,18 +138,7 @@ class VPTQCodec:
 
     def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
         """Returns every matrix, float32 [O, I]; see `Codec.decode`."""
-        parsed = _parse(group)
-        decoded = {}
-        for name, (scale, index_NG) in parsed.tensors.items():
-            rows, columns = group.tensors[name].shape
-            # An entry's elements beyond the last row are never looked at; dropping them first bounds the memory.
-            used = min(parsed.vector_dim, rows)
-            sum_GIV = parsed.codebooks_KV[0][:, :used][index_NG[0]]
-            for codebook_KV, index_GI in zip(parsed.codebooks_KV[1:], index_NG[1:], strict=True):
-                sum_GIV += codebook_KV[:, :used][index_GI]
-            sum_PI = sum_GIV.transpose(0, 2, 1).reshape(-1, columns)
-            decoded[name] = np.ascontiguousarray(sum_PI[:rows]) * scale
-        return decoded
+        return dict(decoders.decode(group))
 
     def trainable(self, group: EncodedGroup) -> Trainable:
         """Returns codebooks and scales as parameters, the indices as buffers."""
@@ -360,68 +348,6 @@ def _codebook_streams(codebooks: list[_Codebook]) -> dict[str, Stream]:
     return streams
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Parsed:
-    """A group whose streams were checked against its shapes and settings."""
-
-    vector_dim: int
-    codebook_bits: int
-    codebooks_KV: list[np.ndarray]
-    tensors: dict[str, tuple[np.float32, list[np.ndarray]]]
-    """Scale, and one index array [G, I] per codebook."""
-
-
-def _parse(group: EncodedGroup) -> _Parsed:
-    v, bits, sizes = (group.settings.get(key) for key in ("vector_dim", "codebook_bits", "codebook_sizes"))
-    counts = [v, *sizes] if isinstance(sizes, list) else []
-    if len(counts) < 2 or bits not in (8, 16) or not all(type(count) is int and count >= 1 for count in counts):
-        raise ArtifactError(f"impossible settings {group.settings}", where="vptq group", fix="write the file anew")
-    codebooks_KV = [_read_codebook(group.shared, m, k, v, bits) for m, k in enumerate(sizes)]
-    tensors = {}
-    for name, tensor in group.tensors.items():
-        rows, columns = tensor.shape
-        if rows < 1 or columns < 1:
-            raise ArtifactError(f"impossible shape {tensor.shape}", where=name, fix="write the file anew")
-        vectors = -(-rows // v) * columns
-        scale = _floats(_values(tensor.streams, "scale", 1, name), name)[0]
-        index_NG = []
-        for m, k in enumerate(sizes):
-            index = _values(tensor.streams, f"index_{m}", vectors, name)
-            if int(index.max()) >= k:
-                raise ArtifactError(
-                    f"index_{m} points beyond the {k} entries of its codebook", where=name, fix="write the file anew"
-                )
-            index_NG.append(index.reshape(-1, columns))
-        tensors[name] = (scale, index_NG)
-    return _Parsed(vector_dim=v, codebook_bits=bits, codebooks_KV=codebooks_KV, tensors=tensors)
-
-
-def _read_codebook(streams: Mapping[str, Stream], m: int, k: int, v: int, bits: int) -> np.ndarray:
-    name = f"codebook_{m}"
-    codes = _values(streams, name, k * v, name)
-    if bits == 16:
-        return _floats(codes, name).reshape(k, v)
-    step = _floats(_values(streams, f"{name}_step", 1, name), name)[0]
-    if int(codes.max()) > 255:
-        raise ArtifactError("an 8-bit code exceeds 255", where=name, fix="write the file anew")
-    return ((codes.astype(np.float32) - EIGHT_BIT_OFFSET) * step).reshape(k, v)
-
-
-def _values(streams: Mapping[str, Stream], role: str, length: int, where: str) -> np.ndarray:
-    stream = streams.get(role)
-    if stream is None or stream.values.ndim != 1 or stream.values.size != length or stream.values.dtype.kind != "u":
-        raise ArtifactError(f"the stream {role} must hold {length} integers", where=where, fix="write the file anew")
-    return stream.values
-
-
-def _floats(bits: np.ndarray, where: str) -> np.ndarray:
-    """float16 bits -> finite float32."""
-    values = float16_values(bits) if int(bits.max()) <= 0xFFFF else np.array([np.nan])
-    if not np.isfinite(values).all():
-        raise ArtifactError("a stored number is NaN or infinite", where=where, fix="write the file anew")
-    return values
-
-
 class _VPTQTrainable(Trainable):
     """Codebooks float32 [K, V] and one scale per matrix, rounded to their stored precision straight-through."""
 
@@ -429,13 +355,13 @@ class _VPTQTrainable(Trainable):
 
     def __init__(self, group: EncodedGroup) -> None:
         super().__init__()
-        parsed = _parse(group)
-        self._group = group
-        self._bits = parsed.codebook_bits
-        self.codebooks = nn.ParameterList([nn.Parameter(torch.from_numpy(c.copy())) for c in parsed.codebooks_KV])
-        self.scales = nn.Parameter(torch.tensor([float(scale) for scale, _ in parsed.tensors.values()]))
-        for t, (_, index_NG) in enumerate(parsed.tensors.values()):
-            for m, index_GI in enumerate(index_NG):
+        decoders.check(group)
+        self._group, self._bits = group, group.settings["codebook_bits"]
+        tensors = [parts(name, tensor, group.settings["codebook_sizes"]) for name, tensor in group.tensors.items()]
+        self.codebooks = nn.ParameterList([nn.Parameter(torch.from_numpy(c.copy())) for c in codebooks(group)])
+        self.scales = nn.Parameter(torch.tensor([float(scale) for scale, _ in tensors]))
+        for t, (_, indices) in enumerate(tensors):
+            for m, index_GI in enumerate(indices):
                 self.register_buffer(f"index_{t}_{m}", torch.from_numpy(index_GI.astype(np.int32)), persistent=False)
 
     def weights(self) -> dict[str, Tensor]:

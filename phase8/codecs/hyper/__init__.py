@@ -1,5 +1,21 @@
-"""Weights as values of a parametric function along a trajectory: polynomial, Fourier, or the ergodic winding."""
+"""Weights as values of a parametric function along a trajectory: polynomial, Fourier, or the ergodic winding.
 
-from phase8.codecs.hyper.codec import HyperCodec
+The functions (`polynomial`, `fourier`, `winding`) are numpy; `HyperCodec` needs torch and is imported when asked for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phase8.codecs.hyper.codec import HyperCodec
 
 __all__ = ["HyperCodec"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HyperCodec":
+        from phase8.codecs.hyper.codec import HyperCodec
+
+        return HyperCodec
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

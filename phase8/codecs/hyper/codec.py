@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from phase8.codecs import decoders
 from phase8.codecs.base import (
     EncodedGroup,
     EncodedTensor,
@@ -33,16 +34,14 @@ from phase8.codecs.base import (
     float16_values,
     round_through,
 )
-from phase8.codecs.hyper import ergodic, fourier, polynomial
-from phase8.config import HyperConfig, Trajectory, Winding
-from phase8.errors import ArtifactError, CodecError, ConfigError
+from phase8.codecs.decoders.hyper import MAX_EXPONENT, MAX_SIZE, config_of, geometry, rows, scale_of
+from phase8.codecs.hyper import ergodic
+from phase8.config import HyperConfig, Trajectory
+from phase8.errors import CodecError
 
 _LARGEST_HALF = 65504.0
 _LEAST_WIDTH = 2.0**-14
 """Least side and shrink: the smallest float16 of full precision, so that neither reaches 0."""
-_MAX_EXPONENT = 60
-_MAX_SIZE = 1 << 28
-"""Most weights of one matrix: a whole-tensor series has a few coefficients at any size, so shapes need a bound."""
 _STEP_TRIALS = np.geomspace(1.0, 0.15, 24)
 """Candidate steps, as fractions of the one that reaches the largest coefficient."""
 
@@ -73,9 +72,9 @@ class HyperCodec:
             flat[name] = tensor.detach().to("cpu", torch.float32).reshape(-1)
             if not torch.isfinite(flat[name]).all():
                 raise CodecError("the matrix holds NaN or infinite weights", where=name, fix="train the model anew")
-            if flat[name].numel() > _MAX_SIZE:
-                raise CodecError(f"the matrix has more than {_MAX_SIZE:,} weights", where=name, fix="protect it")
-            if flat[name].numel() and float(flat[name].abs().max()) > 2.0**_MAX_EXPONENT:
+            if flat[name].numel() > MAX_SIZE:
+                raise CodecError(f"the matrix has more than {MAX_SIZE:,} weights", where=name, fix="protect it")
+            if flat[name].numel() and float(flat[name].abs().max()) > 2.0**MAX_EXPONENT:
                 raise CodecError("the matrix holds weights above 2^60", where=name, fix="rescale the model")
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if config.trajectory_type is Trajectory.ergodic:
@@ -173,36 +172,7 @@ class HyperCodec:
         Raises:
             ArtifactError: settings out of range; a stream is missing, of the wrong length or out of range.
         """
-        config, exponent = _settings(group)
-        unit = np.float32(2.0**exponent)
-        decoded = {}
-        if config.trajectory_type is Trajectory.ergodic:
-            geometry = _geometry(group, config)
-            for name, tensor in group.tensors.items():
-                theta = _integers(tensor, name, "codes", _length(tensor, name, config))
-                _below(theta, (config.classes + 1) * (config.grid + 1), name)
-                scale = _scale(tensor, name) * unit
-                values = scale * _points(theta, config, geometry)
-                decoded[name] = _shaped(values, tensor.shape)
-            return decoded
-        top = (1 << (config.coefficient_bits - 1)) - 1
-        for name, tensor in group.tensors.items():
-            stored = _integers(tensor, name, "coefficients", _length(tensor, name, config))
-            _below(stored, 2 * top + 1, name)
-            size = _size(tensor.shape, name)
-            length = config.block_size or size
-            step = _scale(tensor, name) * unit
-            if not size:
-                decoded[name] = np.zeros(tensor.shape, dtype=np.float32)
-                continue
-            terms = _terms(config.trajectory_type, config.degree, length)
-            q_BD = (stored.astype(np.int64) - top).reshape(-1, terms).astype(np.float32)
-            values = np.zeros((len(q_BD), length), dtype=np.float32)
-            for d, row in enumerate(_rows(config.trajectory_type, config.degree, length)):
-                values += q_BD[:, d, None] * row
-            values *= step
-            decoded[name] = _shaped(values, tensor.shape)
-        return decoded
+        return dict(decoders.decode(group))
 
     def trainable(self, group: EncodedGroup) -> Trainable:
         """Returns the continuous parameters: coefficients and step, or centroid, side, shrinks and scale.
@@ -211,7 +181,7 @@ class HyperCodec:
             ArtifactError: as `decode`.
         """
         self.decode(group)
-        config, exponent = _settings(group)
+        config, exponent = config_of(group.settings)
         if config.trajectory_type is Trajectory.ergodic:
             return _TrainableWinding(group, config, exponent)
         return _TrainableSeries(group, config, exponent)
@@ -225,7 +195,7 @@ class _TrainableWinding(Trainable):
     def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
         super().__init__()
         self._group, self._exponent = group, exponent
-        centroid, side, shrink = _geometry(group, config)
+        centroid, side, shrink = geometry(group, config)
         self.centroid = nn.Parameter(torch.from_numpy(centroid.copy()))
         self.side_gain = nn.Parameter(torch.ones(1))
         self.shrink_gain = nn.Parameter(torch.ones(len(shrink))) if len(shrink) else None
@@ -238,7 +208,7 @@ class _TrainableWinding(Trainable):
             theta = tensor.streams["codes"].values.astype(np.int64)
             self.register_buffer(f"_index_{n}", torch.from_numpy(theta % (config.grid + 1)))
             self.register_buffer(f"_class_{n}", torch.from_numpy(theta // (config.grid + 1)))
-            self.register_buffer(f"_scale_{n}", torch.tensor([float(_scale(tensor, name))]))
+            self.register_buffer(f"_scale_{n}", torch.tensor([float(scale_of(tensor, name))]))
             self.scale_gain.append(nn.Parameter(torch.ones(1)))
 
     def _stored(self) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
@@ -295,7 +265,7 @@ class _TrainableSeries(Trainable):
             shape = (-1, len(getattr(self, basis_name))) if stored.size else (0, len(getattr(self, basis_name)))
             self.coefficients.append(nn.Parameter(torch.from_numpy(stored).float().reshape(shape)))
             self.step_gain.append(nn.Parameter(torch.ones(1)))
-            self.register_buffer(f"_step_{n}", torch.tensor([float(_scale(tensor, name))]))
+            self.register_buffer(f"_step_{n}", torch.tensor([float(scale_of(tensor, name))]))
 
     def _stored(self, n: int) -> tuple[Tensor, Tensor]:
         q = self.coefficients[n]
@@ -321,28 +291,8 @@ class _TrainableSeries(Trainable):
         return EncodedGroup(codec=self._group.codec, settings=dict(self._group.settings), tensors=tensors)
 
 
-def _rows(trajectory: Trajectory, degree: int, length: int) -> Iterator[np.ndarray]:
-    family = polynomial if trajectory is Trajectory.polynomial else fourier
-    return family.rows(min(degree, family.max_degree(length)), length)
-
-
-def _terms(trajectory: Trajectory, degree: int, length: int) -> int:
-    if trajectory is Trajectory.polynomial:
-        return 1 + min(degree, polynomial.max_degree(length))
-    return 1 + 2 * min(degree, fourier.max_degree(length))
-
-
 def _basis(trajectory: Trajectory, degree: int, length: int) -> np.ndarray:
-    return np.stack(list(_rows(trajectory, degree, max(length, 1))))
-
-
-def _points(theta: np.ndarray, config: HyperConfig, geometry: tuple[np.ndarray, np.float32, np.ndarray]) -> np.ndarray:
-    centroid, side, shrink = geometry
-    widths = side / np.concatenate([np.ones(1, dtype=np.float32), shrink])
-    theta = theta.astype(np.uint32)
-    index, radial = theta % (config.grid + 1), theta // (config.grid + 1)
-    unit = ergodic.offsets(index, ergodic.steps(config.dims, config.grid, config.winding))
-    return centroid + unit * widths[radial][:, None]
+    return np.stack(list(rows(trajectory, degree, max(length, 1))))
 
 
 def _rms(w: Tensor) -> float:
@@ -358,7 +308,7 @@ def _blocks(w: Tensor, length: int) -> Tensor:
 def _exponent(scales: Iterator[float]) -> int:
     """The power of two that brings the largest scale to between 128 and 256, far from both ends of float16."""
     largest = max(scales)
-    return max(-_MAX_EXPONENT, min(_MAX_EXPONENT, math.ceil(math.log2(largest)) - 8)) if largest > 0 else 0
+    return max(-MAX_EXPONENT, min(MAX_EXPONENT, math.ceil(math.log2(largest)) - 8)) if largest > 0 else 0
 
 
 def _half(x: np.ndarray) -> np.ndarray:
@@ -397,76 +347,3 @@ def _group(
         for name in shapes
     }
     return EncodedGroup(codec=codec, settings=settings, tensors=tensors, shared=shared)
-
-
-def _settings(group: EncodedGroup) -> tuple[HyperConfig, int]:
-    """The group's settings as a checked config, and the exponent of its scales."""
-    settings = group.settings
-    exponent = settings.get("exponent")
-    names = ["dims", "grid", "classes"] if settings.get("trajectory") == "ergodic" else []
-    names = names or ["degree", "block_size", "coefficient_bits"]
-    numbers = {name: settings.get(name) for name in names}
-    if any(type(value) is not int for value in [exponent, *numbers.values()]) or abs(exponent) > _MAX_EXPONENT:
-        raise ArtifactError("the hyper codec's settings are missing or not integers", where=", ".join(names))
-    try:
-        trajectory = Trajectory(settings.get("trajectory"))
-        if trajectory is Trajectory.ergodic:
-            winding = Winding(settings.get("winding"))
-            return HyperConfig(trajectory_type=trajectory, winding=winding, **numbers), exponent
-        return HyperConfig(trajectory_type=trajectory, **numbers), exponent
-    except (ValueError, ConfigError) as error:
-        raise ArtifactError(f"the hyper codec's settings are out of range: {error}", where="settings") from error
-
-
-def _geometry(group: EncodedGroup, config: HyperConfig) -> tuple[np.ndarray, np.float32, np.ndarray]:
-    """Centroid [K], side, shrinks [M]; all finite, side and shrinks positive."""
-    wanted = {"centroid": config.dims, "side": 1} | ({"shrink": config.classes} if config.classes else {})
-    found = {}
-    for role, size in wanted.items():
-        stream = group.shared.get(role)
-        if stream is None or stream.values.size != size:
-            raise ArtifactError(f"the winding's {role} is missing or not {size} numbers long", where=role)
-        found[role] = float16_values(stream.values)
-        if not np.isfinite(found[role]).all() or (role != "centroid" and not (found[role] > 0).all()):
-            raise ArtifactError(f"the winding's {role} is not a usable number", where=role)
-    return found["centroid"], found["side"][0], found.get("shrink", np.zeros(0, dtype=np.float32))
-
-
-def _size(shape: tuple[int, ...], name: str) -> int:
-    if not all(isinstance(n, int) and n >= 0 for n in shape) or math.prod(shape) > _MAX_SIZE:
-        raise ArtifactError(f"{shape} is not a shape, or beyond {_MAX_SIZE:,} weights", where=name)
-    return math.prod(shape)
-
-
-def _length(tensor: EncodedTensor, name: str, config: HyperConfig) -> int:
-    """How many codes or coefficients a tensor of this shape has."""
-    size = _size(tensor.shape, name)
-    if config.trajectory_type is Trajectory.ergodic:
-        return -(-size // config.dims)
-    length = config.block_size or size
-    return -(-size // length) * _terms(config.trajectory_type, config.degree, length) if size else 0
-
-
-def _integers(tensor: EncodedTensor, name: str, role: str, size: int) -> np.ndarray:
-    stream = tensor.streams.get(role)
-    if stream is None or stream.values.ndim != 1 or stream.values.size != size:
-        raise ArtifactError(f"the stream {role!r} is missing or not {size} long, as the shape asks", where=name)
-    if stream.values.dtype.kind != "u":
-        raise ArtifactError(f"the stream {role!r} does not hold unsigned integers", where=name)
-    return stream.values
-
-
-def _below(values: np.ndarray, limit: int, name: str) -> None:
-    if values.size and int(values.max()) >= limit:
-        raise ArtifactError(f"a code is {int(values.max())}, the settings allow below {limit}", where=name)
-
-
-def _scale(tensor: EncodedTensor, name: str) -> np.float32:
-    value = float16_values(_integers(tensor, name, "scale", 1))[0]
-    if not np.isfinite(value):
-        raise ArtifactError("the scale is not a finite number", where=name)
-    return value
-
-
-def _shaped(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    return np.ascontiguousarray(values.reshape(-1)[: math.prod(shape)].reshape(shape), dtype=np.float32)

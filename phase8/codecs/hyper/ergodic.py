@@ -29,61 +29,17 @@ T_3 = (0, -1).
 from __future__ import annotations
 
 import math
-from decimal import ROUND_CEILING, Decimal, localcontext
 
 import faiss
 import numpy as np
 import torch
 from torch import Tensor
 
+from phase8.codecs.hyper.winding import offsets, steps
 from phase8.config import Winding
 
-_PI = Decimal("3.14159265358979323846264338327950288419716939937511")
 _SAMPLE_WEIGHTS = 1 << 16
 """Weights on which a cube's side is chosen."""
-
-
-def _primes(count: int) -> list[int]:
-    found: list[int] = []
-    candidate = 2
-    while len(found) < count:
-        if all(candidate % p for p in found if p * p <= candidate):
-            found.append(candidate)
-        candidate += 1
-    return found
-
-
-def steps(dims: int, grid: int, winding: Winding) -> np.ndarray:
-    """Returns the direction a in units of the side, uint64 [K], in 2^-64: exact decimal arithmetic on every machine.
-
-    Rounded upwards, so that a multiple that is a whole number of turns lands on 0 and not just below 1.
-    """
-    if winding is Winding.primes:
-        return np.array([math.isqrt(p << 128) % (1 << 64) + 1 for p in _primes(dims)], dtype=np.uint64)
-    with localcontext() as context:
-        context.prec = 50
-        if winding is Winding.reciprocal:
-            ratios = [1 / (_PI + k) for k in range(dims)]
-        else:
-            log_u = Decimal(grid).ln()
-            ratios = [(-log_u * (dims - k) / dims).exp() for k in range(dims)]
-        turns = [int((r * (1 << 64)).to_integral_value(rounding=ROUND_CEILING)) for r in ratios]
-        return np.array(turns, dtype=np.uint64)
-
-
-def offsets(index: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """Positions on the winding, relative to the cube's centre and side.
-
-    Args:
-        index: i of each point, integers [n] in 0 .. U.
-        direction: from `steps`, uint64 [K].
-
-    Returns:
-        ((i - 1) a mod 1) - 1/2, float32 [n, K], in [-1/2, 1/2); zero where i = 0.
-    """
-    turns = (index.astype(np.uint64) - np.uint64(1))[:, None] * direction[None, :]  # wraps modulo 2^64: that is "mod 1"
-    unit = (turns >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-24)
-    return np.where(index[:, None] == 0, np.float32(0), unit - np.float32(0.5))
 
 
 def shrinks(side: float, farthest: float, classes: int, dims: int) -> np.ndarray:

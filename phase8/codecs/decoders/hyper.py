@@ -1,0 +1,173 @@
+"""The hyper codec's decoder: blocks of weights as points of a trajectory; `phase8.codecs.hyper` has the whole story.
+
+Settings of the series: `trajectory` (`polynomial`, `fourier`), `degree`, `block_size` N (0: the whole tensor),
+`coefficient_bits` b, `exponent`. Streams of a tensor of B blocks: `scale` [1] float16, `coefficients` [B D], offset by
+top = 2^(b-1) - 1.
+
+    w_j = ((0 + q_0 row_0[j]) + q_1 row_1[j] + ...) * (scale * 2^exponent)
+
+Settings of the winding: `trajectory` (`ergodic`), `dims` K, `grid` U, `classes` M, `winding`, `exponent`. Shared:
+`centroid` [K], `side` [1], `shrink` [M], all float16. Streams of a tensor of B blocks: `scale` [1] float16,
+`codes` [B], theta = m (U + 1) + i.
+
+    w_k = (scale * 2^exponent) * (centroid_k + offset_k(i) * (side / shrink_m)),    shrink_0 = 1
+
+each operation rounded to float32. The last block's superfluous weights are dropped; where there is but one block, they
+are not worked out either, so that a long block over a short tensor takes no memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from phase8.codecs.hyper import fourier, polynomial, winding
+from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, finite, float16_values, size_of
+from phase8.config import HyperConfig, Trajectory, Winding
+from phase8.errors import ArtifactError, ConfigError
+
+MAX_EXPONENT = 60
+MAX_SIZE = 1 << 28
+"""Most weights of one matrix: a whole-tensor series has a few coefficients at any size, so shapes need a bound."""
+_WEIGHTS_AT_ONCE = 1 << 18
+_OfBlocks = Callable[[str, EncodedTensor, np.float32], np.ndarray]
+"""(name, tensor, scale with the group's exponent) -> the weights of all blocks, float32, flat."""
+
+
+def config_of(settings: Mapping[str, Any]) -> tuple[HyperConfig, int]:
+    """The settings of a group as a checked config, and the exponent of its scales.
+
+    Raises:
+        ArtifactError: a setting is missing, unknown or out of range.
+    """
+    ergodic = settings.get("trajectory") == "ergodic"
+    names = ("dims", "grid", "classes") if ergodic else ("degree", "block_size", "coefficient_bits")
+    known = {"trajectory", "exponent", *names} | ({"winding"} if ergodic else set())
+    numbers: dict[str, Any] = {name: settings.get(name) for name in names}
+    exponent: Any = settings.get("exponent")
+    whole = all(type(value) is int for value in (exponent, *numbers.values()))
+    if set(settings) != known or not whole or abs(exponent) > MAX_EXPONENT:
+        raise ArtifactError("the hyper codec's settings are missing, unknown or out of range", where=", ".join(names))
+    try:
+        trajectory = Trajectory(settings["trajectory"])
+        if trajectory is Trajectory.ergodic:
+            numbers["winding"] = Winding(settings["winding"])
+        return HyperConfig(trajectory_type=trajectory, **numbers), exponent
+    except (ValueError, ConfigError) as error:
+        raise ArtifactError(f"the hyper codec's settings are out of range: {error}", where="settings") from error
+
+
+def rows(trajectory: Trajectory, degree: int, length: int, used: int | None = None) -> Iterator[np.ndarray]:
+    """The functions of a series over `length` positions, as many as they can tell apart; float32 [used] each."""
+    family = polynomial if trajectory is Trajectory.polynomial else fourier
+    return family.rows(min(degree, family.max_degree(length)), length, used)
+
+
+def terms(trajectory: Trajectory, degree: int, length: int) -> int:
+    """How many `rows` there are."""
+    if trajectory is Trajectory.polynomial:
+        return 1 + min(degree, polynomial.max_degree(length))
+    return 1 + 2 * min(degree, fourier.max_degree(length))
+
+
+def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """See `phase8.codecs.decoders`."""
+    config, _ = config_of(settings)
+    tensors, shared = {}, {}
+    winds = config.trajectory_type is Trajectory.ergodic
+    for name, shape in shapes.items():
+        size = size_of(shape, name)
+        if size > MAX_SIZE:
+            raise ArtifactError(f"{shape} is beyond {MAX_SIZE:,} weights", where=name)
+        if winds:
+            bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
+            own = {"codes": (-(-size // config.dims), bits)}
+        else:
+            length = config.block_size or size
+            count = -(-size // length) * terms(config.trajectory_type, config.degree, length) if size else 0
+            own = {"coefficients": (count, config.coefficient_bits)}
+        tensors[name] = {**own, "scale": (1, 16)}
+    if winds:
+        shared = {"centroid": (config.dims, 16), "side": (1, 16)}
+        if config.classes:
+            shared["shrink"] = (config.classes, 16)
+    return Layout(tensors=tensors, shared=shared)
+
+
+def geometry(group: EncodedGroup, config: HyperConfig) -> tuple[np.ndarray, np.float32, np.ndarray]:
+    """Centroid [K], side, shrinks [M] of a winding.
+
+    Raises:
+        ArtifactError: one is not finite; a side or shrink is not positive.
+    """
+    found = {role: finite(float16_values(stream.values), role) for role, stream in group.shared.items()}
+    shrink = found.get("shrink", np.zeros(0, dtype=np.float32))
+    if not (found["side"] > 0).all() or not (shrink > 0).all():
+        raise ArtifactError("a side or shrink of the winding is not positive", where="hyper group")
+    return found["centroid"], found["side"][0], shrink
+
+
+def scale_of(tensor: EncodedTensor, name: str) -> np.float32:
+    """A tensor's scale without the group's exponent; raises `ArtifactError` where it is not finite."""
+    return finite(float16_values(tensor.streams["scale"].values), name)[0]
+
+
+def codes_of(tensor: EncodedTensor, name: str, role: str, limit: int) -> np.ndarray:
+    """The values of a stream, all below `limit`, or raises `ArtifactError`."""
+    values = tensor.streams[role].values
+    if values.size and int(values.max()) >= limit:
+        raise ArtifactError(f"a code is {int(values.max())}, the settings allow below {limit}", where=name)
+    return values
+
+
+def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
+    """See `phase8.codecs.decoders`."""
+    config, exponent = config_of(group.settings)
+    of_blocks = _winding(group, config) if config.trajectory_type is Trajectory.ergodic else _series(group, config)
+    unit = np.float32(2.0**exponent)
+    for name, tensor in group.tensors.items():
+        size = math.prod(tensor.shape)
+        flat = of_blocks(name, tensor, scale_of(tensor, name) * unit) if size else np.zeros(0, dtype=np.float32)
+        yield name, flat[:size].reshape(tensor.shape)
+
+
+def _winding(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
+    centroid, side, shrink = geometry(group, config)
+    widths = side / np.concatenate([np.ones(1, dtype=np.float32), shrink])
+    direction = winding.steps(config.dims, config.grid, config.winding)
+
+    def of_blocks(name: str, tensor: EncodedTensor, scale: np.float32) -> np.ndarray:
+        theta_B = codes_of(tensor, name, "codes", (config.classes + 1) * (config.grid + 1))
+        used = min(config.dims, math.prod(tensor.shape))
+        weights_BK = np.empty((len(theta_B), used), dtype=np.float32)
+        at_once = max(1, _WEIGHTS_AT_ONCE // config.dims)
+        for begin in range(0, len(theta_B), at_once):
+            radial, index = np.divmod(theta_B[begin : begin + at_once].astype(np.uint32), np.uint32(config.grid + 1))
+            points = centroid[:used] + winding.offsets(index, direction[:used]) * widths[radial][:, None]
+            weights_BK[begin : begin + at_once] = scale * points
+        return weights_BK.reshape(-1)
+
+    return of_blocks
+
+
+def _series(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
+    kind, degree = config.trajectory_type, config.degree
+    top = (1 << (config.coefficient_bits - 1)) - 1
+
+    def of_blocks(name: str, tensor: EncodedTensor, step: np.float32) -> np.ndarray:
+        stored = codes_of(tensor, name, "coefficients", 2 * top + 1)
+        size = math.prod(tensor.shape)
+        length, used = config.block_size or size, min(config.block_size or size, size)
+        q_BD = (stored.astype(np.int32) - top).astype(np.float32).reshape(-1, terms(kind, degree, length))
+        weights_BN = np.zeros((len(q_BD), used), dtype=np.float32)
+        at_once = max(1, _WEIGHTS_AT_ONCE // used)
+        for d, row_N in enumerate(rows(kind, degree, length, used)):
+            for begin in range(0, len(q_BD), at_once):
+                weights_BN[begin : begin + at_once] += q_BD[begin : begin + at_once, d, None] * row_N
+        weights_BN *= step
+        return weights_BN.reshape(-1)
+
+    return of_blocks
