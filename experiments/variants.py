@@ -113,7 +113,9 @@ def main() -> None:
     text = "\n".join([*lines, "", caption, "", *benchmark_rows(results), ""])
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "variants.md").write_text(text, encoding="utf-8")
-    (RESULTS / "variants.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    # A run records its directory in full; what is published is relative to the repository.
+    text = json.dumps(results, indent=1).replace(f"{ROOT}/", "")
+    (RESULTS / "variants.json").write_text(text + "\n", encoding="utf-8")
     if list(results) == list(VARIANTS):
         readme = ROOT / "README.md"
         before, rest = readme.read_text(encoding="utf-8").split(BEGIN)

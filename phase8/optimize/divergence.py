@@ -65,7 +65,7 @@ def tensor_sensitivity(
 
 def check_replacements(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Raises ModelError where a replacement names no parameter of the network or has another shape."""
-    known = dict(network.named_parameters(remove_duplicate=False))
+    known = network.state_dict(keep_vars=True)
     wrong = [
         f"{name} {tuple(weight.shape)}"
         for name, weight in weights.items()

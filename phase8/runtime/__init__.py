@@ -6,7 +6,8 @@
 
 or `python -m phase8.runtime ARTIFACT --prompt "Once upon a time"`. Two libraries are used where they are installed:
 `constriction` decodes entropy-coded streams some twenty times faster, `tokenizers` turns text into tokens and back.
-The parts of the package that this needs are `errors`, `config`, `files`, `codecs/` (the decoding half) and `runtime/`.
+The parts of the package that this needs are `errors`, `config`, `files`, `codecs/` (the decoding half),
+`integration/__init__.py` (standard library only) and `runtime/`.
 """
 
 from phase8.runtime.container import Artifact, Manifest, read_artifact, read_manifest
