@@ -1,7 +1,7 @@
 """Phase 8: compress a small language model in three gated stages, and measure what is left.
 
-from phase8 import CompressionConfig, FinalCompressionPhase
-result = await FinalCompressionPhase(CompressionConfig()).run("embedded:reference")
+    from phase8 import CompressionConfig, FinalCompressionPhase
+    result = await FinalCompressionPhase(CompressionConfig()).run("embedded:reference")
 
 Names are imported when they are asked for, so that `phase8.runtime` loads where torch is not installed.
 """

@@ -302,16 +302,20 @@ def _header(draw: np.random.Generator, sample: Sample) -> tuple[bytes, bytes, bo
     return struct.pack("<Q", len(front)) + front + sample.raw[8 + size :], sample.config, False
 
 
+def _again(
+    sample: Sample, header: dict[str, Any], manifest: dict[str, Any], blobs: list[bytes], checksum: bool
+) -> tuple[bytes, bytes, bool]:
+    """The file put together from its changed parts."""
+    text = json.dumps(manifest).encode()
+    return put_together(header, text, b"".join(blobs), checksum=checksum), sample.config, checksum
+
+
 def _manifest(draw: np.random.Generator, sample: Sample) -> tuple[bytes, bytes, bool]:
     header, manifest, blobs = take_apart(sample.raw)
     checksum = bool(draw.random() < 2 / 3)
     for _ in range([1, 1, 1, 2, 3][draw.integers(5)]):
         _edit_tree(draw, manifest)
-    return (
-        put_together(header, json.dumps(manifest).encode(), b"".join(blobs), checksum=checksum),
-        sample.config,
-        checksum,
-    )
+    return _again(sample, header, manifest, blobs, checksum)
 
 
 def _consistent(draw: np.random.Generator, sample: Sample) -> tuple[bytes, bytes, bool]:
@@ -352,7 +356,7 @@ def _consistent(draw: np.random.Generator, sample: Sample) -> tuple[bytes, bytes
             group["codec"] = ["plain", "seedlm", "vptq", "hyper"][draw.integers(4)]
         else:
             group["tensors"].reverse()
-    return put_together(header, json.dumps(manifest).encode(), b"".join(blobs), checksum=True), sample.config, True
+    return _again(sample, header, manifest, blobs, True)
 
 
 def _stream(draw: np.random.Generator, sample: Sample) -> tuple[bytes, bytes, bool]:
@@ -385,11 +389,7 @@ def _stream(draw: np.random.Generator, sample: Sample) -> tuple[bytes, bytes, bo
             pool[5], blobs[n] = "ans", struct.pack("<HHB", first, span, 0) + table + words
         if checksum:
             pool[6], pool[7] = len(blobs[n]), zlib.crc32(blobs[n])
-    return (
-        put_together(header, json.dumps(manifest).encode(), b"".join(blobs), checksum=checksum),
-        sample.config,
-        checksum,
-    )
+    return _again(sample, header, manifest, blobs, checksum)
 
 
 def _bomb(draw: np.random.Generator, sample: Sample) -> tuple[bytes, bytes, bool]:
