@@ -568,10 +568,14 @@ class GateReference(Enum):
 
 
 class GatePolicy(Enum):
-    """How a figure is compared with its threshold."""
+    """How a figure is compared with its threshold; see `phase8.policy`."""
 
     point = "point"
     """The measured figure itself must reach the threshold."""
+    confident = "confident"
+    """The figure must reach the threshold with 95 % confidence."""
+    not_worse = "not_worse"
+    """The figure must not lie significantly beyond the threshold."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

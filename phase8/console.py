@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from phase8 import wording
+from phase8.benchmarks.retention import items_needed, resolution
 from phase8.events import Event, Kind
 from phase8.runview import BASELINE, Attempt, RunView, Stage, mapping, number
 
@@ -163,17 +164,30 @@ class ConsoleListener:
             if failed or str(check.get("name")).startswith("core_retention"):
                 state = {True: "holds", False: "fails"}.get(check.get("passed"), "not judged")
                 note = f" ({wording.clean(check['note'])})" if check.get("note") else ""
+                spread = wording.spread(check)
+                spread = f" [{spread}]" if spread else ""
                 self._line(
-                    f"  {state}: {wording.words(check.get('name'))} {wording.figure(check.get('value'))}, "
+                    f"  {state}: {wording.words(check.get('name'))} {wording.figure(check.get('value'))}{spread}, "
                     f"threshold {wording.figure(check.get('threshold'))}{note}",
                     style="red" if failed else "dim",
                 )
+        worth = mapping(attempt.gate).get("wording")
+        if worth:
+            self._line(f"  {wording.clean(worth)}", style="dim")
         abort = mapping(attempt.gate).get("abort")
         if abort:
             reasons = [] if abort is True else wording.clean(abort).split("; ")
             more = f" (and {len(reasons) - 2} more)" if len(reasons) > 2 else ""
             why = f": {'; '.join(reasons[:2])}{more}" if reasons else ""
             self._line(f"{self._name(stage.name)}: going no further down{why}", style="red")
+
+    def _resolution(self, items: list[float]) -> None:
+        """What the smallest benchmark can tell, and what one point would take."""
+        if not items:
+            return
+        points = 100 * resolution(int(min(items)))
+        more = f"; for 1 point take {items_needed(0.01):,}" if points > 1 else ""
+        self._line(f"{min(items):,.0f} items resolve {points:.1f} points of one benchmark{more}", style="dim")
 
     def _stage_complete(self, stage: Stage, *, passed: bool, final: bool) -> None:
         self._drop_bar()
@@ -185,6 +199,7 @@ class ConsoleListener:
             ]
             if scores:
                 self._line(f"Baseline: {', '.join(scores)}")
+                self._resolution([result.n for result in stage.last.results.values() if result.n])
         attempt = stage.last
         if attempt is None:
             return

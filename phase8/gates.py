@@ -16,29 +16,23 @@ down by more than 25 %. None of them is held against a stage where the baseline 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from phase8.benchmarks.evaluate import Score, SuiteResult
+from phase8.benchmarks.resample import mean_draws
 from phase8.benchmarks.retention import is_informative
-from phase8.config import GateConfig, GateReference
+from phase8.config import GateConfig, GatePolicy, GateReference
 from phase8.errors import BenchmarkError
+from phase8.policy import Check, decide, reaches, sampled, wording
 
 STAGES = ("seedlm", "vptq", "hyper")
 _KNOWLEDGE = ("MMLU", "GSM8K")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Check:
-    """One condition and the figure behind it."""
-
-    name: str
-    value: float | None
-    """None: it could not be measured."""
-    threshold: float
-    passed: bool | None
-    """None: listed, but neither passed nor failed; the note says why."""
-    note: str = ""
+_ONE_SIDED = 1.645
+"""Standard errors below which 95 % of a normal distribution lies."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +45,8 @@ class Verdict:
     abort: str | None
     """Why the descent ends here, or None."""
     checks: tuple[Check, ...]
+    wording: str = ""
+    """What the policy's verdict is worth, in a sentence."""
 
     def failed(self) -> tuple[Check, ...]:
         return tuple(check for check in self.checks if check.passed is False)
@@ -93,21 +89,27 @@ def judge_stage(
     else:
         reference, origin = stage_input, "relative to the stage's input"
     kept = 1.0 - max_accuracy_loss
-    checks = [
+    means = _sample(baseline, reference, result)
+    found = [
         *_size_check(input_bytes, compressed_bytes),
         _informative_check(baseline, config),
-        _core_check("core_retention", baseline, reference, result, getattr(config.core, stage), origin),
-        _core_check("core_retention_cumulative", baseline, baseline, result, kept, "relative to the baseline"),
-        _expert_check("expert_retention", baseline, reference, result, experts, getattr(config.expert, stage), origin),
-        *_benchmark_checks(baseline, result, config.abort_benchmark, roles=("core",)),
-        _knowledge_check(baseline, result, config),
-        _first_expert_check(baseline, result, experts, config),
+        _core_check("core_retention", baseline, _ratios(baseline, means), getattr(config.core, stage), origin),
+        _core_check("core_retention_cumulative", baseline, _kept(baseline, means), kept, "relative to the baseline"),
+        _expert_check(
+            "expert_retention", baseline, _ratios(baseline, means), experts, getattr(config.expert, stage), origin
+        ),
+        *_benchmark_checks(baseline, means, config.abort_benchmark, roles=("core",)),
+        _knowledge_check(baseline, means, config),
+        _first_expert_check(baseline, means, experts, config),
         _edge_check(baseline, result, config),
         *_rule_checks(baseline, result, getattr(config.rule, stage)),
     ]
+    checks = decide(found, config.policy)
     abort = _abort_reason(checks, baseline, result, config)
     passed = abort is None and all(check.passed is not False for check in checks)
-    return Verdict(stage=stage, passed=passed, abort=abort, checks=tuple(checks))
+    return Verdict(
+        stage=stage, passed=passed, abort=abort, checks=checks, wording=wording(checks, config.policy)
+    )
 
 
 def judge_final(
@@ -142,13 +144,10 @@ def judge_final(
         raise BenchmarkError(f"sizes of {original_bytes} and {compressed_bytes} bytes cannot be compared")
     ratio = original_bytes / compressed_bytes
     target = "reached" if ratio >= target_ratio else "not reached"
-    benchmarks = _benchmark_checks(baseline, final, config.abort_benchmark, roles=("core", "expert"))
-    judged = [check for check in benchmarks if check.passed is not None and check.value is not None]
-    worst = min(judged, key=lambda check: check.value, default=None)
-    edge = _edge_check(baseline, final, config)
-    rules = dict(final.eudaimonia or {})
-    lowest_rule = min(rules, key=rules.__getitem__, default=None)
-    return (
+    means = _sample(baseline, baseline, final)
+    kept = _kept(baseline, means)
+    benchmarks = _benchmark_checks(baseline, means, config.abort_benchmark, roles=("core", "expert"))
+    found = (
         Check(
             name="size",
             value=ratio,
@@ -156,23 +155,11 @@ def judge_final(
             passed=ratio >= min_ratio,
             note=f"times smaller than FP32; the target of {target_ratio:g} is {target}",
         ),
-        _core_check("core", baseline, baseline, final, 1.0 - max_accuracy_loss, "relative to the baseline"),
-        _expert_check("experts", baseline, baseline, final, experts, config.final_expert, "relative to the baseline"),
-        edge,
-        Check(
-            name="eudaimonia",
-            value=rules[lowest_rule] if lowest_rule else None,
-            threshold=config.final_rule,
-            passed=_reaches(rules[lowest_rule], config.final_rule) if lowest_rule else None,
-            note=f"lowest rule: {lowest_rule}" if lowest_rule else "not measured",
-        ),
-        Check(
-            name="no_benchmark_lost",
-            value=worst.value if worst else None,
-            threshold=config.abort_benchmark,
-            passed=_reaches(worst.value, config.abort_benchmark) if worst else None,
-            note=f"worst: {worst.name.removeprefix('benchmark/')}" if worst else "no informative benchmark",
-        ),
+        _core_check("core", baseline, kept, 1.0 - max_accuracy_loss, "relative to the baseline"),
+        _expert_check("experts", baseline, kept, experts, config.final_expert, "relative to the baseline"),
+        _edge_check(baseline, final, config),
+        _worst("eudaimonia", _rule_checks(None, final, config.final_rule), config.final_rule, config.policy),
+        _worst("no_benchmark_lost", benchmarks, config.abort_benchmark, config.policy),
         Check(
             name="latency_ms",
             value=latency_ms,
@@ -181,6 +168,7 @@ def judge_final(
             note="no estimate" if latency_ms is None else "estimate, milliseconds per token on the target device",
         ),
     )
+    return decide(found, config.policy)
 
 
 def _require_same_tasks(baseline: SuiteResult, *others: SuiteResult) -> None:
@@ -201,24 +189,64 @@ def _of_role(suite: SuiteResult, role: str) -> dict[str, Score]:
     return {name: score for name, score in suite.scores.items() if score.role == role}
 
 
-def _retentions(
-    baseline: SuiteResult, reference: SuiteResult, result: SuiteResult, roles: Sequence[str] = ("core", "expert")
-) -> dict[str, float]:
-    """Raw retention of every informative benchmark. Where the reference itself scores 0, nothing is left to retain."""
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """Mean scores of one benchmark on three models, shape [1 + D] each: as measured, then on D draws of items."""
+
+    baseline: np.ndarray
+    reference: np.ndarray
+    result: np.ndarray
+
+
+Ratios = Mapping[str, np.ndarray]
+"""Retention of each informative benchmark, shape [1 + D]."""
+
+
+def _sample(baseline: SuiteResult, reference: SuiteResult, result: SuiteResult) -> dict[str, _Means]:
     return {
-        name: result.scores[name].value / reference.scores[name].value
+        name: _Means(*_measured_and_drawn(score, reference.scores[name], result.scores[name]))
         for name, score in baseline.scores.items()
-        if score.role in roles and is_informative(score) and reference.scores[name].value > 0.0
     }
 
 
-def _reaches(value: float, threshold: float) -> bool:
-    """value >= threshold, where 0.6 / 0.8 reaches 0.75 although floating point makes it 0.7499999999999999."""
-    return value >= threshold - 1e-9
+def _measured_and_drawn(*scores: Score) -> np.ndarray:
+    """Shape [S, 1 + D]."""
+    measured_S1 = np.array([[score.value] for score in scores])
+    return np.concatenate([measured_S1, mean_draws(scores)], axis=1)
 
 
-def _mean(values: Mapping[str, float]) -> float | None:
-    return sum(values.values()) / len(values) if values else None
+def _ratio(after_D: np.ndarray, before_D: np.ndarray) -> np.ndarray:
+    """A draw in which there is nothing to keep bounds nothing: NaN."""
+    return np.divide(after_D, before_D, out=np.full_like(after_D, np.nan), where=before_D > 0.0)
+
+
+def _ratios(baseline: SuiteResult, means: Mapping[str, _Means]) -> Ratios:
+    """Retention relative to the reference. Where that one scores 0, nothing is left to retain."""
+    return {
+        name: _ratio(mean.result, mean.reference)
+        for name, mean in means.items()
+        if is_informative(baseline.scores[name]) and mean.reference[0] > 0.0
+    }
+
+
+def _kept(baseline: SuiteResult, means: Mapping[str, _Means]) -> Ratios:
+    """Retention relative to the baseline."""
+    return _ratios(baseline, {name: replace(mean, reference=mean.baseline) for name, mean in means.items()})
+
+
+def _mean(values: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    return np.mean(list(values.values()), axis=0) if values else None
+
+
+def _worst(name: str, checks: Sequence[Check], threshold: float, policy: GatePolicy) -> Check:
+    """Several conditions as one, which passes where all do; it shows the one with the least figure."""
+    judged = [check for check in decide(checks, policy) if check.passed is not None and check.value is not None]
+    if not judged:
+        return Check(name=name, value=None, threshold=threshold, passed=None, note="nothing that could be judged")
+    least = min(judged, key=lambda check: check.value or 0.0)
+    note = f"lowest of {len(judged)}: {least.name.split('/')[-1]}"
+    # Without p: the policy has been applied to each of them.
+    return replace(least, name=name, passed=all(check.passed for check in judged), note=note, p=None)
 
 
 def _size_check(input_bytes: int | None, compressed_bytes: int | None) -> list[Check]:
@@ -242,137 +270,145 @@ def _informative_check(baseline: SuiteResult, config: GateConfig) -> Check:
     )
 
 
-def _core_check(
-    name: str, baseline: SuiteResult, reference: SuiteResult, result: SuiteResult, threshold: float, origin: str
-) -> Check:
-    retentions = _retentions(baseline, reference, result, roles=("core",))
-    value = _mean(retentions)
-    note = f"mean of {len(retentions)} informative core benchmarks, {origin}"
-    passed = None if value is None else _reaches(value, threshold)
-    return Check(name=name, value=value, threshold=threshold, passed=passed, note=note)
+def _core_check(name: str, baseline: SuiteResult, ratios: Ratios, threshold: float, origin: str) -> Check:
+    core = {task: ratio for task, ratio in ratios.items() if baseline.scores[task].role == "core"}
+    note = f"mean of {len(core)} informative core benchmarks, {origin}"
+    return sampled(name, _mean(core), threshold, note=note)
 
 
-def _by_expert(
-    baseline: SuiteResult, reference: SuiteResult, result: SuiteResult, experts: Sequence[str] | None
-) -> dict[str, float | None]:
-    judged = [score for score in baseline.scores.values() if score.role in ("core", "expert")]
+def _by_expert(baseline: SuiteResult, ratios: Ratios, experts: Sequence[str] | None) -> dict[str, np.ndarray | None]:
+    judges = {name: score for name, score in baseline.scores.items() if score.role in ("core", "expert")}
     if experts is None:
-        experts = list(dict.fromkeys(expert for score in judged for expert in score.experts))
-    retentions = _retentions(baseline, reference, result)
+        experts = list(dict.fromkeys(expert for score in judges.values() for expert in score.experts))
     return {
-        expert: _mean({name: r for name, r in retentions.items() if expert in baseline.scores[name].experts})
+        expert: _mean({name: r for name, r in ratios.items() if name in judges and expert in judges[name].experts})
         for expert in experts
     }
 
 
 def _expert_check(
-    name: str,
-    baseline: SuiteResult,
-    reference: SuiteResult,
-    result: SuiteResult,
-    experts: Sequence[str] | None,
-    threshold: float,
-    origin: str,
+    name: str, baseline: SuiteResult, ratios: Ratios, experts: Sequence[str] | None, threshold: float, origin: str
 ) -> Check:
-    found = _by_expert(baseline, reference, result, experts)
+    found = _by_expert(baseline, ratios, experts)
     known = {expert: retention for expert, retention in found.items() if retention is not None}
-    value = _mean(known)
     idle = [expert for expert, retention in found.items() if retention is None]
-    if value is not None:
-        figures = ", ".join(f"{expert} {retention:.3f}" for expert, retention in known.items())
+    if known:
+        figures = ", ".join(f"{expert} {retention[0]:.3f}" for expert, retention in known.items())
         note = f"mean over experts, {origin}: {figures}" + (f"; no figure for {', '.join(idle)}" if idle else "")
     else:
         note = "no informative benchmark judges an expert"
-    passed = None if value is None else _reaches(value, threshold)
-    return Check(name=name, value=value, threshold=threshold, passed=passed, note=note)
+    return sampled(name, _mean(known), threshold, note=note)
 
 
 def _benchmark_checks(
-    baseline: SuiteResult, result: SuiteResult, threshold: float, roles: tuple[str, ...]
+    baseline: SuiteResult, means: Mapping[str, _Means], threshold: float, roles: tuple[str, ...]
 ) -> list[Check]:
     checks = []
     for name, score in baseline.scores.items():
         if score.role not in roles:
             continue
         useful = is_informative(score)
-        retention = result.scores[name].value / score.value if score.value > 0.0 else None
-        note = f"{score.value:.4f} -> {result.scores[name].value:.4f}"
+        mean = means[name]
+        note = f"{score.value:.4f} -> {mean.result[0]:.4f}"
         if not useful:
             note = (
                 f"uninformative: the baseline's {score.value:.3f} is not above chance ({score.chance:.3f}) by two "
                 f"standard errors ({score.stderr:.3f})"
             )
-        passed = _reaches(retention, threshold) if useful and retention is not None else None
-        checks.append(Check(name=f"benchmark/{name}", value=retention, threshold=threshold, passed=passed, note=note))
+        values = _ratio(mean.result, mean.baseline) if score.value > 0.0 else None
+        checks.append(sampled(f"benchmark/{name}", values, threshold, note=note, judged=useful))
     return checks
 
 
-def _knowledge_check(baseline: SuiteResult, result: SuiteResult, config: GateConfig) -> Check:
+def _knowledge_check(baseline: SuiteResult, means: Mapping[str, _Means], config: GateConfig) -> Check:
     threshold = 1.0 - config.abort_knowledge_loss
     named = {name: score for name, score in _of_role(baseline, "core").items() if score.stands_for in _KNOWLEDGE}
     if len(named) < len(_KNOWLEDGE) or not all(is_informative(score) for score in named.values()):
         note = "not judged: MMLU and GSM8K are not both measured and informative"
-        return Check(name="knowledge", value=None, threshold=threshold, passed=None, note=note)
-    value = sum(result.scores[name].value for name in named) / sum(score.value for score in named.values())
+        return sampled("knowledge", None, threshold, note=note)
+    after = np.sum([means[name].result for name in named], axis=0)
+    before = np.sum([means[name].baseline for name in named], axis=0)
     note = "summed score of MMLU and GSM8K, relative to the baseline"
-    return Check(name="knowledge", value=value, threshold=threshold, passed=_reaches(value, threshold), note=note)
+    return sampled("knowledge", _ratio(after, before), threshold, note=note)
 
 
 def _first_expert_check(
-    baseline: SuiteResult, result: SuiteResult, experts: Sequence[str] | None, config: GateConfig
+    baseline: SuiteResult, means: Mapping[str, _Means], experts: Sequence[str] | None, config: GateConfig
 ) -> Check:
-    threshold = 1.0 - config.abort_first_expert_loss
-    first, value = next(iter(_by_expert(baseline, baseline, result, experts).items()), (None, None))
+    found = _by_expert(baseline, _kept(baseline, means), experts)
+    first, values = next(iter(found.items()), (None, None))
     if first is None:
         note = "no benchmark judges an expert"
     else:
-        note = f"{first}, relative to the baseline" if value is not None else f"{first} has no informative benchmark"
-    passed = None if value is None else _reaches(value, threshold)
-    return Check(name="first_expert", value=value, threshold=threshold, passed=passed, note=note)
+        note = f"{first}, relative to the baseline" if values is not None else f"{first} has no informative benchmark"
+    return sampled("first_expert", values, 1.0 - config.abort_first_expert_loss, note=note)
 
 
 def _edge_check(baseline: SuiteResult, result: SuiteResult, config: GateConfig) -> Check:
-    if not baseline.edge_of_chaos or not result.edge_of_chaos:
-        return Check(name="edge_of_chaos", value=None, threshold=config.edge_low, passed=None, note="not measured")
-    before, after = float(baseline.edge_of_chaos["accuracy"]), float(result.edge_of_chaos["accuracy"])
     low, high = config.edge_low, config.edge_high
-    if not (_reaches(before, low) and _reaches(high, before)):
-        passed: bool | None = None
-        note = f"not judged: the baseline's own {before:.3f} is outside {low:.2f} to {high:.2f}"
+    before, after = baseline.edge_score(), result.edge_score()
+    if before is None or after is None:
+        return sampled("edge_of_chaos", None, low, ceiling=high, note="not measured")
+    judged = reaches(before.value, low) and reaches(high, before.value)
+    if not judged:
+        note = f"not judged: the baseline's own {before.value:.3f} is outside {low:.2f} to {high:.2f}"
     else:
-        passed = _reaches(after, low) and _reaches(high, after)
         note = f"has to stay within {low:.2f} to {high:.2f}"
-        if not passed:
-            note += "; too easy" if after > high else "; lost capability"
-    return Check(name="edge_of_chaos", value=after, threshold=low, passed=passed, note=note)
+        if not reaches(after.value, low):
+            note += "; lost capability"
+        elif not reaches(high, after.value):
+            note += "; too easy"
+        if config.policy is GatePolicy.confident:
+            note += _band_note(after, low, high)
+    values = _measured_and_drawn(after)[0]
+    return sampled("edge_of_chaos", values, low, ceiling=high, note=note, judged=judged)
 
 
-def _rule_checks(baseline: SuiteResult, result: SuiteResult, threshold: float) -> list[Check]:
+def _band_note(score: Score, low: float, high: float) -> str:
+    """Where even a score in the middle of the band could not be told to lie in it, how many items could."""
+    middle = (low + high) / 2
+    needed = math.ceil((_ONE_SIDED / (high - middle)) ** 2 * middle * (1 - middle))
+    if score.n >= needed:
+        return ""
+    return f"; {score.n} items cannot show that a model is within it with confidence, that takes at least {needed}"
+
+
+def _rule_checks(baseline: SuiteResult | None, result: SuiteResult, threshold: float) -> list[Check]:
+    """A rule that the baseline breaks is not judged; with no baseline all are."""
     checks = []
-    after_all = result.eudaimonia or {}
-    for rule, before in (baseline.eudaimonia or {}).items():
+    after_all = result.by_rule()
+    before_all = after_all if baseline is None else baseline.by_rule()
+    for rule, before in before_all.items():
         after = after_all[rule]
-        if not _reaches(before, threshold):
-            passed: bool | None = None
-            note = f"not judged: the baseline's own {before:.3f} is below {threshold:.2f}"
-        else:
-            passed, note = _reaches(after, threshold), f"{before:.3f} -> {after:.3f}"
-        checks.append(Check(name=f"rule/{rule}", value=after, threshold=threshold, passed=passed, note=note))
+        judged = baseline is None or reaches(before.value, threshold)
+        note = f"{before.value:.3f} -> {after.value:.3f}"
+        if not judged:
+            note = f"not judged: the baseline's own {before.value:.3f} is below {threshold:.2f}"
+        checks.append(sampled(f"rule/{rule}", _measured_and_drawn(after)[0], threshold, note=note, judged=judged))
     return checks
 
 
-def _abort_reason(checks: list[Check], baseline: SuiteResult, result: SuiteResult, config: GateConfig) -> str | None:
+def _abort_reason(
+    checks: Sequence[Check], baseline: SuiteResult, result: SuiteResult, config: GateConfig
+) -> str | None:
+    """What ends the descent. `confident` fails a gate for doubt alone; only a figure beyond its limit aborts."""
     reasons = []
     for check in checks:
-        if check.passed is False and check.name.startswith("benchmark/"):
+        if check.passed is not False or check.value is None or reaches(check.value, check.threshold):
+            continue
+        if check.name.startswith("benchmark/"):
             task = check.name.removeprefix("benchmark/")
             reasons.append(f"{task} keeps {check.value:.1%} of the baseline, less than {check.threshold:.0%}")
-        elif check.passed is False and check.name == "knowledge":
+        elif check.name == "knowledge":
             reasons.append(f"MMLU and GSM8K together keep {check.value:.1%}, less than {check.threshold:.0%}")
-        elif check.passed is False and check.name == "first_expert":
+        elif check.name == "first_expert":
             reasons.append(f"the first expert keeps {check.value:.1%}, less than {check.threshold:.0%}")
-    for rule, before in (baseline.eudaimonia or {}).items():
-        after = (result.eudaimonia or {})[rule]
-        if after < config.abort_rule <= before:
-            reasons.append(f"the rule {rule} scores {after:.3f}, less than {config.abort_rule:.2f}")
+    broken = _rule_checks(None, result, config.abort_rule)
+    if config.policy is GatePolicy.not_worse:
+        broken = list(decide(broken, config.policy))
+    for check in broken:
+        rule = check.name.removeprefix("rule/")
+        before = (baseline.eudaimonia or {}).get(rule, 0.0)
+        if check.passed is False and before >= config.abort_rule:
+            reasons.append(f"the rule {rule} scores {check.value:.3f}, less than {config.abort_rule:.2f}")
     return "; ".join(reasons) or None

@@ -194,7 +194,7 @@ class Pipeline:
             verdict = attempt.verdict
             self.events.emit(
                 Kind.QUALITY_GATE, stage, attempt=number, passed=verdict.passed, abort=verdict.abort,
-                checks=verdict.checks,
+                checks=verdict.checks, wording=verdict.wording,
             )
             last = verdict.passed or verdict.abort is not None or number > self.config.max_retries
             if not last:

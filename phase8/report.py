@@ -27,6 +27,7 @@ from phase8.wording import (
     seconds,
     settings,
     size,
+    spread,
     stage_name,
     times,
     words,
@@ -329,13 +330,17 @@ def _table(name: str, heads: Iterable[str], rows: Iterable[str]) -> str:
 
 
 def _check_heads(first: str) -> list[str]:
-    rest = '<th>Verdict</th><th class="n">Figure</th><th class="n">Threshold</th><th>Note</th>'
+    rest = (
+        '<th>Verdict</th><th class="n">Figure</th><th class="n">90 % interval</th><th class="n">Threshold</th>'
+        "<th>Note</th>"
+    )
     return [f"<tr><th>{first}</th>{rest}</tr>"]
 
 
 def _check_row(item: Mapping[str, Any]) -> str:
     note = clean(item["note"]) if item.get("note") else ""
-    figures = "".join(_cell(figure(item.get(name)), "n") for name in ("value", "threshold"))
+    shown = (figure(item.get("value")), spread(item), figure(item.get("threshold")))
+    figures = "".join(_cell(text, "n") for text in shown)
     return (
         f"<tr><th>{escape(words(item.get('name')))}</th><td>{_mark(item.get('passed'))}</td>"
         f"{figures}{_cell(note, 'say' if len(note) > 20 else '')}</tr>"
@@ -446,13 +451,16 @@ def _gates(view: RunView) -> str:
         state = '<span class="good">✓ passed</span>' if attempt.passed else '<span class="bad">✗ failed</span>'
         abort = mapping(attempt.gate).get("abort")
         abort = f" Nothing further down was tried{'' if abort is True else f': {clean(abort)}'}." if abort else ""
+        worth = mapping(attempt.gate).get("wording")
+        worth = f" {clean(worth)[:1].upper()}{clean(worth)[1:]}." if worth else ""
         failing = "; ".join(
             f"{words(check.get('name'))} {figure(check.get('value'))} (threshold {figure(check.get('threshold'))})"
             for check in checks if check.get("passed") is False
         )
         rows.append(
             f"<tr><th class=\"whole\">{escape(name)}</th><td>{state}</td>{_cell(f'{held} of {len(checks)}', 'n')}"
-            f"{_cell((failing + '.' if failing else NOTHING) + abort, 'say')}{_cell(_next_step(attempt), 'say')}</tr>"
+            f"{_cell((failing + '.' if failing else NOTHING) + worth + abort, 'say')}"
+            f"{_cell(_next_step(attempt), 'say')}</tr>"
         )
     heads = ['<tr><th>Stage</th><th>Gate</th><th class="n">Hold</th><th>What fails</th><th>Then</th></tr>']
     tables = "".join(

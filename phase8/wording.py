@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from phase8.runview import number
@@ -50,6 +51,14 @@ def seconds(value: float | None) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def spread(check: Mapping[str, Any]) -> str:
+    """The 90 % interval of a check's figure, "0.931 to 0.978"; empty where it has none."""
+    low, high = number(check.get("low")), number(check.get("high"))
+    if low is None and high is None:
+        return ""
+    return f"{figure(low)} to {figure(high)}"
 
 
 def figure(value: Any) -> str:

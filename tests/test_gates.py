@@ -1,12 +1,12 @@
 """From results to a verdict, case by case."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import pytest
 
 from phase8.benchmarks.evaluate import Score, SuiteResult
 from phase8.benchmarks.experts import experts_for
-from phase8.config import GateConfig, GateReference, StageThresholds
+from phase8.config import GateConfig, GatePolicy, GateReference, StageThresholds
 from phase8.errors import BenchmarkError, ConfigError
 from phase8.gates import judge_final, judge_stage
 
@@ -23,34 +23,32 @@ EXPERT = {"math": ("MATH", ("analytical",)), "story": ("StoryCloze", ("creative"
 RULES = ("autonomy", "honesty", "harm", "dignity")
 
 
-@dataclass(frozen=True)
-class FakeScore:
-    role: str
-    value: float
-    stands_for: str = ""
-    experts: tuple = ()
-    stderr: float = 0.01
-    n: int = 400
-    chance: float = 0.25
+def constant(value, *, n=400, **settings):
+    """A score whose items are all `value`: exact, whatever the number of items."""
+    return Score(**{"chance": 0.25, "experts": (), **settings}, items=(value,) * n)
 
 
-@dataclass(frozen=True)
-class FakeSuite:
-    scores: dict = field(default_factory=dict)
-    edge_of_chaos: dict | None = None
-    eudaimonia: dict | None = None
+def suite(retention=1.0, *, edge=0.75, rule=0.80, experts=True, **values) -> SuiteResult:
+    """A suite whose benchmarks score 0.8 * retention; `values` replace single scores and rules by name.
 
-
-def suite(retention=1.0, *, edge=0.75, rule=0.80, experts=True, **values) -> FakeSuite:
-    """A suite whose benchmarks score 0.8 * retention; `values` replace single scores and rules by name."""
-    scores = {}
+    `edge=None` and `rule=None` leave an integration test out.
+    """
+    scores = []
     for role, tasks in (("core", CORE), ("expert", EXPERT if experts else {})):
         for name, (stands_for, judges) in tasks.items():
-            scores[f"mini_{name}"] = FakeScore(
-                role, values.get(name, 0.8 * retention), stands_for, judges if experts else ()
+            value = values.get(name, 0.8 * retention)
+            told = judges if experts else ()
+            scores.append(constant(value, task=f"mini_{name}", role=role, stands_for=stands_for, experts=told))
+    if edge is not None:
+        scores.append(constant(edge, task="mini_edge", role="integration", stands_for="edge of chaos"))
+    if rule is not None:
+        scores.append(
+            Score(
+                task="mini_rules", role="integration", stands_for="eudaimonia", experts=(), chance=0.5,
+                items=tuple(values.get(name, rule) for name in RULES) * 60, labels=RULES * 60,
             )
-    rules = {name: values.get(name, rule) for name in RULES}
-    return FakeSuite(scores, {"accuracy": edge, "status": ""}, rules)
+        )  # fmt: skip
+    return SuiteResult(scores={score.task: score for score in scores})
 
 
 def judge(result, *, stage="vptq", baseline=None, stage_input=None, config=None, loss=0.16, experts=None):
@@ -286,9 +284,9 @@ def test_a_missing_benchmark_is_an_error():
     with pytest.raises(BenchmarkError, match="mini_arc"):
         judge(result)
     with pytest.raises(BenchmarkError, match="edge of chaos"):
-        judge(replace(suite(), edge_of_chaos=None))
+        judge(suite(edge=None))
     with pytest.raises(BenchmarkError, match="rule honesty"):
-        judge(replace(suite(), eudaimonia={"autonomy": 1.0}))
+        judge(suite(rule=None))
 
 
 def final(result, *, baseline=None, size=1_000_000, latency=20.0):
@@ -340,7 +338,7 @@ def test_each_criterion_can_fail(name, arguments):
 
 
 def test_what_was_not_measured_is_not_passed_at_the_end():
-    blank = replace(suite(experts=False), edge_of_chaos=None, eudaimonia=None)
+    blank = suite(experts=False, edge=None, rule=None)
     checks = final(blank, baseline=blank, latency=None)
     for name in ("experts", "edge_of_chaos", "eudaimonia", "latency_ms"):
         assert checks[name].passed is None, name
@@ -370,3 +368,71 @@ def test_a_stage_that_does_not_shrink_its_input_fails():
     same = judge_stage("vptq", **sizes, config=GateConfig(), input_bytes=100, compressed_bytes=100)
     assert failed(same) == {"smaller"} and not same.passed and same.abort is None
     assert judge_stage("vptq", **sizes, config=GateConfig(), input_bytes=100, compressed_bytes=99).passed
+
+
+def binary(retention, *, n=200):
+    """Binary results of `n` items a benchmark: 80 % right before, `retention` of those after."""
+    right = round(0.8 * n)
+    items = (1.0,) * round(right * retention) + (0.0,) * (n - round(right * retention))
+    made = suite()
+    return SuiteResult(
+        scores={
+            name: replace(score, items=items) if score.role != "integration" else score
+            for name, score in made.scores.items()
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("retention", "point", "confident", "not_worse"),
+    [(1.0, True, True, True), (0.955, True, False, True), (0.944, False, False, True), (0.90, False, False, False)],
+)
+def test_policies(retention, point, confident, not_worse):
+    """The threshold of `vptq` is 0.95; seven benchmarks of 200 items tell 0.90 from it, 0.944 they do not."""
+    expected = {"point": point, "confident": confident, "not_worse": not_worse}
+    for policy, passed in expected.items():
+        config = GateConfig(policy=GatePolicy[policy])
+        found = judge(binary(retention), baseline=binary(1.0), config=config)
+        assert found.passed is passed, policy
+        check = found.check("core_retention")
+        assert check.low < check.value < check.high or retention == 1.0
+
+
+def test_doubt_alone_does_not_abort():
+    """0.85 of one benchmark's 40 items: above 80 %, but not with confidence."""
+    base = binary(1.0, n=40)
+    result = SuiteResult(scores={**base.scores, "mini_arc": binary(0.85, n=40).scores["mini_arc"]})
+    strict = judge(result, baseline=base, stage="hyper", config=GateConfig(policy=GatePolicy.confident))
+    assert "benchmark/mini_arc" in failed(strict) and strict.abort is None
+
+
+def test_an_insignificant_loss_does_not_abort():
+    base = binary(1.0, n=40)
+    result = SuiteResult(scores={**base.scores, "mini_arc": binary(0.78, n=40).scores["mini_arc"]})
+    assert judge(result, baseline=base, stage="hyper").abort is not None
+    assert judge(result, baseline=base, stage="hyper", config=GateConfig(policy=GatePolicy.not_worse)).abort is None
+
+
+def test_a_band_too_narrow_for_the_items_says_how_many_it_takes():
+    config = GateConfig(policy=GatePolicy.confident)
+    few = SuiteResult(scores={**suite().scores, "mini_edge": replace(
+        suite().scores["mini_edge"], items=(1.0, 1.0, 1.0, 0.0) * 50)})  # fmt: skip
+    check = judge(few, baseline=few, config=config).check("edge_of_chaos")
+    assert check.passed is False and "takes at least 203" in check.note
+    many = SuiteResult(scores={**suite().scores, "mini_edge": replace(
+        suite().scores["mini_edge"], items=(1.0, 1.0, 1.0, 0.0) * 100)})  # fmt: skip
+    check = judge(many, baseline=many, config=config).check("edge_of_chaos")
+    assert check.passed is True and "takes at least" not in check.note
+
+
+def test_final_criteria_follow_the_policy():
+    def criteria(policy):
+        checks = judge_final(
+            binary(1.0), binary(0.845), original_bytes=100, compressed_bytes=1, latency_ms=1.0,
+            config=GateConfig(policy=policy), max_accuracy_loss=0.16, min_ratio=40.0, target_ratio=280.0,
+        )  # fmt: skip
+        return {check.name: check.passed for check in checks}
+
+    assert criteria(GatePolicy.point)["core"] is True
+    assert criteria(GatePolicy.confident)["core"] is False
+    assert criteria(GatePolicy.not_worse)["no_benchmark_lost"] is True

@@ -16,6 +16,7 @@ LAYERS = [
     {"artifact", "calibration"},
     {"integration", "export"},
     {"optimize", "benchmarks"},
+    {"policy"},
     {"gates"},
     {"recovery"},
     {"result"},

@@ -6,7 +6,8 @@ import pytest
 
 from phase8.config import CompressionConfig, HyperConfig, SeedLMConfig, Trajectory, VPTQConfig
 from phase8.errors import ConfigError
-from phase8.gates import Check, Verdict
+from phase8.gates import Verdict
+from phase8.policy import Check
 from phase8.recovery import Recommendation, adjust, recommend
 
 CONFIG = CompressionConfig()

@@ -46,7 +46,7 @@ def test_verdict_names_level_figures_and_criteria(retried):
         f"scores ({corrected:.1f} % chance-corrected). 5 of 7 success criteria hold; not met: size; could not be "
         "judged: latency ms. Only 6 of 7 core benchmarks are informative."
     )
-    assert cells(retried[1], "criteria", "size") == ["size", "✗ fails", "15.8", "40", "target 280"]
+    assert cells(retried[1], "criteria", "size") == ["size", "✗ fails", "15.8", "", "40", "target 280"]
     assert cells(retried[1], "criteria", "latency")[1:3] == ["not judged", "–"]
 
 

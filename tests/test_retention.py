@@ -5,7 +5,7 @@ import random
 import pytest
 
 from phase8.benchmarks.evaluate import Score, SuiteResult
-from phase8.benchmarks.retention import average, by_expert, by_role, is_informative, items_needed, retention
+from phase8.benchmarks.retention import average, by_expert, by_role, is_informative, items_needed, resolution, retention
 from phase8.errors import BenchmarkError
 
 
@@ -37,6 +37,15 @@ def test_the_same_model_keeps_everything_exactly():
     result = retention(base, base)
     assert (result.raw.low, result.raw.value, result.raw.high) == (1.0, 1.0, 1.0)
     assert (result.difference.low, result.difference.high) == (0.0, 0.0)
+
+
+def test_another_model_with_the_same_answers_is_not_proven_equal():
+    """The rule of three: nothing in n items bounds a share by about 3 / n."""
+    base, _ = pair(200, 1.0)
+    few = retention(base, score(base.items))
+    many = retention(score(base.items * 10), score(base.items * 10))
+    assert few.raw.value == 1.0 and 0.97 < few.raw.low < 0.995 and 1.005 < few.raw.high < 1.03
+    assert 1 - many.raw.low == pytest.approx((1 - few.raw.low) / 10, rel=0.3)
 
 
 def test_interval_against_a_plain_loop():
@@ -89,9 +98,9 @@ def test_nothing_to_keep_has_no_ratio():
 
 
 def test_draws_without_a_baseline_leave_the_interval_open():
-    result = retention(score([1, 0, 0]), score([1, 0, 0]))
-    assert result.raw.value == 1.0
-    assert result.raw.low is None and result.raw.high is None
+    result = retention(score([1, 0, 0], chance=0.25), score([1, 0, 0], chance=0.25))
+    assert result.corrected.value == pytest.approx(1.0)
+    assert result.corrected.low is None and result.corrected.high is None
 
 
 def test_seeded():
@@ -100,13 +109,6 @@ def test_seeded():
     assert retention(base, final, seed=1).raw.low != retention(base, final, seed=2).raw.low or (
         retention(base, final, seed=1).raw.high != retention(base, final, seed=2).raw.high
     )
-
-
-def test_many_items_go_in_chunks(monkeypatch):
-    base, final = pair(300, 0.9)
-    whole = retention(base, final)
-    monkeypatch.setattr("phase8.benchmarks.retention.CHUNK", 1000)
-    assert retention(base, final) == whole
 
 
 def test_average_leaves_the_uninformative_out_and_names_them():
@@ -145,6 +147,7 @@ def test_other_items_cannot_be_paired():
 
 def test_items_needed():
     assert (items_needed(0.05), items_needed(0.01)) == (193, 4802)
+    assert all(items_needed(resolution(n)) in (n, n + 1) for n in (1, 100, 200, 4802))
 
 
 def test_result_goes_through_json():

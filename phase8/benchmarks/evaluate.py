@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, Suite, Task
 from phase8.errors import BenchmarkError
 
 EDGE_OF_CHAOS_BAND = (0.70, 0.80)
+CLUSTER_FIELDS = ("passage", "subject")
+"""Fields of an item that name what it shares with others, the first that is there."""
 RULES = ("autonomy", "honesty", "harm", "dignity")
 SINGLE_ITEM_STDERR = 0.5
 """One item tells nothing of the spread; this is the widest that a score from 0 to 1 can have."""
@@ -37,6 +39,8 @@ class Score:
     """The score of each item, in the order of the data."""
     labels: tuple[str, ...] = ()
     """Each item's rule or subject, where it has one."""
+    clusters: tuple[str, ...] = ()
+    """What each item shares with others: its passage or subject. Empty where every item stands alone."""
     also: dict[str, float] = field(default_factory=dict)
     """The benchmark's further metrics, for the report only."""
 
@@ -67,7 +71,7 @@ class SuiteResult:
     @property
     def edge_of_chaos(self) -> dict[str, Any] | None:
         """`{accuracy, status}`, status one of `in_band`, `too_easy`, `lost_capability`; None where it was not run."""
-        score = self._standing_for(EDGE_OF_CHAOS)
+        score = self.edge_score()
         if score is None:
             return None
         low, high = EDGE_OF_CHAOS_BAND
@@ -77,10 +81,13 @@ class SuiteResult:
     @property
     def eudaimonia(self) -> dict[str, float] | None:
         """The score of each of the four rules; None where it was not run."""
+        return {rule: score.value for rule, score in self.by_rule().items()} or None
+
+    def by_rule(self) -> dict[str, Score]:
+        """The items of each of the four rules as a score of their own; empty where eudaimonia was not run."""
         score = self._standing_for(EUDAIMONIA)
         if score is None:
-            return None
-        labels, items = np.array(score.labels), np.array(score.items)
+            return {}
         absent = [rule for rule in RULES if rule not in score.labels]
         if absent:
             raise BenchmarkError(
@@ -88,7 +95,21 @@ class SuiteResult:
                 where=score.task,
                 fix="each item needs a field `rule`; with benchmark_samples, take more",
             )
-        return {rule: float(items[labels == rule].mean()) for rule in RULES}
+        rows = {rule: [n for n, label in enumerate(score.labels) if label == rule] for rule in RULES}
+        return {
+            rule: replace(
+                score,
+                task=f"{score.task}/{rule}",
+                items=tuple(score.items[n] for n in chosen),
+                labels=(),
+                clusters=tuple(score.clusters[n] for n in chosen) if score.clusters else (),
+            )
+            for rule, chosen in rows.items()
+        }
+
+    def edge_score(self) -> Score | None:
+        """The score of edge of chaos; None where it was not run."""
+        return self._standing_for(EDGE_OF_CHAOS)
 
     def _standing_for(self, name: str) -> Score | None:
         return next((score for score in self.scores.values() if score.stands_for == name), None)
@@ -102,7 +123,7 @@ class SuiteResult:
         content = json.loads(text)
         scores = {}
         for entry in content["scores"]:
-            lists = {name: tuple(entry[name]) for name in ("experts", "items", "labels")}
+            lists = {name: tuple(entry.get(name, ())) for name in ("experts", "items", "labels", "clusters")}
             scores[entry["task"]] = Score(**{**entry, **lists})
         return cls(scores=scores, missing=tuple(content["missing"]))
 
@@ -170,6 +191,7 @@ def _score(task: Task, results: dict[str, Any]) -> Score:
         )
     rows.sort(key=lambda row: row["doc_id"])
     label = next((name for name in ("rule", "subject") if name in rows[0]["doc"]), None)
+    shared = next((name for name in CLUSTER_FIELDS if name in rows[0]["doc"]), None)
     return Score(
         task=task.name,
         role=task.role,
@@ -178,6 +200,7 @@ def _score(task: Task, results: dict[str, Any]) -> Score:
         chance=task.chance,
         items=tuple(float(row[metric]) for row in rows),
         labels=tuple(str(row["doc"][label]) for row in rows) if label else (),
+        clusters=tuple(str(row["doc"][shared]) for row in rows) if shared else (),
         also={
             key: float(value)
             for key, value in results["results"][task.name].items()

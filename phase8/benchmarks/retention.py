@@ -3,9 +3,9 @@
 Raw retention is `final / baseline`; chance-corrected retention is `(final - chance) / (baseline - chance)`. On a
 four-way task a guesser keeps 0.25 / 0.80 = 31 % raw and nothing corrected.
 
-Intervals come from a paired bootstrap (Efron 1979): items are drawn with replacement, the same ones for both models,
-and the ratio is taken anew; the 2.5th and 97.5th percentiles of those ratios bound it. Most items go alike in both
-models, so the pairs tell far more than the two scores on their own.
+Intervals come from draws of `resample`, which weigh the same items alike for both models; the 2.5th and 97.5th
+percentiles of the ratios bound them. Most items go alike in both models, so the pairs tell far more than the two scores
+on their own.
 
     baseline 1 1 1 0, final 1 1 0 0, chance 0: raw retention 0.50 / 0.75 = 0.667
 """
@@ -19,15 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from phase8.benchmarks.evaluate import Score
+from phase8.benchmarks.resample import DRAWS, mean_draws
 from phase8.errors import BenchmarkError
 
-DRAWS = 2000
 LEVEL = 0.95
 STANDARD_ERRORS = 2.0
 """How far above chance a baseline must be to tell anything."""
 TYPICAL_DISCORDANCE = 0.125
 """Share of items that a moderately compressed model answers otherwise than the baseline; sets `items_needed`."""
-CHUNK = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,7 +88,7 @@ def retention(baseline: Score, final: Score, *, seed: int = 0, draws: int = DRAW
     Raises:
         BenchmarkError: the two scores are not of the same items.
     """
-    base_D, final_D = _means(baseline, final, seed=seed, draws=draws)
+    base_D, final_D = mean_draws([baseline, final], seed=seed, draws=draws)
     chance = baseline.chance
     return Retention(
         task=baseline.task,
@@ -124,7 +123,7 @@ def average(pairs: Iterable[tuple[Score, Score]], *, seed: int = 0, draws: int =
     tasks: list[str] = []
     uninformative: list[str] = []
     for baseline, final in pairs:
-        base_D, final_D = _means(baseline, final, seed=seed, draws=draws)
+        base_D, final_D = mean_draws([baseline, final], seed=seed, draws=draws)
         if not is_informative(baseline):
             uninformative.append(baseline.task)
             continue
@@ -171,6 +170,11 @@ def items_needed(difference: float, discordance: float = TYPICAL_DISCORDANCE) ->
     return math.ceil((1.96 / difference) ** 2 * discordance)
 
 
+def resolution(n: int, discordance: float = TYPICAL_DISCORDANCE) -> float:
+    """The inverse of `items_needed`: the smallest difference that `n` items resolve. `resolution(200)` is 0.049."""
+    return 1.96 * math.sqrt(discordance / n)
+
+
 def _pairs(
     baseline: dict[str, Score], final: dict[str, Score], chosen: list[Score]
 ) -> list[tuple[Score, Score]]:
@@ -178,25 +182,6 @@ def _pairs(
     if absent:
         raise BenchmarkError(f"not run on the compressed model: {', '.join(absent)}", where="retention")
     return [(baseline[score.task], final[score.task]) for score in chosen]
-
-
-def _means(baseline: Score, final: Score, *, seed: int, draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean scores of both models in each of D draws, the same items for both."""
-    if baseline.task != final.task or baseline.n != final.n or baseline.chance != final.chance or not baseline.n:
-        raise BenchmarkError(
-            f"{baseline.task} ({baseline.n} items) and {final.task} ({final.n} items) cannot be paired",
-            where="retention",
-            fix="score both models on the same items: a baseline from another suite must be measured anew",
-        )
-    items_N2 = np.stack([np.asarray(baseline.items), np.asarray(final.items)], axis=1)
-    # The generator is the benchmark's own: leaving one out does not move the intervals of the others.
-    generator = np.random.default_rng([seed, *baseline.task.encode()])
-    means = []
-    for start in range(0, draws, step := max(1, CHUNK // baseline.n)):
-        chosen = generator.integers(0, baseline.n, (min(step, draws - start), baseline.n))
-        means.append(items_N2[chosen].mean(axis=1))
-    means_D2 = np.concatenate(means)
-    return means_D2[:, 0], means_D2[:, 1]
 
 
 def _ratio(final: float, baseline: float) -> float | None:
