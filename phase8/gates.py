@@ -175,7 +175,7 @@ def _require_same_tasks(baseline: SuiteResult, *others: SuiteResult) -> None:
     for other in others:
         missing = sorted(set(baseline.scores) - set(other.scores))
         missing += [f"rule {rule}" for rule in sorted(set(baseline.eudaimonia or {}) - set(other.eudaimonia or {}))]
-        if baseline.edge_of_chaos and not other.edge_of_chaos:
+        if baseline.edge_score() and not other.edge_score():
             missing.append("edge of chaos")
         if missing:
             raise BenchmarkError(

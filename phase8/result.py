@@ -11,7 +11,7 @@ from typing import Any
 from phase8.artifact import Artifact
 from phase8.benchmarks.evaluate import Score, SuiteResult
 from phase8.benchmarks.retention import Estimate, by_expert, by_role, retention
-from phase8.config import CompressionConfig, GrokfastVariant
+from phase8.config import CompressionConfig, GateConfig, GrokfastVariant
 from phase8.gates import Verdict, judge_final
 from phase8.latency import estimate_pi4_ms
 from phase8.models import SourceModel
@@ -126,7 +126,7 @@ def build_result(
             **averages(baseline, final_result),
             "expert_retention": {expert: found.raw.value for expert, found in experts.items()},
             "expert_retention_corrected": {expert: found.corrected.value for expert, found in experts.items()},
-            "edge_of_chaos": final_result.edge_of_chaos,
+            "edge_of_chaos": final_result.edge_of_chaos(config.gates.edge_low, config.gates.edge_high),
             "eudaimonia": final_result.eudaimonia,
         }
     result = {
@@ -142,7 +142,7 @@ def build_result(
         "inference_latency_estimate_ms": estimate_ms,
         "inference_latency_measured_ms": latency_ms,
         "recommended_hardware": recommended_hardware(source.parameter_count),
-        "stages": {stage: _stage(tries, baseline) for stage, tries in attempts.items()},
+        "stages": {stage: _stage(tries, baseline, config.gates) for stage, tries in attempts.items()},
         "model": {"name": source.name, "hash": source.content_hash, "parameters": source.parameter_count},
         "interrupted": interrupted,
         "seconds": seconds,
@@ -167,7 +167,7 @@ def _benchmarks(baseline: SuiteResult | None, final: SuiteResult | None) -> dict
     return rows
 
 
-def _stage(tries: list[Attempt], baseline: SuiteResult | None) -> dict[str, Any]:
+def _stage(tries: list[Attempt], baseline: SuiteResult | None, gates: GateConfig) -> dict[str, Any]:
     last = tries[-1]
     return {
         "passed": last.verdict.passed,
@@ -187,7 +187,7 @@ def _stage(tries: list[Attempt], baseline: SuiteResult | None) -> dict[str, Any]
                 **(averages(baseline, attempt.result) if baseline else {}),
                 "checks": [asdict(check) for check in attempt.verdict.checks],
                 "benchmarks": _benchmarks(baseline, attempt.result),
-                "edge_of_chaos": attempt.result.edge_of_chaos,
+                "edge_of_chaos": attempt.result.edge_of_chaos(gates.edge_low, gates.edge_high),
                 "eudaimonia": attempt.result.eudaimonia,
                 "left_alone": attempt.left_alone,
                 "recommendation": asdict(attempt.recommendation) if attempt.recommendation else None,

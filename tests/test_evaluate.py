@@ -197,14 +197,15 @@ def integration(items, stands_for, labels=()):
 )
 def test_edge_of_chaos(right, status):
     result = integration((1.0,) * right + (0.0,) * (100 - right), "edge of chaos")
-    assert result.edge_of_chaos == {"accuracy": right / 100, "status": status}
+    assert result.edge_of_chaos(0.70, 0.80) == {"accuracy": right / 100, "status": status}
+    assert result.edge_of_chaos(0.0, 1.0)["status"] == "in_band"
     assert result.eudaimonia is None
 
 
 def test_eudaimonia_by_rule():
     result = integration((1.0, 0.0, 1.0, 1.0, 0.0, 0.5), "eudaimonia", ("autonomy", "autonomy", *RULES[1:], "dignity"))
     assert result.eudaimonia == {"autonomy": 0.5, "honesty": 1.0, "harm": 1.0, "dignity": 0.25}
-    assert result.edge_of_chaos is None
+    assert result.edge_of_chaos(0.70, 0.80) is None
     with pytest.raises(BenchmarkError, match="judges harm, dignity"):
         _ = integration((1.0, 1.0), "eudaimonia", ("autonomy", "honesty")).eudaimonia
 

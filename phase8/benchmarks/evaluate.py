@@ -18,7 +18,6 @@ import numpy as np
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, Suite, Task
 from phase8.errors import BenchmarkError
 
-EDGE_OF_CHAOS_BAND = (0.70, 0.80)
 CLUSTER_FIELDS = ("passage", "subject")
 """Fields of an item that name what it shares with others, the first that is there."""
 RULES = ("autonomy", "honesty", "harm", "dignity")
@@ -68,13 +67,12 @@ class SuiteResult:
     missing: tuple[str, ...] = ()
     """See `Suite.missing`."""
 
-    @property
-    def edge_of_chaos(self) -> dict[str, Any] | None:
-        """`{accuracy, status}`, status one of `in_band`, `too_easy`, `lost_capability`; None where it was not run."""
+    def edge_of_chaos(self, low: float, high: float) -> dict[str, Any] | None:
+        """`{accuracy, status}`, status `in_band` (from `low` to `high`), `too_easy` or `lost_capability`; None where it
+        was not run."""
         score = self.edge_score()
         if score is None:
             return None
-        low, high = EDGE_OF_CHAOS_BAND
         status = "lost_capability" if score.value < low else "too_easy" if score.value > high else "in_band"
         return {"accuracy": score.value, "status": status}
 
