@@ -346,6 +346,8 @@ class BenchmarksConfig:
     """`mini`: the embedded benchmarks."""
     batch_tokens: int = 8192
     """Tokens per forward pass."""
+    perplexity_text: str | None = None
+    """A UTF-8 file of held-out text, documents parted by blank lines; null: the embedded world's."""
 
     def __post_init__(self) -> None:
         require(

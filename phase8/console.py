@@ -171,6 +171,9 @@ class ConsoleListener:
                     f"threshold {wording.figure(check.get('threshold'))}{note}",
                     style="red" if failed else "dim",
                 )
+        bits = wording.bits_per_byte(mapping(attempt.gate))
+        if bits:
+            self._line(f"  {bits}", style="dim")
         worth = mapping(attempt.gate).get("wording")
         if worth:
             self._line(f"  {wording.clean(worth)}", style="dim")

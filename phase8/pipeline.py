@@ -148,6 +148,7 @@ class Pipeline:
                 self.source.experts.experts,
                 samples=self.config.benchmark_samples,
                 skip_expert_benchmarks=self.config.skip_expert_benchmarks,
+                text=self.config.benchmarks.perplexity_text,
             )
         if self.suite.missing:
             why = "skipped or not in this suite" if self.config.skip_expert_benchmarks else "not in this suite"
@@ -173,7 +174,10 @@ class Pipeline:
             bits_per_weight=32.0,
             groups=self._original_bytes_by_kind(),
         )
-        self.events.emit(Kind.STAGE_COMPLETE, "baseline", passed=True, seconds=time.monotonic() - begin)
+        self.events.emit(
+            Kind.STAGE_COMPLETE, "baseline", passed=True, seconds=time.monotonic() - begin,
+            bits_per_byte=self.baseline.bits_per_byte,
+        )
 
     def _original_bytes_by_kind(self) -> dict[str, int]:
         kinds: dict[str, int] = {}
@@ -194,7 +198,8 @@ class Pipeline:
             verdict = attempt.verdict
             self.events.emit(
                 Kind.QUALITY_GATE, stage, attempt=number, passed=verdict.passed, abort=verdict.abort,
-                checks=verdict.checks, wording=verdict.wording,
+                checks=verdict.checks, wording=verdict.wording, bits_per_byte=attempt.result.bits_per_byte,
+                baseline_bits_per_byte=self.baseline.bits_per_byte,
             )
             last = verdict.passed or verdict.abort is not None or number > self.config.max_retries
             if not last:

@@ -21,6 +21,7 @@ from phase8.files import read_bounded, write_atomic
 from phase8.runview import RULES, Attempt, Result, RunView, Stage, interval, mapping, number
 from phase8.wording import (
     NOTHING,
+    bits_per_byte,
     clean,
     figure,
     percent,
@@ -453,6 +454,8 @@ def _gates(view: RunView) -> str:
         abort = f" Nothing further down was tried{'' if abort is True else f': {clean(abort)}'}." if abort else ""
         worth = mapping(attempt.gate).get("wording")
         worth = f" {clean(worth)[:1].upper()}{clean(worth)[1:]}." if worth else ""
+        bits = bits_per_byte(mapping(attempt.gate))
+        worth += f" {bits[:1].upper()}{bits[1:]}." if bits else ""
         failing = "; ".join(
             f"{words(check.get('name'))} {figure(check.get('value'))} (threshold {figure(check.get('threshold'))})"
             for check in checks if check.get("passed") is False

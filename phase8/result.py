@@ -128,6 +128,7 @@ def build_result(
             "expert_retention_corrected": {expert: found.corrected.value for expert, found in experts.items()},
             "edge_of_chaos": final_result.edge_of_chaos(config.gates.edge_low, config.gates.edge_high),
             "eudaimonia": final_result.eudaimonia,
+            "bits_per_byte": {"baseline": baseline.bits_per_byte, "final": final_result.bits_per_byte},
         }
     result = {
         "success": success,
@@ -189,6 +190,7 @@ def _stage(tries: list[Attempt], baseline: SuiteResult | None, gates: GateConfig
                 "benchmarks": _benchmarks(baseline, attempt.result),
                 "edge_of_chaos": attempt.result.edge_of_chaos(gates.edge_low, gates.edge_high),
                 "eudaimonia": attempt.result.eudaimonia,
+                "bits_per_byte": attempt.result.bits_per_byte,
                 "left_alone": attempt.left_alone,
                 "recommendation": asdict(attempt.recommendation) if attempt.recommendation else None,
                 "gradient_filter": attempt.gradient_filter,

@@ -45,12 +45,7 @@ def token_sequences(
                 tokens, documents = [], calibration_documents(batch, seed)
     else:
         fix = "set calibration_text to a UTF-8 text file, documents parted by blank lines"
-        raw = read_bounded(path, MAX_TEXT_BYTES, error=ConfigError, fix=fix)
-        try:
-            text = raw.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"the text is not UTF-8: {error}", where=str(Path(path)), fix=fix) from error
-        for ids in tokenizer([d for d in text.split("\n\n") if d.strip()] or [""])["input_ids"]:
+        for ids in tokenizer(read_documents(path, fix))["input_ids"]:
             tokens.extend(ids)
         if len(tokens) < needed:
             raise ConfigError(
@@ -61,3 +56,20 @@ def token_sequences(
                 "optimizer.sequence_tokens",
             )
     return torch.tensor(tokens[:needed], dtype=torch.int64).view(sequences, length)
+
+
+def read_documents(path: str, fix: str) -> list[str]:
+    """The documents of a UTF-8 text file, parted by blank lines; at least one.
+
+    Raises:
+        ConfigError: the file cannot be read, is not UTF-8, or holds no text; `fix` says how to mend it.
+    """
+    raw = read_bounded(path, MAX_TEXT_BYTES, error=ConfigError, fix=fix)
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the text is not UTF-8: {error}", where=str(Path(path)), fix=fix) from error
+    documents = [document for document in text.split("\n\n") if document.strip()]
+    if not documents:
+        raise ConfigError("the file holds no text", where=str(Path(path)), fix=fix)
+    return documents

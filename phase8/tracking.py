@@ -153,6 +153,7 @@ class WandbTracker:
             if name.startswith("rule/"):
                 metrics[f"eudaimonia/{name.removeprefix('rule/')}"] = number(check.get("value"))
         if attempt.gate is not None:
+            metrics["bits_per_byte"] = number(mapping(attempt.gate).get("bits_per_byte"))
             failed = [check for check in attempt.checks if check.get("passed") is False]
             metrics["overall_passed"] = attempt.passed
             metrics["num_failed_benchmarks"] = sum(str(check.get("name")).startswith("benchmark/") for check in failed)

@@ -61,6 +61,14 @@ def spread(check: Mapping[str, Any]) -> str:
     return f"{figure(low)} to {figure(high)}"
 
 
+def bits_per_byte(gate: Mapping[str, Any]) -> str:
+    """What a gate's event says of held-out text; empty where it was not measured."""
+    before, after = number(gate.get("baseline_bits_per_byte")), number(gate.get("bits_per_byte"))
+    if before is None or after is None or before <= 0:
+        return ""
+    return f"held-out text takes {after:.4f} bits per byte, the baseline's {before:.4f} ({after / before - 1:+.1%})"
+
+
 def figure(value: Any) -> str:
     """Any figure of a check, to four significant digits; text and truth values as they are."""
     if isinstance(value, bool):

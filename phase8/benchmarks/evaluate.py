@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from phase8.benchmarks.perplexity import bits_per_byte
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, Suite, Task
 from phase8.errors import BenchmarkError
 
@@ -66,6 +67,8 @@ class SuiteResult:
     """By the benchmark's name, in the order of the suite."""
     missing: tuple[str, ...] = ()
     """See `Suite.missing`."""
+    bits_per_byte: float | None = None
+    """Of the suite's held-out text; None where it was not measured."""
 
     def edge_of_chaos(self, low: float, high: float) -> dict[str, Any] | None:
         """`{accuracy, status}`, status `in_band` (from `low` to `high`), `too_easy` or `lost_capability`; None where it
@@ -113,7 +116,13 @@ class SuiteResult:
         return next((score for score in self.scores.values() if score.stands_for == name), None)
 
     def to_json(self) -> str:
-        return json.dumps({"missing": self.missing, "scores": [asdict(score) for score in self.scores.values()]})
+        return json.dumps(
+            {
+                "missing": self.missing,
+                "bits_per_byte": self.bits_per_byte,
+                "scores": [asdict(score) for score in self.scores.values()],
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> SuiteResult:
@@ -123,7 +132,10 @@ class SuiteResult:
         for entry in content["scores"]:
             lists = {name: tuple(entry.get(name, ())) for name in ("experts", "items", "labels", "clusters")}
             scores[entry["task"]] = Score(**{**entry, **lists})
-        return cls(scores=scores, missing=tuple(content["missing"]))
+        bits = content["bits_per_byte"]
+        return cls(
+            scores=scores, missing=tuple(content["missing"]), bits_per_byte=None if bits is None else float(bits)
+        )
 
 
 def evaluate(
@@ -165,7 +177,8 @@ def evaluate(
         scores[task.name] = _score(task, results)
         if on_task is not None:
             on_task(scores[task.name])
-    return SuiteResult(scores=scores, missing=suite.missing)
+    bits = bits_per_byte(model, tokenizer, suite.text, batch_tokens=batch_tokens) if suite.text else None
+    return SuiteResult(scores=scores, missing=suite.missing, bits_per_byte=bits)
 
 
 def _spread(items: int, samples: int | None) -> list[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phase8.benchmarks.experts import EXPERT_BENCHMARKS, check_experts, experts_for
+from phase8.benchmarks.perplexity import held_out_documents
 from phase8.errors import BenchmarkError
 from phase8.files import read_bounded
 
@@ -27,7 +28,7 @@ ROLES = ("core", "expert", "integration")
 EDGE_OF_CHAOS = "edge of chaos"
 EUDAIMONIA = "eudaimonia"
 MAX_SUITE_BYTES = 1 << 20
-SCORING_CODE = ("lm.py", "evaluate.py", "sandbox.py", "sandbox_server.py")
+SCORING_CODE = ("lm.py", "evaluate.py", "perplexity.py", "sandbox.py", "sandbox_server.py")
 """A change in these may change a score, so it parts a cached baseline from a new one."""
 
 
@@ -61,6 +62,8 @@ class Suite:
     """Benchmarks that an expert calls for and no task stands for, as `expert: benchmark`."""
     samples: int | None
     """Items per benchmark; None takes all."""
+    text: tuple[str, ...]
+    """Documents whose bits per byte are measured."""
     cache: PlanCache = field(repr=False)
 
 
@@ -69,6 +72,7 @@ def load_suite(
     *,
     samples: int | None = None,
     skip_expert_benchmarks: bool = False,
+    text: str | None = None,
     directory: Path = MINI,
 ) -> Suite:
     """Loads a suite: its core and integration benchmarks, and those that its experts call for.
@@ -77,12 +81,15 @@ def load_suite(
         experts: names from the expert file.
         samples: so many items of each benchmark, evenly spread over it; None for all.
         skip_expert_benchmarks: leave out the benchmarks whose only role is to judge an expert.
+        text: a file of held-out text for the bits per byte; None takes the embedded world's.
         directory: where the YAML files and `suite.json` are.
 
     Raises:
+        ConfigError: the text cannot be read.
         BenchmarkError: an expert is unknown, or a file of the suite is missing or malformed.
     """
     check_experts(experts)
+    documents = held_out_documents(text)
     tasks = [
         task
         for task in read_tasks(directory)
@@ -104,6 +111,7 @@ def load_suite(
         experts=tuple(experts),
         missing=tuple(missing),
         samples=samples,
+        text=tuple(documents),
         cache=PlanCache(),
     )
 
@@ -187,7 +195,7 @@ def suite_hash(suite: Suite) -> str:
             data = part if isinstance(part, bytes) else str(part).encode()
             digest.update(len(data).to_bytes(8, "little") + data)
 
-    add(lm_eval.__version__, suite.samples, *(task.name for task in suite.tasks))
+    add(lm_eval.__version__, suite.samples, len(suite.text), *suite.text, *(task.name for task in suite.tasks))
     files = (path for path in suite.directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     for path in sorted(files):
         add(path.relative_to(suite.directory).as_posix(), path.read_bytes())

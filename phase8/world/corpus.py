@@ -97,21 +97,11 @@ def documents(seed: int = TRAINING_SEED) -> Iterator[str]:
             yield "\n\n".join(training_problem(world, rng, skill).text for _ in range(problems))
 
 
-def held_out_text(seed: int, n_characters: int = 100_000) -> str:
-    """At least `n_characters` of text in the style of training but of another stream, for perplexity.
-
-    Documents are separated by a blank line. `seed` is offset so that no small seed repeats the training stream.
-    """
-    parts: list[str] = []
-    length = 0
-    for document in documents(seed + 1_000_000):
-        parts.append(document)
-        length += len(document) + 2
-        if length >= n_characters:
-            return "\n\n".join(parts)
-    raise AssertionError("the stream is endless")
+def held_out_documents(n: int, seed: int) -> list[str]:
+    """`n` documents in the style of training but of another stream, for perplexity."""
+    return list(islice(documents(seed + 1_000_000), n))
 
 
 def calibration_documents(n: int, seed: int) -> list[str]:
-    """`n` documents of a stream that neither training nor `held_out_text` uses, for a compressor's Hessians."""
+    """`n` documents of a stream that neither training nor `held_out_documents` uses, for a compressor's Hessians."""
     return list(islice(documents(seed + 2_000_000), n))
