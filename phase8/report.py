@@ -462,7 +462,7 @@ def _gates(view: RunView) -> str:
         )
         rows.append(
             f"<tr><th class=\"whole\">{escape(name)}</th><td>{state}</td>{_cell(f'{held} of {len(checks)}', 'n')}"
-            f"{_cell((failing + '.' if failing else NOTHING) + worth + abort, 'say')}"
+            f"{_cell((f'{failing}.' if failing else 'Nothing.' if worth else NOTHING) + worth + abort, 'say')}"
             f"{_cell(_next_step(attempt), 'say')}</tr>"
         )
     heads = ['<tr><th>Stage</th><th>Gate</th><th class="n">Hold</th><th>What fails</th><th>Then</th></tr>']
