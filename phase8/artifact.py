@@ -94,7 +94,7 @@ def file_bytes(groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any
 
 
 def contents(groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str) -> dict[str, bytes]:
-    """The counted files of an artifact by name: `size_bytes` of what `write_artifact` makes is the sum of their lengths."""
+    """The counted files of an artifact by name; their lengths add up to `size_bytes` of what `write_artifact` makes."""
     config = json.loads(architecture_json(source.network))
     config["quantization_config"] = {"quant_method": FORMAT, "format_version": VERSION, "stage": stage}
     details = {"hash": source.content_hash, "parameters": source.parameter_count}

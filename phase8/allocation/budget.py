@@ -12,7 +12,7 @@ coding cannot exceed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,15 +21,23 @@ from torch import Tensor
 
 from phase8.allocation.candidates import VARIED, StageConfig, candidates, packed_bits, pool_of
 from phase8.allocation.lagrange import allocate, total_bytes
-from phase8.allocation.measure import Measurement, measure, sensitivities
+from phase8.allocation.measure import Measurement, measure
 from phase8.artifact import kind_of
 from phase8.codecs import EncodedGroup, Importance, get_codec
 from phase8.codecs.base import Progress
 from phase8.errors import ConfigError
-from phase8.models import SourceModel
+from phase8.models import SourceModel, in_place
+from phase8.optimize.divergence import tensor_sensitivity
 
 SENSITIVITY_SEQUENCES = 8
+_AROUND = 3
+"""Candidates that are measured on either side of the one that fits the budget when all matrices have it."""
+_GROWTH = 2.0
+"""Power of D with which a tensor's share of the divergence is taken to grow. Alone it grows with about D^1.2, but
+faster where all tensors are coded; of 1, 1.2, 1.5 and 2, 2 came out best with both codecs (experiments/LOG.md)."""
 _ENCODINGS = 3
+_MARGIN = 0.998
+"""What an estimate may fill of the budget, so that half of the first encodings do not end just above it."""
 _CLOSE = 0.005
 """A result this near below the budget is not encoded again."""
 _NAME_BYTES = 40
@@ -71,23 +79,25 @@ class Allocator:
     seed: int = 0
     _settings: list[StageConfig] = field(default_factory=list)
     _measured: Measurement | None = None
-    _gain_T: np.ndarray | None = None
+    _impact_TS: np.ndarray | None = None
     _importance: Mapping[str, Importance] = field(default_factory=dict)
     _encoded: dict[tuple[StageConfig, tuple[str, ...]], EncodedGroup] = field(default_factory=dict)
+    """What was encoded, by settings and names."""
 
     def __post_init__(self) -> None:
         self._settings = candidates(self.stage, self.config)
 
     def smallest_bytes(self) -> int:
         """The smallest budget that is met whatever the weights are: every matrix at the cheapest settings, packed."""
-        shapes = {name: (int(m.shape[0]), int(m.shape[1])) for name, m in self.matrices.items()}
+        return min(self._uniform_bytes(config) for config in self._settings)
+
+    def _uniform_bytes(self, config: StageConfig) -> int:
+        """At most what the artifact takes where all matrices have these settings."""
         pools = self._pools()
-        return self.size_of([]) + min(
-            sum(packed_bits(self.stage, config, {name: shapes[name] for name in pool}) // 8 + 1 for pool in pools)
-            + _GROUP_BYTES * len(pools)
-            + _NAME_BYTES * len(shapes)
-            for config in self._settings
+        bits = sum(
+            packed_bits(self.stage, config, {name: tuple(self.matrices[name].shape) for name in pool}) for pool in pools
         )
+        return self.size_of([]) + bits // 8 + (_GROUP_BYTES + 1) * len(pools) + _NAME_BYTES * len(self.matrices)
 
     def _pools(self) -> list[list[str]]:
         pools: dict[str, list[str]] = {}
@@ -108,26 +118,31 @@ class Allocator:
 
         Args:
             tokens_NT: held-out text, int64; the first few sequences are used.
-            budget_bytes: about the budget; the noise that tells what matters is as strong as coding at this size.
+            budget_bytes: about the budget; what matters is measured with one setting for all that fits into it.
             on_step: called with the number of steps done and their total.
         """
-        total = len(self._settings) + 1
+        sizes = [self._uniform_bytes(config) for config in self._settings]
+        reference = max((s for s, size in enumerate(sizes) if size <= budget_bytes), default=0)
+        first = max(0, reference - _AROUND)
+        self._settings = self._settings[first : reference + _AROUND + 1]
+        reference -= first
+        total = len(self._settings) + 2
         self._importance = importance
-        found = measure(
+        found = self._measured = measure(
             self.stage, self._settings, self.matrices, self._pools(), importance, seed=self.seed,
             on_candidate=lambda done: on_step(done, total),
         )  # fmt: skip
-        uniform_S = found.bytes_TS.sum(0) + found.charge_GS.sum(0)
-        fitting = np.flatnonzero(uniform_S <= budget_bytes - self.size_of([]))
-        reference = int(fitting[uniform_S[fitting].argmax()]) if len(fitting) else int(uniform_S.argmin())
-        relative = float(found.distortion_TS[:, reference].sum() / max(found.energy_T.sum(), 1e-300))
-        gains = sensitivities(
-            source.network, source.parameters, self.matrices, importance, relative,
-            tokens_NT[:SENSITIVITY_SEQUENCES], seed=self.seed,
-        )  # fmt: skip
+        coded = {}
+        for group in self._groups(np.full(len(found.names), reference), None):
+            for name, weights in get_codec(self.stage).decode(group).items():
+                module, parameter = source.parameters[name]
+                coded[name] = in_place((module, parameter), torch.from_numpy(weights)).to(parameter.device)
+        on_step(total - 1, total)
+        per_weight = tensor_sensitivity(source.network, coded, tokens_NT[:SENSITIVITY_SEQUENCES])
         on_step(total, total)
-        self._measured = found
-        self._gain_T = np.array([gains[name] for name in found.names])
+        alone_T = np.array([max(per_weight[name], 0.0) * self.matrices[name].numel() for name in found.names])
+        relative_TS = found.distortion_TS / np.maximum(found.distortion_TS[:, [reference]], 1e-300)
+        self._impact_TS = alone_T[:, None] * relative_TS**_GROWTH
 
     def encode(self, budget_bytes: int, *, on_progress: Progress | None = None) -> Allocation:
         """Encodes all matrices so that the artifact is within the budget, as near to it as the settings allow.
@@ -135,9 +150,8 @@ class Allocator:
         Raises:
             ConfigError: not even the cheapest settings are within the budget.
         """
-        assert self._measured is not None and self._gain_T is not None, "call measure first"
-        found = self._measured
-        impact_TS = self._gain_T[:, None] * found.distortion_TS
+        found, impact_TS = self._measured, self._impact_TS
+        assert found is not None and impact_TS is not None, "call measure first"
         base = self.size_of([]) + _NAME_BYTES * len(found.names)
         factor, best, first_estimate = 1.0, None, 0.0
         for number in range(1, _ENCODINGS + 2):
@@ -145,7 +159,7 @@ class Allocator:
             if packed and best is not None:
                 break
             sizes, charges = (found.packed_TS, found.packed_charge_GS) if packed else (found.bytes_TS, found.charge_GS)
-            room = (budget_bytes - base) / (1.0 if packed else factor)
+            room = (budget_bytes - base) * (1.0 if packed else _MARGIN / factor)
             chosen_T = allocate(sizes, impact_TS, charges, found.pool_T, room)
             if chosen_T is None:  # one setting for all takes the fewest charges
                 chosen_T = np.full(len(found.names), (sizes.sum(0) + charges.sum(0)).argmin())
@@ -183,18 +197,26 @@ class Allocator:
             members.setdefault((pool, s), []).append(name)
         groups = []
         for (_, s), names in members.items():
-            key = self._settings[s], tuple(names)
-            if key not in self._encoded:
-                self._encoded[key] = codec.encode(
-                    {name: self.matrices[name] for name in names},
+            # SeedLM's tensors share nothing: each is encoded once, whatever group it ends up in.
+            parts = [(name,) for name in names] if self.stage == "seedlm" else [tuple(names)]
+            new = [part for part in parts if (self._settings[s], part) not in self._encoded]
+            fresh = [name for part in new for name in part]
+            if fresh:
+                encoded = codec.encode(
+                    {name: self.matrices[name] for name in fresh},
                     self._settings[s],
-                    importance={name: self._importance[name] for name in names if name in self._importance},
+                    importance={name: self._importance[name] for name in fresh if name in self._importance},
                     seed=self.seed,
                     on_progress=on_progress,
                 )
-            elif on_progress is not None:
-                on_progress(sum(self.matrices[name].numel() for name in names))
-            groups.append(self._encoded[key])
+                for part in new:
+                    tensors = {name: encoded.tensors[name] for name in part}
+                    self._encoded[self._settings[s], part] = replace(encoded, tensors=tensors)
+            if on_progress is not None:
+                on_progress(sum(self.matrices[name].numel() for name in names if name not in fresh))
+            found_parts = [self._encoded[self._settings[s], part] for part in parts]
+            tensors = {name: tensor for part in found_parts for name, tensor in part.tensors.items()}
+            groups.append(replace(found_parts[0], tensors=tensors))
         return groups
 
     def _told(self, chosen_T: np.ndarray, impact_TS: np.ndarray) -> dict[str, dict[str, Any]]:

@@ -11,8 +11,8 @@ tensor takes its cheapest member. What minimises this has the least distortion o
 the lower convex hull of its options (Shoham and Gersho, 1988). Bisection finds the price; bytes that are left over go
 to single tensors, by the largest drop of distortion per byte.
 
-Example: two tensors, options of 1 and 3 bytes, distortions (8, 4) and (3, 1), 4 bytes in all: between the prices 1 and 2
-the first tensor takes 3 bytes and the second 1.
+Example: two tensors, options of 1 and 3 bytes, distortions (8, 4) and (3, 1), 4 bytes in all: at prices between 1
+and 2 the first tensor takes 3 bytes and the second 1.
 
 Shape legend: T tensors, S options, G pools, M subsets of the options.
 """

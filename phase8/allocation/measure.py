@@ -3,9 +3,6 @@
 Distortion of a tensor with error e: D = sum_o r_o e_o H e_o^T (`Importance`). Of a sample, the share D / D(weights) is
 taken, and stands for all rows: rows of one matrix are damaged in proportion to their energy.
 
-Sensitivity: by how much the model's KL divergence grows with D. A copy of the tensor with Gaussian noise is put in, alone
-in an otherwise original network; g = KL / D of that noise.
-
 Shape legend: O rows and I columns of a matrix, R sampled rows, T tensors, S candidates, G pools.
 """
 
@@ -16,14 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phase8.allocation.candidates import StageConfig
 from phase8.codecs import EncodedGroup, Importance, Stream, decoders, entropy, get_codec
-from phase8.models import in_place
-from phase8.optimize.divergence import tensor_sensitivity
 
-SAMPLE_WEIGHTS = {"seedlm": 1 << 14, "vptq": 1 << 16, "hyper": 1 << 16}
+SAMPLE_WEIGHTS = {"seedlm": 1 << 14, "vptq": 1 << 15, "hyper": 1 << 16}
 """Most weights of a tensor that are measured. A codebook needs many vectors, else it fits the sample too well."""
 _RUN = {"seedlm": 1, "vptq": 48, "hyper": 1}
 """Consecutive rows that a sample takes at a time: whole VPTQ vectors of the candidates' lengths."""
@@ -134,7 +129,7 @@ def measure(
 
 
 def _coded_share(group: EncodedGroup) -> dict[tuple[str, int], float]:
-    """By role and width of a stream: what entropy coding leaves of its packed bits, the streams of all tensors at once."""
+    """By role and width of a stream: what entropy coding leaves of the packed bits, all tensors' streams together."""
     streams: dict[tuple[str, int], list[Stream]] = {}
     for owner in (group.shared, *(tensor.streams for tensor in group.tensors.values())):
         for role, stream in owner.items():
@@ -144,36 +139,3 @@ def _coded_share(group: EncodedGroup) -> dict[tuple[str, int], float]:
         values = np.concatenate([stream.values.astype(np.uint32) for stream in pool])
         shares[role, bits] = min(1.0, 8 * len(entropy.encode(values, bits)[1]) / max(1, bits * values.size))
     return shares
-
-
-def sensitivities(
-    network: nn.Module,
-    parameters: Mapping[str, tuple[nn.Module, Tensor]],
-    matrices: Mapping[str, Tensor],
-    importance: Mapping[str, Importance],
-    relative_error: float,
-    tokens_NT: Tensor,
-    *,
-    seed: int,
-) -> dict[str, float]:
-    """Growth of the KL divergence, in nats per token, per unit of each tensor's D.
-
-    Args:
-        network: the original; not changed.
-        parameters: as `phase8.models.unique_parameters`.
-        matrices: the tensors asked about, float32 [O, I].
-        relative_error: squared error of the noise as a fraction of the tensor's squared weights.
-        tokens_NT: held-out text, int64.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    noisy, distortion = {}, {}
-    for name, matrix in matrices.items():
-        size = (relative_error * float(matrix.double().square().mean())) ** 0.5
-        error_OI = size * torch.randn(matrix.shape, generator=generator)
-        distortion[name] = float(weighted_energy(error_OI, importance.get(name, Importance())).sum())
-        noisy[name] = in_place(parameters[name], matrix + error_OI).to(parameters[name][1].device)
-    per_weight = tensor_sensitivity(network, noisy, tokens_NT)
-    return {
-        name: max(per_weight[name], 0.0) * matrix.numel() / distortion[name] if distortion[name] > 0 else 0.0
-        for name, matrix in matrices.items()
-    }
