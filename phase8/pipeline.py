@@ -376,7 +376,7 @@ class Pipeline:
                 return groups, gradient_filter
             text = f"{stage}: training took the file to {size:,} bytes, above the {budget:,} allowed"
             self.events.emit(Kind.LOG, stage, level="info", text=text)
-            room -= size - budget
+            room = allocation.size_bytes - (size - budget)
             if room < allocator.smallest_bytes():
                 break
         self.events.emit(

@@ -30,11 +30,11 @@ from phase8.models import SourceModel, in_place
 from phase8.optimize.divergence import tensor_sensitivity
 
 SENSITIVITY_SEQUENCES = 8
-_AROUND = 3
-"""Candidates that are measured on either side of the one that fits the budget when all matrices have it."""
 _GROWTH = 2.0
 """Power of D with which a tensor's share of the divergence is taken to grow. Alone it grows with about D^1.2, but
 faster where all tensors are coded; of 1, 1.2, 1.5 and 2, 2 came out best with both codecs (experiments/LOG.md)."""
+_EXACT = 1e-9
+"""A relative error below this is none."""
 _ENCODINGS = 3
 _MARGIN = 0.998
 """What an estimate may fill of the budget, so that half of the first encodings do not end just above it."""
@@ -59,6 +59,13 @@ class Allocation:
     encodings: int
     tensors: dict[str, dict[str, Any]]
     """By name: the chosen settings, bits per weight, relative error and share of the divergence, estimated."""
+
+
+def _impact_of(alone_T: np.ndarray, relative_T: np.ndarray) -> np.ndarray:
+    """KL / (relative error)^2 of each tensor; where its code was exact (a codebook with room for all), the median."""
+    known = relative_T > _EXACT
+    impact_T = alone_T / np.where(known, relative_T, 1.0) ** _GROWTH
+    return np.where(known, impact_T, np.median(impact_T[known]) if known.any() else 1.0)
 
 
 @dataclass
@@ -122,10 +129,7 @@ class Allocator:
             on_step: called with the number of steps done and their total.
         """
         sizes = [self._uniform_bytes(config) for config in self._settings]
-        reference = max((s for s, size in enumerate(sizes) if size <= budget_bytes), default=0)
-        first = max(0, reference - _AROUND)
-        self._settings = self._settings[first : reference + _AROUND + 1]
-        reference -= first
+        reference = max((s for s, size in enumerate(sizes) if size <= budget_bytes), key=sizes.__getitem__, default=0)
         total = len(self._settings) + 2
         self._importance = importance
         found = self._measured = measure(
@@ -141,8 +145,8 @@ class Allocator:
         per_weight = tensor_sensitivity(source.network, coded, tokens_NT[:SENSITIVITY_SEQUENCES])
         on_step(total, total)
         alone_T = np.array([max(per_weight[name], 0.0) * self.matrices[name].numel() for name in found.names])
-        relative_TS = found.distortion_TS / np.maximum(found.distortion_TS[:, [reference]], 1e-300)
-        self._impact_TS = alone_T[:, None] * relative_TS**_GROWTH
+        relative_TS = found.distortion_TS / np.maximum(found.energy_T, 1e-300)[:, None]
+        self._impact_TS = _impact_of(alone_T, relative_TS[:, reference])[:, None] * relative_TS**_GROWTH
 
     def encode(self, budget_bytes: int, *, on_progress: Progress | None = None) -> Allocation:
         """Encodes all matrices so that the artifact is within the budget, as near to it as the settings allow.
