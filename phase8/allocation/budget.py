@@ -96,9 +96,9 @@ class Allocator:
 
     def smallest_bytes(self) -> int:
         """The smallest budget that is met whatever the weights are: every matrix at the cheapest settings, packed."""
-        return min(self._uniform_bytes(config) for config in self._settings)
+        return min(self.bytes_at_most(config) for config in self._settings)
 
-    def _uniform_bytes(self, config: StageConfig) -> int:
+    def bytes_at_most(self, config: StageConfig) -> int:
         """At most what the artifact takes where all matrices have these settings."""
         pools = self._pools()
         bits = sum(
@@ -121,23 +121,25 @@ class Allocator:
         *,
         on_step: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Measures every candidate on every matrix, and how much each matrix matters.
+        """Measures every candidate on every matrix, once, and how much each matrix matters at about this budget.
 
         Args:
             tokens_NT: held-out text, int64; the first few sequences are used.
-            budget_bytes: about the budget; what matters is measured with one setting for all that fits into it.
+            budget_bytes: what matters is measured with one setting for all that fits into it.
             on_step: called with the number of steps done and their total.
         """
-        sizes = [self._uniform_bytes(config) for config in self._settings]
-        reference = max((s for s, size in enumerate(sizes) if size <= budget_bytes), key=sizes.__getitem__, default=0)
         total = len(self._settings) + 2
         self._importance = importance
-        found = self._measured = measure(
-            self.stage, self._settings, self.matrices, self._pools(), importance, seed=self.seed,
-            on_candidate=lambda done: on_step(done, total),
-        )  # fmt: skip
+        if self._measured is None:
+            self._measured = measure(
+                self.stage, self._settings, self.matrices, self._pools(), importance, seed=self.seed,
+                on_candidate=lambda done: on_step(done, total),
+            )  # fmt: skip
+        found = self._measured
+        sizes = [self.bytes_at_most(config) for config in self._settings]
+        reference = max((s for s, size in enumerate(sizes) if size <= budget_bytes), key=sizes.__getitem__, default=0)
         coded = {}
-        for group in self._groups(np.full(len(found.names), reference), None):
+        for group in self.uniform(self._settings[reference]):
             for name, weights in get_codec(self.stage).decode(group).items():
                 module, parameter = source.parameters[name]
                 coded[name] = in_place((module, parameter), torch.from_numpy(weights)).to(parameter.device)
@@ -147,6 +149,11 @@ class Allocator:
         alone_T = np.array([max(per_weight[name], 0.0) * self.matrices[name].numel() for name in found.names])
         relative_TS = found.distortion_TS / np.maximum(found.energy_T, 1e-300)[:, None]
         self._impact_TS = _impact_of(alone_T, relative_TS[:, reference])[:, None] * relative_TS**_GROWTH
+
+    def uniform(self, config: StageConfig) -> list[EncodedGroup]:
+        """All matrices with one of the candidate settings."""
+        assert self._measured is not None, "call measure first"
+        return self._groups(np.full(len(self._measured.names), self._settings.index(config)), None)
 
     def encode(self, budget_bytes: int, *, on_progress: Progress | None = None) -> Allocation:
         """Encodes all matrices so that the artifact is within the budget, as near to it as the settings allow.
