@@ -338,6 +338,14 @@ class ModelConfig:
         require(bool(self.path), "model.path is empty", where="model", fix="name a directory or embedded:reference")
 
 
+class EdgePool(Enum):
+    """Where the questions of edge of chaos come from; see `phase8.benchmarks.edge`."""
+
+    auto = "auto"
+    shipped = "shipped"
+    calibrated = "calibrated"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarksConfig:
     """What quality is measured with."""
@@ -348,8 +356,19 @@ class BenchmarksConfig:
     """Tokens per forward pass."""
     perplexity_text: str | None = None
     """A UTF-8 file of held-out text, documents parted by blank lines; null: the embedded world's."""
+    edge_pool: EdgePool = EdgePool.auto
+    """calibrated: questions picked by difficulty so that this model solves about 75 %. shipped: those that suit the
+    embedded model. auto: shipped for the embedded model, calibrated for any other."""
+    edge_pool_file: str | None = None
+    """JSON lines with prompt, choices, answer and level to build the pool from; null: arithmetic questions."""
 
     def __post_init__(self) -> None:
+        require(
+            self.edge_pool_file is None or self.edge_pool is not EdgePool.shipped,
+            "benchmarks.edge_pool_file is given, but edge_pool=shipped asks the shipped questions",
+            where="benchmarks",
+            fix="set benchmarks.edge_pool=calibrated",
+        )
         require(
             self.suite == "mini",
             f"benchmarks.suite is {self.suite!r}, known: mini",

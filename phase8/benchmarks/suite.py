@@ -65,6 +65,8 @@ class Suite:
     text: tuple[str, ...]
     """Documents whose bits per byte are measured."""
     cache: PlanCache = field(repr=False)
+    edge_pool: str = ""
+    """Questions of edge of chaos built for this model (JSON lines); empty where the suite's own are asked."""
 
 
 def load_suite(
@@ -107,7 +109,7 @@ def load_suite(
     return Suite(
         directory=directory,
         tasks=tuple(tasks),
-        loaded=_load(directory, [task.name for task in tasks]),
+        loaded=load_tasks(directory, [task.name for task in tasks]),
         experts=tuple(experts),
         missing=tuple(missing),
         samples=samples,
@@ -151,8 +153,8 @@ def read_tasks(directory: Path) -> list[Task]:
     return tasks
 
 
-def _load(directory: Path, names: list[str]) -> dict[str, Any]:
-    """lm-eval's task objects.
+def load_tasks(directory: Path, names: Sequence[str], *, data_dir: str | None = None) -> dict[str, Any]:
+    """lm-eval's task objects, with data from `data_dir` where it is given.
 
     Raises:
         BenchmarkError: lm-eval does not find or cannot read a task; data of a wrong shape.
@@ -161,7 +163,8 @@ def _load(directory: Path, names: list[str]) -> dict[str, Any]:
 
     # What it would say of every task with arguments for its reader is a hint for lm-eval's own command line.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_defaults=False, include_path=[str(directory)])
+    metadata = {"data_dir": data_dir} if data_dir else {}
+    manager = TaskManager(include_defaults=False, include_path=[str(directory)], metadata=metadata)
     absent = [name for name in names if name not in manager.all_subtasks]
     if absent:
         raise BenchmarkError(
@@ -196,6 +199,7 @@ def suite_hash(suite: Suite) -> str:
             digest.update(len(data).to_bytes(8, "little") + data)
 
     add(lm_eval.__version__, suite.samples, len(suite.text), *suite.text, *(task.name for task in suite.tasks))
+    add(suite.edge_pool)
     files = (path for path in suite.directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     for path in sorted(files):
         add(path.relative_to(suite.directory).as_posix(), path.read_bytes())
