@@ -22,12 +22,13 @@ from pathlib import Path
 import torch
 
 from experiments.reference.evaluate import SUITE_DIR, evaluate, suite
+from phase8.benchmarks.edge import choose_mix
 from phase8.world import items
 from phase8.world.items import CALIBRATION_SEED, SHIPPED_SEED
 
 STEPS = 4000
 ASSETS = Path(items.__file__).parents[1] / "assets" / "reference"
-EDGE_TARGET, EDGE_BAND, EDGE_ITEMS = 0.75, (0.745, 0.755), 200
+EDGE_BAND, EDGE_ITEMS = (0.745, 0.755), 200
 CALIBRATION_ITEMS = {1: 150, 2: 150, 3: 150, 4: 48, 5: 150, 6: 150}
 # Only 97 people are reserved for level 4; half of them calibrate.
 LEVEL_4_LIMIT = 46
@@ -54,23 +55,6 @@ def export(model_dir: Path) -> None:
         shutil.copyfile(path, ASSETS / path.name)
 
 
-def edge_mix(accuracy: dict[int, float]) -> dict[int, int]:
-    """Items per level, falling or rising geometrically with the level, whose expected accuracy is the target."""
-
-    def counts(tilt: float) -> dict[int, int]:
-        weights = {level: math.exp(-tilt * level) for level in accuracy}
-        total = sum(weights.values())
-        mix = {level: round(EDGE_ITEMS * weight / total) for level, weight in weights.items()}
-        mix[4] = min(mix[4], LEVEL_4_LIMIT)
-        mix[1] += EDGE_ITEMS - sum(mix.values())
-        return mix
-
-    def miss(mix: dict[int, int]) -> float:
-        return abs(sum(mix[level] * accuracy[level] for level in mix) / EDGE_ITEMS - EDGE_TARGET)
-
-    return min((counts(step / 100) for step in range(-150, 151)), key=miss)
-
-
 def ship_items(model_dir: Path, work: Path) -> dict:
     """Writes all shipped items; returns the record of how the edge-of-chaos pool was made.
 
@@ -90,7 +74,9 @@ def ship_items(model_dir: Path, work: Path) -> dict:
     items.write_items(calibration / "mini_edge_of_chaos.jsonl", pool)
     scored = evaluate(str(model_dir), ["mini_edge_of_chaos"], str(calibration))["mini_edge_of_chaos"]
     accuracy = {int(level): value for level, value in scored["by_level"].items()}
-    mix = edge_mix(accuracy)
+    available = {str(level): LEVEL_4_LIMIT if level == 4 else EDGE_ITEMS for level in accuracy}
+    shares = choose_mix({str(level): value for level, value in accuracy.items()}, available, EDGE_ITEMS)
+    mix = {int(level): count for level, count in shares.items()}
     for draw in range(20):
         drawn = items.edge_items(SHIPPED_SEED + draw, mix, set(calibrated))
         items.write_items(data / "mini_edge_of_chaos.jsonl", drawn)
