@@ -43,7 +43,7 @@ def answered_texts() -> list[str]:
             if "choices" in row:
                 texts.append(f"{row['prompt']} {row['choices'][row['answer']]}")
             else:
-                joint = "" if row["prompt"].endswith("\n") else " "
+                joint = "" if "\n" in (row["prompt"][-1], row["target"][0]) else " "
                 texts.append(f"{row['prompt']}{joint}{row['target']}")
     return texts
 

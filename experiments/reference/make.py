@@ -17,6 +17,7 @@ import math
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
@@ -141,20 +142,35 @@ def _plot(runs: dict[str, dict], path: Path) -> None:
 
 
 def compare_control(runs: dict[str, tuple[dict, dict]]) -> str:
-    """What the control says of the reference's width: on how many benchmarks it is worse by two standard errors."""
+    """What the control says of the reference's width: the core average, and which benchmarks differ.
+
+    Two scores differ where the difference is more than two standard errors (items as independent draws, not paired).
+    """
     if len(runs) < 2:
         return "It is still in training, and its row is missing."
     (_, reference), (_, control) = runs.values()
-    worse = []
+    worse, alike, core = [], [], []
     for row in suite():
         ours, theirs = (scores[row["name"]][row["metric"]] for scores in (reference, control))
-        error = math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / row["items"])
-        if ours - theirs > 2 * error and ours > theirs:
-            worse.append(row["name"])
-    text = f"It is worse by more than two standard errors on {len(worse)} of {len(suite())} benchmarks"
-    if 2 * len(worse) < len(suite()):
-        text += ": the reference has capacity to spare, and ratios measured on it flatter"
-    return text + "."
+        variance = (ours * (1 - ours) + theirs * (1 - theirs)) / row["items"]
+        (worse if ours - theirs > 2 * math.sqrt(variance) and ours > theirs else alike).append(row["name"])
+        if row["role"] == "core":
+            core.append((ours, theirs, variance))
+    means = [sum(values) / len(core) for values in zip(*core, strict=True)]
+    error = math.sqrt(means[2] / len(core))
+    lost = means[0] - means[1]
+    verdict = "clearly worse" if lost > 4 * error else "not clearly worse: the reference has capacity to spare"
+    text = (
+        f"It is {verdict}: its core average is {means[1]:.3f} against {means[0]:.3f} ({means[1] / means[0]:.1%} of it; "
+        f"difference {lost:.3f}, standard error {error:.3f}). It is worse by more than two standard errors on "
+        f"{', '.join(f'`{name}`' for name in worse) or 'none'}"
+    )
+    if alike:
+        text += (
+            f", and as good on {', '.join(f'`{name}`' for name in alike)}: what these ask fits into half the width, so "
+            "a compressed model's retention on them says less than on the others"
+        )
+    return "\n".join(textwrap.wrap(text + ".", 118, break_long_words=False, break_on_hyphens=False))
 
 
 def write_card(work: Path) -> None:

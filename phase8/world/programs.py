@@ -86,7 +86,7 @@ def _single(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem
     head, body = f"def {function}({argument}):\n", _body(index, fields)
     details: dict[str, object] = {}
     if docstring:
-        prompt, answer = f'{head}    """{_KINDS[index][1].format(**fields)}"""\n', body
+        prompt, answer = f'{head}    """{_KINDS[index][1].format(**fields)}"""', "\n" + body
     else:
         task = _KINDS[index][2].format(**fields)
         prompt, answer = f"# Write a function {function} of {argument} that {task}.\n", head + body
@@ -177,7 +177,7 @@ def _chain(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem:
     told = f"{', '.join(first)}, then {last}"
     head, body = f"def {function}({argument}):\n", f"    return {value}"
     if docstring:
-        prompt, answer = f'{head}    """Take {argument}, {told}."""\n', body
+        prompt, answer = f'{head}    """Take {argument}, {told}."""', "\n" + body
     else:
         prompt, answer = f"# Write a function {function} that takes {argument}, {told}.\n", head + body
     details: dict[str, object] = {}
@@ -193,7 +193,8 @@ def _draw_program(rng: random.Random, *, docstring: bool, with_tests: bool) -> P
 
 
 def completion(world: World, rng: random.Random, with_tests: bool = False) -> Problem:
-    """A def line and docstring; the answer is the body."""
+    """A def line and docstring; the answer is the body, with the line break before it: a prompt that ended in one would
+    part it from the indentation, which the tokenizer joins to it."""
     return _draw_program(rng, docstring=True, with_tests=with_tests)
 
 
