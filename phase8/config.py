@@ -59,8 +59,9 @@ class SeedLMConfig:
     """Width of the power of two that a block's coefficients share; the tensor has a scale beside it."""
     search: SeedSearch = SeedSearch.fast
     """exhaustive: look at every seed for every block. fast: at the seeds whose bases lie near the block's direction."""
-    candidates: int = 64
-    """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients."""
+    candidates: int = 0
+    """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients; 0: as many as
+    the width of the coefficients asks for (`phase8.codecs.seed_search`)."""
 
     def __post_init__(self) -> None:
         fix = "the paper's settings are block_size=8 latent_dim=3 bits=4 seed_bits=16 exponent_bits=4"
@@ -76,7 +77,7 @@ class SeedLMConfig:
         within("bits", 1, 8)
         within("seed_bits", 4, 20)
         within("exponent_bits", 2, 8)
-        within("candidates", 1, 4096)
+        within("candidates", 0, 4096)
         require(
             self.latent_dim <= self.block_size,
             f"seedlm.latent_dim is {self.latent_dim}, more than seedlm.block_size ({self.block_size})",
