@@ -338,23 +338,35 @@ class ModelConfig:
         require(bool(self.path), "model.path is empty", where="model", fix="name a directory or embedded:reference")
 
 
+class BenchmarkSuite(Enum):
+    mini = "mini"
+    core = "core"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarksConfig:
     """What quality is measured with."""
 
-    suite: str = "mini"
-    """`mini`: the embedded benchmarks."""
+    suite: BenchmarkSuite = BenchmarkSuite.mini
+    """`mini`: the embedded benchmarks; `core`: the published ones, through lm-eval."""
+    data_dir: str | None = None
+    """A directory with the published benchmarks' data; null loads them from the network."""
+    run_generated_code: bool = False
+    """Whether the programs that a model writes for HumanEval and MBPP may be run (always in the sandbox)."""
+    experts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """For an expert, its benchmarks, in place of those of the specification."""
     batch_tokens: int = 8192
     """Tokens per forward pass."""
     perplexity_text: str | None = None
     """A UTF-8 file of held-out text, documents parted by blank lines; null: the embedded world's."""
 
     def __post_init__(self) -> None:
+        unused = [name for name in ("data_dir", "run_generated_code") if getattr(self, name)]
         require(
-            self.suite == "mini",
-            f"benchmarks.suite is {self.suite!r}, known: mini",
+            self.suite is BenchmarkSuite.core or not unused,
+            f"benchmarks.{' and benchmarks.'.join(unused)} have no effect on the embedded benchmarks",
             where="benchmarks",
-            fix="leave it at mini",
+            fix="add benchmarks=core, or leave them out",
         )
         require(
             self.batch_tokens >= 256,

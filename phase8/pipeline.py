@@ -26,10 +26,18 @@ from torch import Tensor
 from phase8.artifact import Artifact, bytes_by_kind, kind_of, load_weights, read_artifact, write_artifact
 from phase8.benchmarks.cache import BaselineCache
 from phase8.benchmarks.evaluate import Score, SuiteResult, evaluate
+from phase8.benchmarks.real import load_real_suite
 from phase8.benchmarks.suite import Suite, load_suite, suite_hash
 from phase8.calibration import collect_importance
 from phase8.codecs import EncodedGroup, Importance, get_codec
-from phase8.config import CompressionConfig, GrokfastConfig, GrokfastVariant, OptimizerConfig, Sharing
+from phase8.config import (
+    BenchmarkSuite,
+    CompressionConfig,
+    GrokfastConfig,
+    GrokfastVariant,
+    OptimizerConfig,
+    Sharing,
+)
 from phase8.errors import ConfigError
 from phase8.events import EventLog, Kind
 from phase8.files import make_directory, write_atomic
@@ -144,15 +152,13 @@ class Pipeline:
         begin = time.monotonic()
         self.events.emit(Kind.STAGE_START, "baseline", attempt=1)
         with self._step("load", "baseline"):
-            self.suite = load_suite(
-                self.source.experts.experts,
-                samples=self.config.benchmark_samples,
-                skip_expert_benchmarks=self.config.skip_expert_benchmarks,
-                text=self.config.benchmarks.perplexity_text,
-            )
+            self.suite = self._load_suite()
         if self.suite.missing:
-            why = "skipped or not in this suite" if self.config.skip_expert_benchmarks else "not in this suite"
-            text = f"benchmarks not measured ({why}): {'; '.join(self.suite.missing)}"
+            why = ""
+            if self.config.benchmarks.suite is BenchmarkSuite.mini:
+                skipped = self.config.skip_expert_benchmarks
+                why = " (skipped or not in this suite)" if skipped else " (not in this suite)"
+            text = f"benchmarks not measured{why}: {'; '.join(self.suite.missing)}"
             self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
         cache = BaselineCache(self.cache_dir)
         key = (self.source.content_hash, suite_hash(self.suite))
@@ -165,6 +171,9 @@ class Pipeline:
                 self.events.emit(Kind.LOG, "baseline", level="info", text="baseline taken from the cache")
                 for score in self.baseline.scores.values():
                     self._tell_score(score, "baseline", 1)
+        for name, score in self.baseline.scores.items():
+            if score.note:
+                self.events.emit(Kind.LOG, "baseline", level="warning", text=f"{name}: {score.note}")
         self.events.emit(
             Kind.COMPRESSION_PROGRESS,
             "baseline",
@@ -177,6 +186,21 @@ class Pipeline:
         self.events.emit(
             Kind.STAGE_COMPLETE, "baseline", passed=True, seconds=time.monotonic() - begin,
             bits_per_byte=self.baseline.bits_per_byte,
+        )
+
+    def _load_suite(self) -> Suite:
+        settings = self.config.benchmarks
+        common = {
+            "samples": self.config.benchmark_samples,
+            "skip_expert_benchmarks": self.config.skip_expert_benchmarks,
+            "text": settings.perplexity_text,
+            "overrides": settings.experts,
+        }
+        experts = self.source.experts.experts
+        if settings.suite is BenchmarkSuite.mini:
+            return load_suite(experts, **common)
+        return load_real_suite(
+            experts, data_dir=settings.data_dir, run_generated_code=settings.run_generated_code, **common
         )
 
     def _original_bytes_by_kind(self) -> dict[str, int]:
