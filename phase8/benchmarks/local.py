@@ -12,7 +12,7 @@ hendrycks/test, allenai ARC-V1 and WinoGrande 1.1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,19 @@ FILES: dict[str, dict[str, tuple[str, ...]]] = {
         "validation": ("winogrande/validation.jsonl", "winogrande/dev.jsonl", "winogrande_1.1/dev.jsonl"),
     },
 }
-"""For each benchmark and split, the files that hold it, the first that is there; relative to the data directory."""
+"""For each benchmark and split, the files that hold it, the first that is there; relative to the data directory. Any
+other task of lm-eval's is read from `TASK/train.jsonl`, `validation.jsonl` and `test.jsonl`, whichever are there."""
+
+MATH_TYPES = {
+    "Algebra": "algebra",
+    "Counting & Probability": "counting_and_prob",
+    "Geometry": "geometry",
+    "Intermediate Algebra": "intermediate_algebra",
+    "Number Theory": "num_theory",
+    "Prealgebra": "prealgebra",
+    "Precalculus": "precalc",
+}
+"""The field `type` of MATH, and lm-eval's task for it."""
 
 
 class _Malformed(Exception):
@@ -72,6 +84,31 @@ def check_data_dir(directory: str) -> Path:
             "winogrande/",
         )
     return path
+
+
+def read_all(benchmarks: Iterable[str], directory: Path) -> dict[str, dict[str, list[Row]]]:
+    """`local_splits` of several benchmarks.
+
+    Raises:
+        BenchmarkError: with everything that is wrong, one fault of each benchmark.
+    """
+    found: dict[str, dict[str, list[Row]]] = {}
+    faults: list[BenchmarkError] = []
+    for benchmark in benchmarks:
+        try:
+            found[benchmark] = local_splits(benchmark, directory)
+        except BenchmarkError as fault:
+            faults.append(fault)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        lines = [f"{fault.what}\n    where: {fault.where}\n    mend:  {fault.fix}" for fault in faults]
+        raise BenchmarkError(
+            "\n  ".join([f"{len(faults)} benchmarks cannot be read:", *lines]),
+            where=str(directory),
+            fix="see each of them; phase8/benchmarks/local.py lists every name and form that is read",
+        )
+    return found
 
 
 def local_splits(benchmark: str, directory: Path) -> dict[str, list[Row]]:
@@ -131,7 +168,6 @@ def _any_splits(benchmark: str, directory: Path) -> dict[str, list[Row]]:
 def _rows(benchmark: str, path: Path) -> list[Row]:
     """A file's rows, each converted and checked."""
     name = path.name.removesuffix(".gz")
-    convert: Callable[[Row], Row]
     source: Iterator[tuple[int, Row]]
     if benchmark == "mmlu" and name.endswith(".csv"):
         subject = name.removesuffix(".csv").rpartition("_")[0]
@@ -140,9 +176,7 @@ def _rows(benchmark: str, path: Path) -> list[Row]:
         source = read_csv(path)
     else:
         source = read_json_lines(path)
-    convert = _CSV_CONVERTERS.get(benchmark, _as_it_is) if name.endswith(".csv") else _CONVERTERS.get(
-        benchmark, _as_it_is
-    )
+    convert = (_CSV_CONVERTERS if name.endswith(".csv") else _CONVERTERS).get(benchmark, _as_it_is)
     rows = []
     for line, row in source:
         try:
@@ -175,13 +209,16 @@ def _mmlu_rows(path: Path, subject: str) -> Iterator[tuple[int, Row]]:
 # -- one row of each benchmark, checked ---------------------------------------------------------------------------
 
 
+_KINDS = {str: "text", list: "a list", dict: "an object"}
+
+
 def _field(row: Mapping[str, Any], name: str, kind: type, *, within: str = "") -> Any:
     where = f" in {within!r}" if within else ""
     if name not in row:
         raise _Malformed(f"the column {name!r} is missing{where}; there are {', '.join(map(repr, row)) or 'none'}")
     value = row[name]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise _Malformed(f"{name!r}{where} is {value!r:.60}, needs {kind.__name__}")
+        raise _Malformed(f"{name!r}{where} is {value!r:.60}, needs {_KINDS.get(kind, 'a value')}")
     return value
 
 
@@ -288,7 +325,7 @@ def _mmlu(row: Row) -> Row:
 
 
 def _arc(row: Row) -> Row:
-    """Fields of the data set: question, choices {text, label}; the authors': question {stem, choices [{text, label}]}."""
+    """The data set: question, choices {text, label}. The authors: question {stem, choices [{text, label}]}."""
     if isinstance(row.get("question"), dict):
         question = row["question"]
         options = _field(question, "choices", list, within="question")
@@ -315,6 +352,19 @@ def _arc(row: Row) -> Row:
     }
 
 
+def _math(row: Row) -> Row:
+    kind = _text(row, "type")
+    if kind not in MATH_TYPES:
+        raise _Malformed(f"'type' is {kind!r}, needs one of {', '.join(MATH_TYPES)}")
+    return {
+        "problem": _text(row, "problem"),
+        "level": str(row.get("level", "")),
+        "type": kind,
+        "solution": _text(row, "solution"),
+        "subject": MATH_TYPES[kind],
+    }
+
+
 def _winogrande(row: Row) -> Row:
     sentence, answer = _text(row, "sentence"), str(_field(row, "answer", object))
     if "_" not in sentence:
@@ -338,5 +388,6 @@ _CONVERTERS: dict[str, Callable[[Row], Row]] = {
     "arc_challenge": _arc,
     "arc_easy": _arc,
     "winogrande": _winogrande,
+    "hendrycks_math": _math,
 }
 _CSV_CONVERTERS: dict[str, Callable[[Row], Row]] = {"truthfulqa": _truthfulqa_csv, "mmlu": _mmlu}

@@ -3,8 +3,8 @@
     suite = load_real_suite(["code"], data_dir="data", run_generated_code=True)
 
 Without `data_dir` lm-eval loads each data set from the network; with it, `local.py` reads local files in their place.
-The rest is lm-eval's: its scores and these are the same. Programs that a model writes (HumanEval, MBPP) are run after an
-explicit yes only, and always in `sandbox.py`.
+The rest is lm-eval's: its scores and these are the same. Programs that a model writes (HumanEval, MBPP) are run after
+an explicit yes only, and always in `sandbox.py`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,21 @@ import numpy as np
 
 from phase8.benchmarks.code_eval import pass_at_1, pass_at_k, without_code_eval
 from phase8.benchmarks.experts import check_experts, expert_map, stands_for
-from phase8.benchmarks.local import Row, check_data_dir, has_files, local_splits
+from phase8.benchmarks.local import Row, check_data_dir, has_files, read_all
 from phase8.benchmarks.perplexity import held_out_documents
-from phase8.benchmarks.suite import MINI, Suite, Task, hash_directory, load_tasks, read_tasks, spread, without_dataset_bars
+from phase8.benchmarks.suite import (
+    MINI,
+    Suite,
+    Task,
+    hash_directory,
+    load_tasks,
+    read_tasks,
+    spread,
+    without_dataset_bars,
+)
 from phase8.errors import BenchmarkError
+
+Splits = dict[str, list[Row]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,13 +47,13 @@ class Published:
     """One benchmark of lm-eval."""
 
     name: str
-    """As the specification calls it."""
+    """As the specification calls it, or lm-eval where it does not."""
     task: str
     """lm-eval's name of the task, or of the group whose items count as one benchmark."""
     folder: str
     """Where its task files are, below lm-eval's `tasks`."""
     metric: str
-    """Metric and filter of the score that counts."""
+    """Metric and filter of the score that counts; empty: the accuracy, or else the first that the task reports."""
     shots: int | None = None
     """Worked examples in the prompt; None leaves lm-eval's number."""
     data: str = ""
@@ -79,6 +92,9 @@ NO_TASK = ("ALFWorld", "BabyAI", "WebShop", "Countdown")
 """Benchmarks of the expert map for which lm-eval 0.4.13 has no task."""
 UNSAFE = {"humaneval": pass_at_k, "mbpp": pass_at_1}
 """Tasks that run programs, with the metric from the sandbox that takes the place of lm-eval's."""
+GROUPS = {"mmlu": "mmlu_", "hendrycks_math": "hendrycks_math_"}
+"""Groups of lm-eval's whose tasks, one for each subject, count as one benchmark; how the names of these begin."""
+TASK_LINE = re.compile(r"""^["']?task["']?:[ ]*["']?([\w.+-]+)["']?[ ]*$""", re.MULTILINE)
 CONSENT = "benchmarks.run_generated_code=true"
 
 
@@ -129,12 +145,15 @@ def load_real_suite(
         if one.task in UNSAFE and not run_generated_code:
             missing.append(f"{one.name} (it runs programs that the model writes, which {CONSENT} allows)")
             del wanted[one.task]
+    # All data are read and checked before anything else that takes time.
+    local = read_all((one.data_folder for one in wanted.values()), directory) if directory is not None else None
     tasks: list[Task] = []
     loaded: dict[str, Any] = {}
     digest = hashlib.sha256(hash_directory(MINI).encode())
     for one in wanted.values():
-        parts = _load_parts(one, directory)
-        beside = {one.beside: _load_one(one, one.beside, directory)} if one.beside else {}
+        splits = local[one.data_folder] if local is not None else None
+        parts = _load_parts(one, splits)
+        beside = {one.beside: _load_one(one, one.beside, splits)} if one.beside else {}
         loaded |= parts | beside
         judges = tuple(
             expert for expert, names in known.items() if any(_published(name) == one for name in names)
@@ -148,7 +167,7 @@ def load_real_suite(
             Task(
                 name=one.task,
                 role="core" if one in CORE else "expert",
-                metric=one.metric,
+                metric=one.metric or _first_metric(parts[one.task]),
                 chance=chance,
                 stands_for=one.name,
                 experts=judges,
@@ -177,39 +196,43 @@ def _published(name: str) -> Published | None:
     for one in (*CORE, *EXPERT):
         if name == one.task or stands_for(one.name, name):
             return one
-    return None
+    if name in NO_TASK:
+        return None
+    folders = _folders()
+    if name in folders:
+        return Published(name=name, task=name, folder=folders[name], metric="")
+    near = get_close_matches(name, [*folders, *(one.name for one in (*CORE, *EXPERT))], n=3)
+    raise BenchmarkError(
+        f"lm-eval has no task called {name}",
+        where="benchmarks.experts",
+        fix=f"did you mean {' or '.join(near)}?" if near else "`lm_eval --tasks list` names all",
+    )
 
 
-def _load_parts(one: Published, directory: Path | None) -> dict[str, Any]:
+def _load_parts(one: Published, splits: Splits | None) -> dict[str, Any]:
     """lm-eval's task objects whose items together are a benchmark: one, or those of a group."""
-    if one.task != "mmlu":
-        return {one.task: _load_one(one, one.task, directory)}
-    subjects = [name for name in _manager(one.folder).all_subtasks if name.startswith("mmlu_")]
-    if directory is None:
-        return {name: _load_one(one, name, None) for name in subjects}
-    splits = local_splits(one.data_folder, directory)
-    by_subject: dict[str, dict[str, list[Row]]] = {}
+    prefix = GROUPS.get(one.task)
+    if prefix is None:
+        return {one.task: _load_one(one, one.task, splits)}
+    names = [name for name in _manager(one.folder).all_subtasks if name.startswith(prefix)]
+    if splits is None:
+        return {name: _load_one(one, name, None) for name in names}
+    by_part: dict[str, Splits] = {}
     for split, rows in splits.items():
         for row in rows:
-            by_subject.setdefault(f"mmlu_{row['subject']}", {}).setdefault(split, []).append(row)
-    strange = sorted(set(by_subject) - set(subjects))
+            by_part.setdefault(f"{prefix}{row['subject']}", {}).setdefault(split, []).append(row)
+    strange = sorted(name.removeprefix(prefix) for name in set(by_part) - set(names))
     if strange:
         raise BenchmarkError(
-            f"mmlu: there is no subject {', '.join(name.removeprefix('mmlu_') for name in strange)}",
-            where=str(directory),
-            fix="name subjects as the authors do, for example high_school_physics",
+            f"{one.name} has no subject {', '.join(map(repr, strange))}",
+            where=one.data_folder,
+            fix=f"its subjects are {', '.join(name.removeprefix(prefix) for name in names)}",
         )
-    return {
-        name: _load_one(one, name, directory, by_subject[name])
-        for name in subjects
-        if "test" in by_subject.get(name, ())
-    }
+    return {name: _load_one(one, name, by_part[name]) for name in names if "test" in by_part.get(name, ())}
 
 
-def _load_one(
-    one: Published, name: str, directory: Path | None, splits: dict[str, list[Row]] | None = None
-) -> Any:
-    """One of lm-eval's tasks, its data redirected to local rows where there is a directory.
+def _load_one(one: Published, name: str, splits: Splits | None) -> Any:
+    """One of lm-eval's tasks, on local rows where there are any.
 
     Raises:
         BenchmarkError: the data cannot be read, or are too few for the examples in the prompt.
@@ -220,29 +243,36 @@ def _load_one(
     if one.task in UNSAFE:
         metric = {"metric": UNSAFE[one.task], "aggregation": "mean", "higher_is_better": True}
         settings["metric_list"] = [metric | ({"k": [1]} if one.task == "humaneval" else {})]
-    if directory is not None:
-        rows = local_splits(one.data_folder, directory) if splits is None else splits
-        settings["custom_dataset"] = lambda **_: _datasets(rows)
+    if splits is not None:
+        settings["custom_dataset"] = lambda **_: _datasets(splits)
+        if name == "squad_completion":  # a class of its own, which takes no settings
+            settings["class"] = _squad(splits)
+    where = f"lm-eval's task {name}" + (" on local data" if splits is not None else ", its data from the network")
     # What it would say of every task with arguments for its reader is a hint for lm-eval's own command line.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:
-        with without_code_eval(), nullcontext() if directory is None else without_dataset_bars():
+        with without_code_eval(), nullcontext() if splits is None else without_dataset_bars():
             # Only as a member of a group does lm-eval take a task of its own with settings changed.
             task = _manager(one.folder).load([{"group": "phase8", "task": [settings]}])["tasks"][name]
     except Exception as error:  # lm-eval and datasets raise anything; the reader needs to know which benchmark
-        source = f"the data in {directory}" if directory is not None else "its data set, from the network"
         raise BenchmarkError(
             f"the benchmark {name} cannot be loaded: {type(error).__name__}: {error}",
-            where=source,
-            fix="check the data" if directory is not None else "check the connection, or give benchmarks.data_dir",
+            where=where,
+            fix="check its data" if splits is not None else "check the connection, or give benchmarks.data_dir",
         ) from error
+    if getattr(task, "UNSAFE_CODE", False) and one.task not in UNSAFE:
+        raise BenchmarkError(
+            f"{name} runs generated code, and not in the sandbox",
+            where="benchmarks.experts",
+            fix=f"of the benchmarks that run code, {' and '.join(UNSAFE)} are offered",
+        )
     if task.config.num_fewshot is None:
         task.set_config("num_fewshot", 0)
-    shots = task.config.num_fewshot
-    if shots > len(task.sampler.df):
+    shots, there = task.config.num_fewshot, len(task.sampler.df)
+    if shots > there:
         raise BenchmarkError(
-            f"{name} has {len(task.sampler.df)} few-shot examples, its prompts take {shots}",
-            where=str(directory or "lm-eval"),
+            f"{name} has {there} examples for its prompts, which take {shots}",
+            where=where,
             fix="give more rows in the split that the examples come from (train or dev)",
         )
     return task
@@ -251,13 +281,39 @@ def _load_one(
 @cache
 def _manager(folder: str) -> Any:
     """lm-eval's index of one folder of its task files; that of all of them takes ten seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=False, include_path=[str(_tasks_directory() / folder)])
+
+
+@cache
+def _folders() -> dict[str, str]:
+    """The folder of every task of lm-eval's, by a look at its files' text."""
+    found: dict[str, str] = {}
+    root = _tasks_directory()
+    for path in sorted(root.rglob("*.yaml")):
+        for name in TASK_LINE.findall(path.read_text(encoding="utf-8", errors="replace")):
+            found.setdefault(name, path.parent.relative_to(root).as_posix())
+    return found
+
+
+def _tasks_directory() -> Path:
     import lm_eval.tasks
 
-    path = Path(lm_eval.tasks.__file__).parent / folder
-    return lm_eval.tasks.TaskManager(include_defaults=False, include_path=[str(path)])
+    return Path(lm_eval.tasks.__file__).parent
 
 
-def _datasets(splits: dict[str, list[Row]]) -> dict[str, Any]:
+def _squad(splits: Splits) -> type:
+    from lm_eval.tasks.squad_completion.task import SQUADCompletion
+
+    class LocalSQuAD(SQUADCompletion):
+        def download(self, *_: Any, **__: Any) -> None:
+            self.dataset = _datasets(splits)
+
+    return LocalSQuAD
+
+
+def _datasets(splits: Splits) -> dict[str, Any]:
     from datasets import Dataset
 
     return {split: Dataset.from_list(rows) for split, rows in splits.items()}
@@ -270,6 +326,11 @@ def _chance(parts: dict[str, Any], samples: int | None) -> float:
         return 0.0
     taken = [items[number] for number in spread(len(items), samples)]
     return float(np.mean([1 / len(task.doc_to_choice(doc)) for task, doc in taken]))
+
+
+def _first_metric(task: Any) -> str:
+    names = list(task.aggregation())
+    return f"{'acc' if 'acc' in names else names[0]},{task._filters[0].name}"
 
 
 def _items_hash(task: Any) -> bytes:

@@ -1,7 +1,8 @@
 """The benchmarks of a run: which they are, what they stand for, and their items, loaded once.
 
-The embedded suite is a directory with one lm-eval YAML file per task, their data, and `suite.json`, which says of each task its
-role, the metric that counts, the score of a guess, and the benchmark that it stands for.
+The embedded suite is a directory with one lm-eval YAML file per task, their data, and `suite.json`, which says of each
+task its role, the metric that counts, the score of a guess, and the benchmark that it stands for. The published
+benchmarks are loaded by `real.py`.
 """
 
 from __future__ import annotations
