@@ -27,6 +27,7 @@ from phase8.artifact import Artifact, bytes_by_kind, kind_of, load_weights, read
 from phase8.benchmarks.cache import BaselineCache
 from phase8.benchmarks.evaluate import Score, SuiteResult, evaluate
 from phase8.benchmarks.real import load_real_suite
+from phase8.benchmarks.retention import is_informative, uninformative_core
 from phase8.benchmarks.suite import Suite, load_suite, suite_hash
 from phase8.calibration import collect_importance
 from phase8.codecs import EncodedGroup, Importance, get_codec
@@ -159,7 +160,9 @@ class Pipeline:
                 skipped = self.config.skip_expert_benchmarks
                 why = " (skipped or not in this suite)" if skipped else " (not in this suite)"
             text = f"benchmarks not measured{why}: {'; '.join(self.suite.missing)}"
-            self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
+            self._warn(text)
+        for text in self.suite.notes:
+            self._warn(text)
         cache = BaselineCache(self.cache_dir)
         key = (self.source.content_hash, suite_hash(self.suite))
         with self._step("evaluate", "baseline"):
@@ -173,7 +176,9 @@ class Pipeline:
                     self._tell_score(score, "baseline", 1)
         for name, score in self.baseline.scores.items():
             if score.note:
-                self.events.emit(Kind.LOG, "baseline", level="warning", text=f"{name}: {score.note}")
+                self._warn(f"{name}: {score.note}")
+        if text := uninformative_core(self.baseline, self.config.gates.min_informative):
+            self._warn(text)
         self.events.emit(
             Kind.COMPRESSION_PROGRESS,
             "baseline",
@@ -202,6 +207,9 @@ class Pipeline:
         return load_real_suite(
             experts, data_dir=settings.data_dir, run_generated_code=settings.run_generated_code, **common
         )
+
+    def _warn(self, text: str) -> None:
+        self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
 
     def _original_bytes_by_kind(self) -> dict[str, int]:
         kinds: dict[str, int] = {}
@@ -435,6 +443,8 @@ class Pipeline:
             "n": score.n,
             "chance": score.chance,
             "attempt": attempt,
+            "informative": is_informative(score),
+            "also": score.also,
         }
         if stage != "baseline" and self.baseline is not None and score.task in self.baseline.scores:
             data |= retention_of(self.baseline.scores[score.task], score)

@@ -141,10 +141,16 @@ def load_real_suite(
                 missing.append(f"{expert}: {name} (no {found.data_folder}/ in {directory})")
             else:
                 wanted.setdefault(found.task, found)
-    for one in list(wanted.values()):
-        if one.task in UNSAFE and not run_generated_code:
-            missing.append(f"{one.name} (it runs programs that the model writes, which {CONSENT} allows)")
-            del wanted[one.task]
+    notes: list[str] = []
+    unsafe = [one for one in wanted.values() if one.task in UNSAFE and not run_generated_code]
+    if unsafe:
+        names = " and ".join(one.name for one in unsafe)
+        missing += [f"{one.name} (benchmarks.run_generated_code is false)" for one in unsafe]
+        notes.append(
+            f"left out: {names}, because scoring runs programs that the model writes; {CONSENT} allows it, in a "
+            "sandbox with limits on time, memory, processes and files"
+        )
+    wanted = {task: one for task, one in wanted.items() if one not in unsafe}
     # All data are read and checked before anything else that takes time.
     local = read_all((one.data_folder for one in wanted.values()), directory) if directory is not None else None
     tasks: list[Task] = []
@@ -155,6 +161,8 @@ def load_real_suite(
         parts = _load_parts(one, splits)
         beside = {one.beside: _load_one(one, one.beside, splits)} if one.beside else {}
         loaded |= parts | beside
+        if one.task in GROUPS and local is not None and len(parts) < len(_part_names(one)):
+            notes.append(f"{one.name}: the data hold {len(parts)} of {len(_part_names(one))} subjects")
         judges = tuple(
             expert for expert, names in known.items() if any(_published(name) == one for name in names)
         )
@@ -188,6 +196,7 @@ def load_real_suite(
         samples=samples,
         text=tuple(documents),
         cache=PlanCache(),
+        notes=tuple(notes),
     )
 
 
@@ -211,10 +220,9 @@ def _published(name: str) -> Published | None:
 
 def _load_parts(one: Published, splits: Splits | None) -> dict[str, Any]:
     """lm-eval's task objects whose items together are a benchmark: one, or those of a group."""
-    prefix = GROUPS.get(one.task)
-    if prefix is None:
+    if one.task not in GROUPS:
         return {one.task: _load_one(one, one.task, splits)}
-    names = [name for name in _manager(one.folder).all_subtasks if name.startswith(prefix)]
+    prefix, names = GROUPS[one.task], _part_names(one)
     if splits is None:
         return {name: _load_one(one, name, None) for name in names}
     by_part: dict[str, Splits] = {}
@@ -229,6 +237,10 @@ def _load_parts(one: Published, splits: Splits | None) -> dict[str, Any]:
             fix=f"its subjects are {', '.join(name.removeprefix(prefix) for name in names)}",
         )
     return {name: _load_one(one, name, by_part[name]) for name in names if "test" in by_part.get(name, ())}
+
+
+def _part_names(one: Published) -> list[str]:
+    return [name for name in _manager(one.folder).all_subtasks if name.startswith(GROUPS[one.task])]
 
 
 def _load_one(one: Published, name: str, splits: Splits | None) -> Any:

@@ -77,6 +77,8 @@ class Suite:
     text: tuple[str, ...]
     """Documents whose bits per byte are measured."""
     cache: PlanCache = field(repr=False)
+    notes: tuple[str, ...] = ()
+    """What a user should know before anything is computed."""
 
 
 def load_suite(
