@@ -338,6 +338,10 @@ class ModelConfig:
         require(bool(self.path), "model.path is empty", where="model", fix="name a directory or embedded:reference")
 
 
+EXPERTS = ("analytical", "creative", "code", "reasoning", "communication", "memory", "planning", "execution")
+"""The experts of the specification; a model may have others."""
+
+
 class BenchmarkSuite(Enum):
     mini = "mini"
     core = "core"
@@ -353,20 +357,20 @@ class BenchmarksConfig:
     """A directory with the published benchmarks' data; null loads them from the network."""
     run_generated_code: bool = False
     """Whether the programs that a model writes for HumanEval and MBPP may be run (always in the sandbox)."""
-    experts: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """For an expert, its benchmarks, in place of those of the specification."""
+    experts: dict[str, tuple[str, ...] | None] = field(default_factory=lambda: dict.fromkeys(EXPERTS))
+    """An expert's benchmarks; null: those of the specification."""
     batch_tokens: int = 8192
     """Tokens per forward pass."""
     perplexity_text: str | None = None
     """A UTF-8 file of held-out text, documents parted by blank lines; null: the embedded world's."""
 
     def __post_init__(self) -> None:
-        unused = [name for name in ("data_dir", "run_generated_code") if getattr(self, name)]
+        unused = [f"benchmarks.{name}" for name in ("data_dir", "run_generated_code") if getattr(self, name)]
         require(
             self.suite is BenchmarkSuite.core or not unused,
-            f"benchmarks.{' and benchmarks.'.join(unused)} have no effect on the embedded benchmarks",
+            f"the embedded benchmarks do not use {' and '.join(unused)}",
             where="benchmarks",
-            fix="add benchmarks=core, or leave them out",
+            fix="add benchmarks=core, or leave it out",
         )
         require(
             self.batch_tokens >= 256,

@@ -91,6 +91,41 @@ def invented(items: int = 6, seed: int = 0) -> dict[str, dict[str, list[dict]]]:
     }
 
 
+def invented_for_experts(items: int = 4) -> dict[str, dict[str, list[dict]]]:
+    """The further benchmarks of the experts, with the fields of their data sets."""
+    numbers = range(items)
+    maths = [
+        {"problem": f"What is {n} + {n}?", "level": "Level 1", "type": kind, "solution": f"It is $\\boxed{{{2 * n}}}$."}
+        for n in numbers
+        for kind in ("Algebra", "Counting & Probability")
+    ]
+    stories = [
+        {
+            **{f"input_sentence_{k}": f"The {NOUNS[(n + k) % 10]} broke." for k in (1, 2, 3, 4)},
+            "sentence_quiz1": "It was mended.", "sentence_quiz2": "It sang.", "answer_right_ending": 1 + n % 2,
+        }
+        for n in numbers
+    ]  # fmt: skip
+    programs = [
+        {
+            "task_id": n, "text": f"Write a function f that adds {n}.", "code": f"def f(x):\n    return x + {n}",
+            "test_list": [f"assert f({k}) == {k + n}" for k in (1, 2, 3)],
+        }
+        for n in numbers
+    ]  # fmt: skip
+    return {
+        "hendrycks_math": {"train": maths, "test": maths},
+        "storycloze_2018": {"validation": stories, "test": stories},
+        "mbpp": {"test": programs},
+        "lambada_openai": {"test": [{"text": f"the {noun} was seen by the {noun}"} for noun in NOUNS[:items]]},
+        "squad_completion": {"validation": [{"text": f"The {n} is a", "value": n} for n in NOUNS[:items]]},
+        "triviaqa": {
+            split: [{"question": f"Who is the {n}", "answer": {"aliases": [n, n.upper()]}} for n in NOUNS[:items]]
+            for split in ("train", "validation")
+        },
+    }
+
+
 def write_lines(path: Path, rows: list[dict]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from benchmark_files import invented, write_as_authors, write_data_sets, write_lines
+from benchmark_files import invented, invented_for_experts, write_as_authors, write_data_sets, write_lines
 
 from phase8.benchmarks.local import FILES, check_data_dir, local_splits
 from phase8.benchmarks.real import load_real_suite
@@ -72,6 +72,27 @@ def test_a_missing_column_has_a_file_and_a_line(tmp_path, benchmark, field):
     with pytest.raises(BenchmarkError, match=f"the column '{field}' is missing") as caught:
         read(tmp_path, benchmark)
     assert caught.value.where.endswith(f"{benchmark}/{split}.jsonl, line 3") and caught.value.fix
+
+
+FURTHER = invented_for_experts()
+NEEDED = {
+    "hendrycks_math": ("problem", "type", "solution"), "storycloze_2018": ("input_sentence_4", "answer_right_ending"),
+    "mbpp": ("text", "test_list"), "lambada_openai": ("text",), "squad_completion": ("text", "value"),
+    "triviaqa": ("question", "answer"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("benchmark", "field"), [(name, field) for name, fields in NEEDED.items() for field in fields])
+def test_a_missing_column_of_an_experts_benchmark(tmp_path, benchmark, field):
+    write_data_sets(tmp_path, FURTHER)
+    split = list(FURTHER[benchmark])[-1]
+    assert read(tmp_path, benchmark)[split]
+    rows = [dict(row) for row in FURTHER[benchmark][split]]
+    del rows[1][field]
+    write_lines(tmp_path / benchmark / f"{split}.jsonl", rows)
+    with pytest.raises(BenchmarkError, match=f"the column '{field}' is missing") as caught:
+        read(tmp_path, benchmark)
+    assert caught.value.where.endswith("line 2")
 
 
 WRONG = [

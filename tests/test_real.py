@@ -3,12 +3,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import evaluate as hf_evaluate
 import lm_eval
 import pytest
-from benchmark_files import SUBJECTS, invented, write_as_authors, write_data_sets, write_lines
+from benchmark_files import SUBJECTS, invented, invented_for_experts, write_as_authors, write_data_sets, write_lines
 from lm_eval.tasks import TaskManager
 from tiny_model import tiny_model, tiny_tokenizer
 
@@ -118,6 +119,27 @@ def test_an_expert_may_have_other_benchmarks(data, tmp_path):
     assert "arc_easy" in caught.value.fix
     with pytest.raises(BenchmarkError, match="cookery") as caught:
         load_real_suite(["cookery"], data_dir=str(data))
+
+
+def test_the_experts_further_benchmarks_from_local_files(tmp_path):
+    write_data_sets(tmp_path, ROWS | invented_for_experts())
+    suite = load_real_suite([*FIVE, "memory"], samples=2, data_dir=str(tmp_path), run_generated_code=True)
+    assert suite.missing == ()
+    ours = {task.name: task for task in suite.tasks if task.role == "expert"}
+    assert {name: task.stands_for for name, task in ours.items()} == {
+        "hendrycks_math": "MATH", "storycloze_2018": "StoryCloze", "mbpp": "MBPP", "lambada_openai": "LAMBADA",
+        "squad_completion": "SQuAD", "triviaqa": "TriviaQA",
+    }  # fmt: skip
+    assert ours["hendrycks_math"].runs == ("hendrycks_math_algebra", "hendrycks_math_counting_and_prob")
+    assert ours["storycloze_2018"].chance == 0.5 and ours["triviaqa"].experts == ("memory",)
+    tokenizer = tiny_tokenizer()
+    few = replace(suite, tasks=tuple(ours.values()), text=())
+    scores = evaluate(tiny_model(tokenizer), tokenizer, few).scores
+    assert {score.n for score in scores.values()} == {2} and all(0 <= score.value <= 1 for score in scores.values())
+    task = suite.loaded["mbpp"]
+    doc = task.eval_docs[0]
+    assert task.process_results(doc, [doc["code"]]) == {"pass_at_1": 1.0}
+    assert task.process_results(doc, ["def f(x):\n    return -1"]) == {"pass_at_1": 0.0}
 
 
 def test_a_task_that_would_run_code_outside_the_sandbox_is_refused(data, tmp_path):

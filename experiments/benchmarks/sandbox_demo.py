@@ -5,9 +5,10 @@
 Each attack is run as a benchmark's program would be, once with what the kernel offers (own process space, no network,
 read-only file system) and once without, as on systems that offer nothing; then a right program has to pass. Measured
 are the seconds until the verdict, the memory of the sandbox's processes at its highest (the sum of what each of them
-held at most, `VmHWM`, looked at every few milliseconds; a dash where an attack was over sooner), the files of a directory
-open to everybody that are gone or changed, the processes left, and the connections that a listening socket got. As a
-control, those attacks that an unguarded machine outlives are run as plain child processes too: there they do harm.
+held at most, `VmHWM`, looked at every few milliseconds; a dash where an attack was over sooner), the files of a
+directory open to everybody that are gone or changed, the processes left, and the connections that a listening socket
+got. As a control, those attacks that an unguarded machine outlives are run as plain child processes too: there they do
+harm.
 """
 
 from __future__ import annotations

@@ -187,7 +187,7 @@ def evaluate(
             results = evaluator.evaluate(
                 lm,
                 {"tasks": loaded},
-                samples=chosen,
+                samples=None if suite.samples is None else chosen,
                 bootstrap_iters=0,
                 log_samples=True,
                 confirm_run_unsafe_code=True,  # asked for when the suite was loaded, and run in a sandbox only

@@ -18,9 +18,10 @@ EXPERT_BENCHMARKS: dict[str, tuple[str, ...]] = {
 }
 
 
-def expert_map(overrides: Mapping[str, Sequence[str]] | None = None) -> dict[str, tuple[str, ...]]:
-    """The table above, with some experts' benchmarks replaced, or experts added."""
-    return EXPERT_BENCHMARKS | {expert: tuple(names) for expert, names in (overrides or {}).items()}
+def expert_map(overrides: Mapping[str, Sequence[str] | None] | None = None) -> dict[str, tuple[str, ...]]:
+    """The table above, with some experts' benchmarks replaced, or experts added; None replaces nothing."""
+    given = {expert: tuple(names) for expert, names in (overrides or {}).items() if names is not None}
+    return EXPERT_BENCHMARKS | given
 
 
 def check_experts(experts: Sequence[str], known: Mapping[str, Sequence[str]] = EXPERT_BENCHMARKS) -> None:
@@ -30,7 +31,7 @@ def check_experts(experts: Sequence[str], known: Mapping[str, Sequence[str]] = E
         raise BenchmarkError(
             f"nobody knows the expert{'s' if len(unknown) > 1 else ''} {', '.join(map(repr, unknown))}",
             where="experts in the expert file",
-            fix=f"known experts: {', '.join(known)}; benchmarks.experts={{NAME:[BENCHMARK]}} adds one",
+            fix=f"known experts: {', '.join(known)}; `+benchmarks.experts.NAME=[BENCHMARK]` adds one",
         )
 
 

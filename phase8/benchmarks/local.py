@@ -365,6 +365,36 @@ def _math(row: Row) -> Row:
     }
 
 
+def _mbpp(row: Row) -> Row:
+    if len(_texts(row, "test_list")) < 3:
+        raise _Malformed("'test_list' has fewer than 3 tests")
+    return {**row, "text": _text(row, "text")}
+
+
+def _storycloze(row: Row) -> Row:
+    if _whole(row, "answer_right_ending", 3) == 0:
+        raise _Malformed("'answer_right_ending' is 0, needs 1 or 2")
+    names = [f"input_sentence_{number}" for number in (1, 2, 3, 4)] + ["sentence_quiz1", "sentence_quiz2"]
+    return {name: _text(row, name) for name in names} | {"answer_right_ending": int(row["answer_right_ending"])}
+
+
+def _triviaqa(row: Row) -> Row:
+    aliases = _field(_field(row, "answer", dict), "aliases", list, within="answer")
+    if not aliases or not all(isinstance(alias, str) for alias in aliases):
+        raise _Malformed(f"'aliases' in 'answer' is {aliases!r:.60}, needs at least one text")
+    return {"question": _text(row, "question"), "answer": {"aliases": aliases}}
+
+
+def _lambada(row: Row) -> Row:
+    if " " not in _text(row, "text"):
+        raise _Malformed("'text' is a single word")
+    return {"text": row["text"]}
+
+
+def _squad(row: Row) -> Row:
+    return {"text": _text(row, "text"), "value": _text(row, "value")}
+
+
 def _winogrande(row: Row) -> Row:
     sentence, answer = _text(row, "sentence"), str(_field(row, "answer", object))
     if "_" not in sentence:
@@ -389,5 +419,10 @@ _CONVERTERS: dict[str, Callable[[Row], Row]] = {
     "arc_easy": _arc,
     "winogrande": _winogrande,
     "hendrycks_math": _math,
+    "storycloze_2018": _storycloze,
+    "mbpp": _mbpp,
+    "lambada_openai": _lambada,
+    "squad_completion": _squad,
+    "triviaqa": _triviaqa,
 }
 _CSV_CONVERTERS: dict[str, Callable[[Row], Row]] = {"truthfulqa": _truthfulqa_csv, "mmlu": _mmlu}

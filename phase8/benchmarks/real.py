@@ -106,7 +106,7 @@ def load_real_suite(
     text: str | None = None,
     data_dir: str | None = None,
     run_generated_code: bool = False,
-    overrides: Mapping[str, Sequence[str]] | None = None,
+    overrides: Mapping[str, Sequence[str] | None] | None = None,
 ) -> Suite:
     """Loads the seven published core benchmarks, those that the experts call for, and the two integration tests.
 

@@ -88,7 +88,7 @@ def load_suite(
     skip_expert_benchmarks: bool = False,
     text: str | None = None,
     directory: Path = MINI,
-    overrides: Mapping[str, Sequence[str]] | None = None,
+    overrides: Mapping[str, Sequence[str] | None] | None = None,
 ) -> Suite:
     """Loads a suite: its core and integration benchmarks, and those that its experts call for.
 
