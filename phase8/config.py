@@ -347,12 +347,27 @@ class EdgePool(Enum):
     calibrated = "calibrated"
 
 
+EXPERTS = ("analytical", "creative", "code", "reasoning", "communication", "memory", "planning", "execution")
+"""The experts of the specification; a model may have others."""
+
+
+class BenchmarkSuite(Enum):
+    mini = "mini"
+    core = "core"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarksConfig:
     """What quality is measured with."""
 
-    suite: str = "mini"
-    """`mini`: the embedded benchmarks."""
+    suite: BenchmarkSuite = BenchmarkSuite.mini
+    """`mini`: the embedded benchmarks; `core`: the published ones, through lm-eval."""
+    data_dir: str | None = None
+    """A directory with the published benchmarks' data; null loads them from the network."""
+    run_generated_code: bool = False
+    """Whether the programs that a model writes for HumanEval and MBPP may be run (always in the sandbox)."""
+    experts: dict[str, tuple[str, ...] | None] = field(default_factory=lambda: dict.fromkeys(EXPERTS))
+    """An expert's benchmarks; null: those of the specification."""
     batch_tokens: int = 8192
     """Tokens per forward pass."""
     perplexity_text: str | None = None
@@ -364,6 +379,7 @@ class BenchmarksConfig:
     """JSON lines with prompt, choices, answer and level to build the pool from; null: arithmetic questions."""
 
     def __post_init__(self) -> None:
+        unused = [f"benchmarks.{name}" for name in ("data_dir", "run_generated_code") if getattr(self, name)]
         require(
             self.edge_pool_file is None or self.edge_pool is not EdgePool.shipped,
             "benchmarks.edge_pool_file is given, but edge_pool=shipped asks the shipped questions",
@@ -371,10 +387,10 @@ class BenchmarksConfig:
             fix="set benchmarks.edge_pool=calibrated",
         )
         require(
-            self.suite == "mini",
-            f"benchmarks.suite is {self.suite!r}, known: mini",
+            self.suite is BenchmarkSuite.core or not unused,
+            f"the embedded benchmarks do not use {' and '.join(unused)}",
             where="benchmarks",
-            fix="leave it at mini",
+            fix="add benchmarks=core, or leave it out",
         )
         require(
             self.batch_tokens >= 256,

@@ -27,10 +27,20 @@ from phase8.artifact import Artifact, bytes_by_kind, kind_of, load_weights, read
 from phase8.benchmarks import edge
 from phase8.benchmarks.cache import BaselineCache
 from phase8.benchmarks.evaluate import Score, SuiteResult, evaluate
+from phase8.benchmarks.real import load_real_suite
+from phase8.benchmarks.retention import is_informative, uninformative_core
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, Suite, load_suite, suite_hash
 from phase8.calibration import collect_importance
 from phase8.codecs import EncodedGroup, Importance, get_codec
-from phase8.config import CompressionConfig, EdgePool, GrokfastConfig, GrokfastVariant, OptimizerConfig, Sharing
+from phase8.config import (
+    BenchmarkSuite,
+    CompressionConfig,
+    EdgePool,
+    GrokfastConfig,
+    GrokfastVariant,
+    OptimizerConfig,
+    Sharing,
+)
 from phase8.errors import ConfigError
 from phase8.events import EventLog, Kind
 from phase8.files import make_directory, write_atomic
@@ -145,16 +155,16 @@ class Pipeline:
         begin = time.monotonic()
         self.events.emit(Kind.STAGE_START, "baseline", attempt=1)
         with self._step("load", "baseline"):
-            self.suite = load_suite(
-                self.source.experts.experts,
-                samples=self.config.benchmark_samples,
-                skip_expert_benchmarks=self.config.skip_expert_benchmarks,
-                text=self.config.benchmarks.perplexity_text,
-            )
+            self.suite = self._load_suite()
         if self.suite.missing:
-            why = "skipped or not in this suite" if self.config.skip_expert_benchmarks else "not in this suite"
-            text = f"benchmarks not measured ({why}): {'; '.join(self.suite.missing)}"
-            self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
+            why = ""
+            if self.config.benchmarks.suite is BenchmarkSuite.mini:
+                skipped = self.config.skip_expert_benchmarks
+                why = " (skipped or not in this suite)" if skipped else " (not in this suite)"
+            text = f"benchmarks not measured{why}: {'; '.join(self.suite.missing)}"
+            self._warn(text)
+        for text in self.suite.notes:
+            self._warn(text)
         cache = BaselineCache(self.cache_dir)
         self.suite = self._with_edge_pool(self.suite, cache)
         key = (self.source.content_hash, suite_hash(self.suite))
@@ -167,6 +177,11 @@ class Pipeline:
                 self.events.emit(Kind.LOG, "baseline", level="info", text="baseline taken from the cache")
                 for score in self.baseline.scores.values():
                     self._tell_score(score, "baseline", 1)
+        for name, score in self.baseline.scores.items():
+            if score.note:
+                self._warn(f"{name}: {score.note}")
+        if text := uninformative_core(self.baseline, self.config.gates.min_informative):
+            self._warn(text)
         self.events.emit(
             Kind.COMPRESSION_PROGRESS,
             "baseline",
@@ -209,6 +224,24 @@ class Pipeline:
             pool = edge.build_pool(candidates, edge.measure_with(suite, answers), size)
         self.events.emit(Kind.LOG, "baseline", level="info" if pool.items else "warning", text=pool.text)
         return edge.with_pool(suite, pool.items)
+
+    def _load_suite(self) -> Suite:
+        settings = self.config.benchmarks
+        common = {
+            "samples": self.config.benchmark_samples,
+            "skip_expert_benchmarks": self.config.skip_expert_benchmarks,
+            "text": settings.perplexity_text,
+            "overrides": settings.experts,
+        }
+        experts = self.source.experts.experts
+        if settings.suite is BenchmarkSuite.mini:
+            return load_suite(experts, **common)
+        return load_real_suite(
+            experts, data_dir=settings.data_dir, run_generated_code=settings.run_generated_code, **common
+        )
+
+    def _warn(self, text: str) -> None:
+        self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
 
     def _original_bytes_by_kind(self) -> dict[str, int]:
         kinds: dict[str, int] = {}
@@ -442,6 +475,8 @@ class Pipeline:
             "n": score.n,
             "chance": score.chance,
             "attempt": attempt,
+            "informative": is_informative(score),
+            "also": score.also,
         }
         if stage != "baseline" and self.baseline is not None and score.task in self.baseline.scores:
             data |= retention_of(self.baseline.scores[score.task], score)

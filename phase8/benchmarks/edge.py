@@ -23,7 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from phase8.benchmarks.suite import EDGE_OF_CHAOS, Suite, load_tasks
+from phase8.benchmarks.suite import EDGE_OF_CHAOS, MINI, Suite, load_tasks
 from phase8.errors import BenchmarkError, ConfigError
 from phase8.files import read_bounded
 
@@ -184,7 +184,7 @@ def with_pool(suite: Suite, items: Sequence[Item]) -> Suite:
     data = "\n".join(lines) + "\n"
     with TemporaryDirectory() as directory:
         (Path(directory) / f"{task.name}.jsonl").write_text(data, encoding="utf-8")
-        loaded = load_tasks(suite.directory, [task.name], data_dir=directory)
+        loaded = load_tasks(MINI, [task.name], data_dir=directory)
     return replace(suite, loaded={**suite.loaded, **loaded}, edge_pool=data)
 
 

@@ -77,6 +77,9 @@ class _Plan:
     batches: list[_Batch]
     canonical: np.ndarray
     """For each request, the number of the first equal one: equal requests are scored once."""
+    prompts: int
+    cut: int
+    """How many different contexts there are, and how many of them did not fit."""
 
 
 @dataclass(slots=True)
@@ -96,6 +99,7 @@ class Phase8LM(TemplateLM):
         cache: shared between models with the same tokenizer, so that requests are encoded once.
         max_length: tokens of the longest window; the model's own by default.
         batch_tokens: tokens per forward pass, padding included.
+        fit_answers: where a task asks for answers that fill the window, give them half of it instead of refusing.
         on_progress: called after every batch.
 
     Raises:
@@ -110,6 +114,7 @@ class Phase8LM(TemplateLM):
         cache: PlanCache | None = None,
         max_length: int | None = None,
         batch_tokens: int = 8192,
+        fit_answers: bool = False,
         on_progress: Progress | None = None,
     ) -> None:
         super().__init__()
@@ -117,7 +122,12 @@ class Phase8LM(TemplateLM):
         self.tokenizer = tokenizer
         self.cache = cache if cache is not None else PlanCache()
         self.batch_tokens = batch_tokens
+        self.fit_answers = fit_answers
         self.on_progress = on_progress
+        self.prompts = self.cut_prompts = 0
+        """Prompts so far, and those of them whose left end did not fit into the window."""
+        self.shortened: tuple[int, int] | None = None
+        """Tokens of an answer that a task asked for, and that it got, where it asked for more than there can be."""
         self.packed: bool | None = None
         """Whether packed rows give this model's ordinary scores; None until the first batch has told."""
         self._device = model.device
@@ -161,7 +171,7 @@ class Phase8LM(TemplateLM):
         """Token ids of a text, with the tokenizer's special tokens unless the text already starts with the prefix."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
-        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens, **kwargs)
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False, **kwargs)
 
     # -- scoring ------------------------------------------------------------------------------------------------------
 
@@ -171,7 +181,9 @@ class Phase8LM(TemplateLM):
         key = (self._fingerprint, self.batch_tokens, tuple(pairs))
         if key not in self.cache.plans:
             self.cache.plans[key] = self._plan(self._encode_pairs(pairs))
-        return self._score(self.cache.plans[key])
+        plan = self.cache.plans[key]
+        self.prompts, self.cut_prompts = self.prompts + plan.prompts, self.cut_prompts + plan.cut
+        return self._score(plan)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -219,7 +231,7 @@ class Phase8LM(TemplateLM):
         """Token ids by text; one call to the tokenizer for all that need nothing special."""
         prefix = self.tokenizer.decode(self.prefix_token_id)
         ordinary = [text for text in texts if not has_bos_prefix(text, prefix)]
-        ids = dict(zip(ordinary, self.tokenizer(ordinary)["input_ids"], strict=True)) if ordinary else {}
+        ids = dict(zip(ordinary, self.tokenizer(ordinary, verbose=False)["input_ids"], strict=True)) if ordinary else {}
         return ids | {text: self.tok_encode(text) for text in texts if text not in ids}
 
     def _plan(self, encoded: list[tuple[list[int], list[int]]]) -> _Plan:
@@ -230,6 +242,7 @@ class Phase8LM(TemplateLM):
         """
         rows: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
         canonical = np.zeros(len(encoded), np.int64)
+        cut: set[tuple[int, ...]] = set()
         for number, (context, continuation) in enumerate(encoded):
             if not context or not continuation or len(continuation) > self.max_length:
                 raise BenchmarkError(
@@ -239,11 +252,13 @@ class Phase8LM(TemplateLM):
                 )
             # As in HFLM: what does not fit is cut off at the left, the last token is predicted but not fed.
             room = self.max_length + 1 - len(continuation)
+            if len(context) > room:
+                cut.add(tuple(context))
             row = rows.setdefault(tuple(context[-room:]), {})
             canonical[number] = row.setdefault(tuple(continuation), number)
         ordered = sorted(rows.items(), key=lambda row: -_row_length(row))
         batches = [_collate(batch, self._device) for batch in _split(ordered, self.batch_tokens)]
-        return _Plan(encoded, batches, canonical)
+        return _Plan(encoded, batches, canonical, len({tuple(context) for context, _ in encoded}), len(cut))
 
     @torch.inference_mode()
     def _score(self, plan: _Plan) -> list[tuple[float, bool]]:
@@ -348,6 +363,9 @@ class Phase8LM(TemplateLM):
                     "only greedy generation is offered", where=str(arguments), fix="remove do_sample and num_beams"
                 )
             new_tokens = settings["max_gen_toks"]
+            if new_tokens >= self.max_length and self.fit_answers:
+                self.shortened = (new_tokens, self.max_length // 2)
+                new_tokens = self.max_length // 2
             if new_tokens >= self.max_length:
                 raise BenchmarkError(
                     f"max_gen_toks is {new_tokens}, the model's whole window {self.max_length}",
@@ -358,6 +376,8 @@ class Phase8LM(TemplateLM):
             if key not in self.cache.prompts:
                 self.cache.prompts[key] = self.tok_encode(context)
             prompt = self.cache.prompts[key][-(self.max_length - new_tokens) :]
+            self.prompts += 1
+            self.cut_prompts += len(prompt) < len(self.cache.prompts[key])
             jobs.append(_Job(number, prompt, new_tokens, handle_stop_sequences(settings["until"], eos)))
         order = sorted(jobs, key=lambda job: -len(job.prompt))
         texts = [""] * len(jobs)
