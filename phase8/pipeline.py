@@ -205,7 +205,11 @@ class Pipeline:
         if settings.suite is BenchmarkSuite.mini:
             return load_suite(experts, **common)
         return load_real_suite(
-            experts, data_dir=settings.data_dir, run_generated_code=settings.run_generated_code, **common
+            experts,
+            data_dir=settings.data_dir,
+            run_generated_code=settings.run_generated_code,
+            pass_at=settings.pass_at,
+            **common,
         )
 
     def _warn(self, text: str) -> None:

@@ -142,6 +142,20 @@ def test_the_experts_further_benchmarks_from_local_files(tmp_path):
     assert task.process_results(doc, ["def f(x):\n    return -1"]) == {"pass_at_1": 0.0}
 
 
+def test_pass_at_ten_samples_twenty_programs(data):
+    suite = load_real_suite(["code"], samples=2, data_dir=str(data), run_generated_code=True, pass_at=10)
+    (task,) = (task for task in suite.tasks if task.name == "humaneval")
+    assert task.metric == "pass@10,create_test" and task.experts == ("code",) and task.role == "core"
+    tokenizer = tiny_tokenizer()
+    score = evaluate(tiny_model(tokenizer), tokenizer, replace(suite, tasks=(task,), text=())).scores["humaneval"]
+    assert score.n == 2 and set(score.also) == {"pass@1,create_test"}
+    loaded = suite.loaded["humaneval"]
+    doc = loaded.eval_docs[0]
+    right, wrong = doc["prompt"] + doc["canonical_solution"], doc["prompt"] + "    return 0\n"
+    found = loaded.process_results(doc, [[right] * 2 + [wrong] * 18])
+    assert found == {"pass@1": pytest.approx(0.1), "pass@10": pytest.approx(1 - (10 * 9) / (20 * 19))}
+
+
 def test_a_task_that_would_run_code_outside_the_sandbox_is_refused(data, tmp_path):
     write_data_sets(tmp_path, ROWS | {"humaneval_plus": ROWS["humaneval"]})
     with pytest.raises(BenchmarkError, match="humaneval_plus runs generated code"):
