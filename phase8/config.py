@@ -365,6 +365,8 @@ class BenchmarksConfig:
     """Tokens per forward pass."""
     perplexity_text: str | None = None
     """A UTF-8 file of held-out text, documents parted by blank lines; null: the embedded world's."""
+    eudaimonia_file: str | None = None
+    """JSON lines of preference pairs {rule, context, good, bad} for the four rules; null: the embedded world's."""
 
     def __post_init__(self) -> None:
         unused = [f"benchmarks.{name}" for name in ("data_dir", "run_generated_code") if getattr(self, name)]
