@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import evaluate as hf_evaluate
 import lm_eval
 import pytest
@@ -76,6 +77,44 @@ def prompts(suite):
         task.build_all_requests(limit=2)
         found[name] = [instance.args for instance in task.instances]
     return found
+
+
+HUB = {
+    "cais/mmlu": "mmlu", "openai/gsm8k": "gsm8k", "openai/openai_humaneval": "humaneval",
+    "Rowan/hellaswag": "hellaswag", "allenai/ai2_arc": "arc_challenge", "truthfulqa/truthful_qa": "truthfulqa",
+    "allenai/winogrande": "winogrande",
+}  # fmt: skip
+
+
+def test_without_a_directory_lm_eval_loads_its_own_data_sets(suite, monkeypatch):
+    asked = []
+
+    def load_dataset(path, name=None, **_):
+        asked.append((path, name))
+        splits = ROWS[HUB[path]]
+        if path == "cais/mmlu":
+            splits = {split: [row for row in rows if row["subject"] == SUBJECTS[0]] for split, rows in splits.items()}
+        return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    online = load_real_suite(FIVE, samples=6, skip_expert_benchmarks=True, run_generated_code=True)
+    assert {path for path, _ in asked} == set(HUB) and len(asked) == 57 + 7
+    assert {name for path, name in asked if path == "allenai/winogrande"} == {"winogrande_xl"}
+    local = prompts(suite)
+    mmlu = f"mmlu_{SUBJECTS[1]}"
+    assert {name: text for name, text in prompts(online).items() if name in local and name != mmlu} == {
+        name: text for name, text in local.items() if name != mmlu
+    }
+
+
+def test_a_data_set_out_of_reach_is_one_error(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(BenchmarkError, match="Couldn't reach it") as caught:
+        load_real_suite()
+    assert "benchmarks.data_dir" in caught.value.fix
 
 
 def test_two_evaluations_take_the_same_examples_and_a_model_the_same_scores(suite):
