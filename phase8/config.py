@@ -366,6 +366,8 @@ class BenchmarksConfig:
     """A directory with the published benchmarks' data; null loads them from the network."""
     run_generated_code: bool = False
     """Whether the programs that a model writes for HumanEval and MBPP may be run (always in the sandbox)."""
+    pass_at: int = 1
+    """Of HumanEval: 1 scores one greedy program per problem, 10 the chance of a right one among ten sampled."""
     experts: dict[str, tuple[str, ...] | None] = field(default_factory=lambda: dict.fromkeys(EXPERTS))
     """An expert's benchmarks; null: those of the specification."""
     batch_tokens: int = 8192
@@ -377,9 +379,12 @@ class BenchmarksConfig:
     embedded model. auto: shipped for the embedded model, calibrated for any other."""
     edge_pool_file: str | None = None
     """JSON lines with prompt, choices, answer and level to build the pool from; null: arithmetic questions."""
+    eudaimonia_file: str | None = None
+    """JSON lines of preference pairs {rule, context, good, bad} for the four rules; null: the embedded world's."""
 
     def __post_init__(self) -> None:
         unused = [f"benchmarks.{name}" for name in ("data_dir", "run_generated_code") if getattr(self, name)]
+        unused += ["benchmarks.pass_at"] if self.pass_at != 1 else []
         require(
             self.edge_pool_file is None or self.edge_pool is not EdgePool.shipped,
             "benchmarks.edge_pool_file is given, but edge_pool=shipped asks the shipped questions",
@@ -391,6 +396,12 @@ class BenchmarksConfig:
             f"the embedded benchmarks do not use {' and '.join(unused)}",
             where="benchmarks",
             fix="add benchmarks=core, or leave it out",
+        )
+        require(
+            self.pass_at in (1, 10),
+            f"benchmarks.pass_at is {self.pass_at}, known: 1, 10",
+            where="benchmarks",
+            fix="the specification's is pass@1",
         )
         require(
             self.batch_tokens >= 256,

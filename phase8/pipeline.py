@@ -26,6 +26,7 @@ from torch import Tensor
 from phase8.artifact import Artifact, bytes_by_kind, kind_of, load_weights, read_artifact, write_artifact
 from phase8.benchmarks import edge
 from phase8.benchmarks.cache import BaselineCache
+from phase8.benchmarks.eudaimonia import with_eudaimonia
 from phase8.benchmarks.evaluate import Score, SuiteResult, evaluate
 from phase8.benchmarks.real import load_real_suite
 from phase8.benchmarks.retention import is_informative, uninformative_core
@@ -235,10 +236,16 @@ class Pipeline:
         }
         experts = self.source.experts.experts
         if settings.suite is BenchmarkSuite.mini:
-            return load_suite(experts, **common)
-        return load_real_suite(
-            experts, data_dir=settings.data_dir, run_generated_code=settings.run_generated_code, **common
-        )
+            suite = load_suite(experts, **common)
+        else:
+            suite = load_real_suite(
+                experts,
+                data_dir=settings.data_dir,
+                run_generated_code=settings.run_generated_code,
+                pass_at=settings.pass_at,
+                **common,
+            )
+        return suite if settings.eudaimonia_file is None else with_eudaimonia(suite, settings.eudaimonia_file)
 
     def _warn(self, text: str) -> None:
         self.events.emit(Kind.LOG, "baseline", level="warning", text=text)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import evaluate as hf_evaluate
 import lm_eval
 import pytest
@@ -78,9 +79,48 @@ def prompts(suite):
     return found
 
 
+HUB = {
+    "cais/mmlu": "mmlu", "openai/gsm8k": "gsm8k", "openai/openai_humaneval": "humaneval",
+    "Rowan/hellaswag": "hellaswag", "allenai/ai2_arc": "arc_challenge", "truthfulqa/truthful_qa": "truthfulqa",
+    "allenai/winogrande": "winogrande",
+}  # fmt: skip
+
+
+def test_without_a_directory_lm_eval_loads_its_own_data_sets(suite, monkeypatch):
+    asked = []
+
+    def load_dataset(path, name=None, **_):
+        asked.append((path, name))
+        splits = ROWS[HUB[path]]
+        if path == "cais/mmlu":
+            splits = {split: [row for row in rows if row["subject"] == SUBJECTS[0]] for split, rows in splits.items()}
+        return {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    online = load_real_suite(FIVE, samples=6, skip_expert_benchmarks=True, run_generated_code=True)
+    assert {path for path, _ in asked} == set(HUB) and len(asked) == 57 + 7
+    assert {name for path, name in asked if path == "allenai/winogrande"} == {"winogrande_xl"}
+    local = prompts(suite)
+    mmlu = f"mmlu_{SUBJECTS[1]}"
+    assert {name: text for name, text in prompts(online).items() if name in local and name != mmlu} == {
+        name: text for name, text in local.items() if name != mmlu
+    }
+
+
+def test_a_data_set_out_of_reach_is_one_error(monkeypatch):
+    def load_dataset(*_, **__):
+        raise ConnectionError("Couldn't reach it")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(BenchmarkError, match="Couldn't reach it") as caught:
+        load_real_suite()
+    assert "benchmarks.data_dir" in caught.value.fix
+
+
 def test_two_evaluations_take_the_same_examples_and_a_model_the_same_scores(suite):
     tokenizer = tiny_tokenizer()
     model = tiny_model(tokenizer)
+    suite = replace(suite, text=())
     first = evaluate(model, tokenizer, suite)
     assert evaluate(model, tokenizer, suite) == first
     mmlu = first.scores["mmlu"]
@@ -140,6 +180,20 @@ def test_the_experts_further_benchmarks_from_local_files(tmp_path):
     doc = task.eval_docs[0]
     assert task.process_results(doc, [doc["code"]]) == {"pass_at_1": 1.0}
     assert task.process_results(doc, ["def f(x):\n    return -1"]) == {"pass_at_1": 0.0}
+
+
+def test_pass_at_ten_samples_twenty_programs(data):
+    suite = load_real_suite(["code"], samples=2, data_dir=str(data), run_generated_code=True, pass_at=10)
+    (task,) = (task for task in suite.tasks if task.name == "humaneval")
+    assert task.metric == "pass@10,create_test" and task.experts == ("code",) and task.role == "core"
+    tokenizer = tiny_tokenizer()
+    score = evaluate(tiny_model(tokenizer), tokenizer, replace(suite, tasks=(task,), text=())).scores["humaneval"]
+    assert score.n == 2 and set(score.also) == {"pass@1,create_test"}
+    loaded = suite.loaded["humaneval"]
+    doc = loaded.eval_docs[0]
+    right, wrong = doc["prompt"] + doc["canonical_solution"], doc["prompt"] + "    return 0\n"
+    found = loaded.process_results(doc, [[right] * 2 + [wrong] * 18])
+    assert found == {"pass@1": pytest.approx(0.1), "pass@10": pytest.approx(1 - (10 * 9) / (20 * 19))}
 
 
 def test_a_task_that_would_run_code_outside_the_sandbox_is_refused(data, tmp_path):

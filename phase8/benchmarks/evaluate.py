@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phase8.benchmarks.perplexity import bits_per_byte
-from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, Suite, Task, spread, without_dataset_bars
+from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, RULES, Suite, Task, spread, without_dataset_bars
 from phase8.errors import BenchmarkError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 CLUSTER_FIELDS = ("passage", "subject")
 """Fields of an item that name what it shares with others, the first that is there."""
-RULES = ("autonomy", "honesty", "harm", "dignity")
 FEWSHOT_SEED = 1234
 """lm-eval's own default: the same worked examples as `lm_eval` takes for the same items."""
 SINGLE_ITEM_STDERR = 0.5

@@ -14,7 +14,9 @@ Scores are those of lm-eval's own `HFLM`, item for item; three things make them 
 Whether an architecture takes such masks, and whether its logits are its output head on its last hidden state, is found
 out by scoring the first batch both ways; where the two differ, every later batch runs the ordinary way.
 
-Generation is greedy, in batches of similar length with left padding; a row leaves the batch when it is done.
+Generation is greedy, or sampled where a task asks for it, in batches of similar length with left padding; a row leaves
+the batch when it is done. A sampled answer depends on its prompt and on how often the prompt was asked before, not on
+what else is in the batch.
 
 Shapes: B rows, L tokens of a row, C scored tokens of a batch, V vocabulary.
 """
@@ -348,19 +350,24 @@ class Phase8LM(TemplateLM):
     # -- generation ---------------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, cut before the first stop sequence.
+        """Continuations, cut before the first stop sequence; sampled with `do_sample`, `temperature` and `top_p`.
 
         Raises:
-            BenchmarkError: a task asks for sampling or beams, or leaves no room for its context.
+            BenchmarkError: a task asks for beams or another way of sampling, or leaves no room for its context.
         """
         eos = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
         jobs: list[_Job] = []
+        asked: dict[str, int] = {}
         for number, request in enumerate(requests):
             context, arguments = request.args
             settings = normalize_gen_kwargs(arguments, self.max_gen_toks)
-            if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
+            unknown = set(settings) - {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
+            if unknown - {"num_beams"} or settings.get("num_beams", 1) != 1:
                 raise BenchmarkError(
-                    "only greedy generation is offered", where=str(arguments), fix="remove do_sample and num_beams"
+                    f"{', '.join(sorted(unknown))} cannot be set: generation is greedy, or sampled by temperature and "
+                    "top_p",
+                    where=str(arguments),
+                    fix="remove it",
                 )
             new_tokens = settings["max_gen_toks"]
             if new_tokens >= self.max_length and self.fit_answers:
@@ -378,7 +385,12 @@ class Phase8LM(TemplateLM):
             prompt = self.cache.prompts[key][-(self.max_length - new_tokens) :]
             self.prompts += 1
             self.cut_prompts += len(prompt) < len(self.cache.prompts[key])
-            jobs.append(_Job(number, prompt, new_tokens, handle_stop_sequences(settings["until"], eos)))
+            job = _Job(number, prompt, new_tokens, handle_stop_sequences(settings["until"], eos))
+            if settings["do_sample"] and settings["temperature"] > 0.0:
+                repeat = asked[context] = asked.get(context, -1) + 1
+                job.temperature, job.top_p = settings["temperature"], settings.get("top_p", 1.0)
+                job.random = np.random.default_rng([repeat, *hashlib.sha256(context.encode()).digest()])
+            jobs.append(job)
         order = sorted(jobs, key=lambda job: -len(job.prompt))
         texts = [""] * len(jobs)
         done = 0
@@ -417,7 +429,7 @@ class Phase8LM(TemplateLM):
                 use_cache=True,
                 **last_only,
             ).logits[:, -1]
-            chosen_B = logits_BV.argmax(dim=-1)
+            chosen_B = _choose(logits_BV, live)
             for row, token in enumerate(chosen_B.tolist()):
                 job = live[row]
                 if job is None:
@@ -465,6 +477,36 @@ class _Job:
     new_tokens: int
     until: list[str]
     produced: list[int] = field(default_factory=list)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    random: np.random.Generator | None = None
+    """Of a sampled answer; None for a greedy one."""
+
+
+def _choose(logits_BV: torch.Tensor, jobs: Sequence[_Job | None]) -> torch.Tensor:
+    """The next token (B) of each row: the likeliest, or one drawn from the `top_p` likeliest at the job's temperature.
+
+    As in nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751): the smallest set of tokens with at least `top_p` of
+    the probability.
+    """
+    chosen_B = logits_BV.argmax(dim=-1)
+    rows = [row for row, job in enumerate(jobs) if job is not None and job.random is not None]
+    if not rows:
+        return chosen_B
+    drawn = [jobs[row] for row in rows]
+    temperature_S1, top_p_S1, uniform_S1 = (
+        torch.tensor(values, dtype=torch.float64, device=logits_BV.device)[:, None]
+        for values in ([j.temperature for j in drawn], [j.top_p for j in drawn], [j.random.random() for j in drawn])
+    )
+    scaled_SV = logits_BV[rows].double() / temperature_S1
+    probability_SV, order_SV = torch.softmax(scaled_SV, dim=-1).sort(dim=-1, descending=True)
+    before_SV = probability_SV.cumsum(dim=-1) - probability_SV
+    kept_SV = probability_SV.masked_fill(before_SV >= top_p_S1, 0.0)
+    sums_SV = kept_SV.cumsum(dim=-1)
+    place_S1 = torch.searchsorted(sums_SV, uniform_S1 * sums_SV[:, -1:], right=True)
+    last_S1 = (kept_SV > 0.0).sum(dim=-1, keepdim=True) - 1
+    chosen_B[rows] = order_SV.gather(1, torch.minimum(place_S1, last_S1)).squeeze(1)
+    return chosen_B
 
 
 _Row = tuple[tuple[int, ...], dict[tuple[int, ...], int]]

@@ -15,7 +15,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -58,6 +58,8 @@ class Published:
     """Worked examples in the prompt; None leaves lm-eval's number."""
     data: str = ""
     """Its folder in the data directory, by default the task's name."""
+    programs: int = 1
+    """Answers to each problem; more than one are sampled."""
     beside: str = ""
     """A second task on the same items, shown beside the score that counts."""
 
@@ -80,6 +82,8 @@ CORE = (
 )  # fmt: skip
 """The seven, with the numbers of shots and the metrics under which their scores are usually published."""
 
+CORE_TASKS = tuple(one.task for one in CORE)
+
 EXPERT = (
     Published(name="MATH", task="hendrycks_math", folder="hendrycks_math", metric="exact_match,none"),
     Published(name="StoryCloze", task="storycloze_2018", folder="storycloze", metric="acc,none"),
@@ -95,6 +99,9 @@ UNSAFE = {"humaneval": pass_at_k, "mbpp": pass_at_1}
 GROUPS = {"mmlu": "mmlu_", "hendrycks_math": "hendrycks_math_"}
 """Groups of lm-eval's whose tasks, one for each subject, count as one benchmark; how the names of these begin."""
 TASK_LINE = re.compile(r"""^["']?task["']?:[ ]*["']?([\w.+-]+)["']?[ ]*$""", re.MULTILINE)
+PROGRAMS = 20
+SAMPLING = {"do_sample": True, "temperature": 0.2, "top_p": 0.95}
+"""As in lm-eval's `humaneval_64`, of which 64 programs would cost three times as much."""
 CONSENT = "benchmarks.run_generated_code=true"
 
 
@@ -106,6 +113,7 @@ def load_real_suite(
     text: str | None = None,
     data_dir: str | None = None,
     run_generated_code: bool = False,
+    pass_at: int = 1,
     overrides: Mapping[str, Sequence[str] | None] | None = None,
 ) -> Suite:
     """Loads the seven published core benchmarks, those that the experts call for, and the two integration tests.
@@ -117,6 +125,7 @@ def load_real_suite(
         text: a file of held-out text for the bits per byte; None takes the embedded world's.
         data_dir: local files for every benchmark (see `local.py`); None loads them from the network.
         run_generated_code: whether programs that the model writes may be run, in the sandbox.
+        pass_at: of HumanEval, 1 or 10: pass@1 of one greedy program, or pass@10 from `PROGRAMS` sampled ones.
         overrides: for some experts, other benchmarks than those of the table in `experts.py`: names from it, or
             lm-eval's.
 
@@ -129,6 +138,8 @@ def load_real_suite(
     directory = check_data_dir(data_dir) if data_dir is not None else None
     documents = held_out_documents(text)
     wanted: dict[str, Published] = {one.task: one for one in CORE}
+    if pass_at > 1:
+        wanted["humaneval"] = replace(wanted["humaneval"], metric=f"pass@{pass_at},create_test", programs=PROGRAMS)
     missing: list[str] = []
     for expert in experts:
         for name in known[expert]:
@@ -164,17 +175,19 @@ def load_real_suite(
         if one.task in GROUPS and local is not None and len(parts) < len(_part_names(one)):
             notes.append(f"{one.name}: the data hold {len(parts)} of {len(_part_names(one))} subjects")
         judges = tuple(
-            expert for expert, names in known.items() if any(_published(name) == one for name in names)
+            expert
+            for expert, names in known.items()
+            if any((found := _published(name)) and found.task == one.task for name in names)
         )
         with without_dataset_bars():
             chance = _chance(parts, samples)
-            digest.update(f"{one.task} {one.shots} {one.metric}".encode())
+            digest.update(f"{one.task} {one.shots} {one.programs} {one.metric}".encode())
             for name, task in (parts | beside).items():
                 digest.update(name.encode() + _items_hash(task))
         tasks.append(
             Task(
                 name=one.task,
-                role="core" if one in CORE else "expert",
+                role="core" if one.task in CORE_TASKS else "expert",
                 metric=one.metric or _first_metric(parts[one.task]),
                 chance=chance,
                 stands_for=one.name,
@@ -254,7 +267,8 @@ def _load_one(one: Published, name: str, splits: Splits | None) -> Any:
         settings["num_fewshot"] = one.shots
     if one.task in UNSAFE:
         metric = {"metric": UNSAFE[one.task], "aggregation": "mean", "higher_is_better": True}
-        settings["metric_list"] = [metric | ({"k": [1]} if one.task == "humaneval" else {})]
+        settings["metric_list"] = [metric | ({"k": [1, 10]} if one.task == "humaneval" else {})]
+        settings["repeats"] = one.programs
     if splits is not None:
         settings["custom_dataset"] = lambda **_: _datasets(splits)
         if name == "squad_completion":  # a class of its own, which takes no settings
@@ -278,6 +292,8 @@ def _load_one(one: Published, name: str, splits: Splits | None) -> Any:
             where="benchmarks.experts",
             fix=f"of the benchmarks that run code, {' and '.join(UNSAFE)} are offered",
         )
+    if one.programs > 1:
+        task.set_config("generation_kwargs", SAMPLING, update=True)
     if task.config.num_fewshot is None:
         task.set_config("num_fewshot", 0)
     shots, there = task.config.num_fewshot, len(task.sampler.df)
