@@ -82,8 +82,9 @@ class SeedLMConfig:
     """Width of the power of two that a block's coefficients share; the tensor has a scale beside it."""
     search: SeedSearch = SeedSearch.fast
     """exhaustive: look at every seed for every block. fast: at the seeds whose bases lie near the block's direction."""
-    candidates: int = 64
-    """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients."""
+    candidates: int = 0
+    """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients; 0: as many as
+    the width of the coefficients asks for (`phase8.codecs.seed_search`)."""
     budget_bytes: int | None = None
     """Most bytes of this stage's artifact; each tensor then gets settings of its own, chosen by measured distortion."""
     target_ratio: float | None = None
@@ -104,7 +105,7 @@ class SeedLMConfig:
         within("bits", 1, 8)
         within("seed_bits", 4, 20)
         within("exponent_bits", 2, 8)
-        within("candidates", 1, 4096)
+        within("candidates", 0, 4096)
         require(
             self.latent_dim <= self.block_size,
             f"seedlm.latent_dim is {self.latent_dim}, more than seedlm.block_size ({self.block_size})",
@@ -376,23 +377,69 @@ class ModelConfig:
         require(bool(self.path), "model.path is empty", where="model", fix="name a directory or embedded:reference")
 
 
+class EdgePool(Enum):
+    """Where the questions of edge of chaos come from; see `phase8.benchmarks.edge`."""
+
+    auto = "auto"
+    shipped = "shipped"
+    calibrated = "calibrated"
+
+
+EXPERTS = ("analytical", "creative", "code", "reasoning", "communication", "memory", "planning", "execution")
+"""The experts of the specification; a model may have others."""
+
+
+class BenchmarkSuite(Enum):
+    mini = "mini"
+    core = "core"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarksConfig:
     """What quality is measured with."""
 
-    suite: str = "mini"
-    """`mini`: the embedded benchmarks."""
+    suite: BenchmarkSuite = BenchmarkSuite.mini
+    """`mini`: the embedded benchmarks; `core`: the published ones, through lm-eval."""
+    data_dir: str | None = None
+    """A directory with the published benchmarks' data; null loads them from the network."""
+    run_generated_code: bool = False
+    """Whether the programs that a model writes for HumanEval and MBPP may be run (always in the sandbox)."""
+    pass_at: int = 1
+    """Of HumanEval: 1 scores one greedy program per problem, 10 the chance of a right one among ten sampled."""
+    experts: dict[str, tuple[str, ...] | None] = field(default_factory=lambda: dict.fromkeys(EXPERTS))
+    """An expert's benchmarks; null: those of the specification."""
     batch_tokens: int = 8192
     """Tokens per forward pass."""
     perplexity_text: str | None = None
     """A UTF-8 file of held-out text, documents parted by blank lines; null: the embedded world's."""
+    edge_pool: EdgePool = EdgePool.auto
+    """calibrated: questions picked by difficulty so that this model solves about 75 %. shipped: those that suit the
+    embedded model. auto: shipped for the embedded model, calibrated for any other."""
+    edge_pool_file: str | None = None
+    """JSON lines with prompt, choices, answer and level to build the pool from; null: arithmetic questions."""
+    eudaimonia_file: str | None = None
+    """JSON lines of preference pairs {rule, context, good, bad} for the four rules; null: the embedded world's."""
 
     def __post_init__(self) -> None:
+        unused = [f"benchmarks.{name}" for name in ("data_dir", "run_generated_code") if getattr(self, name)]
+        unused += ["benchmarks.pass_at"] if self.pass_at != 1 else []
         require(
-            self.suite == "mini",
-            f"benchmarks.suite is {self.suite!r}, known: mini",
+            self.edge_pool_file is None or self.edge_pool is not EdgePool.shipped,
+            "benchmarks.edge_pool_file is given, but edge_pool=shipped asks the shipped questions",
             where="benchmarks",
-            fix="leave it at mini",
+            fix="set benchmarks.edge_pool=calibrated",
+        )
+        require(
+            self.suite is BenchmarkSuite.core or not unused,
+            f"the embedded benchmarks do not use {' and '.join(unused)}",
+            where="benchmarks",
+            fix="add benchmarks=core, or leave it out",
+        )
+        require(
+            self.pass_at in (1, 10),
+            f"benchmarks.pass_at is {self.pass_at}, known: 1, 10",
+            where="benchmarks",
+            fix="the specification's is pass@1",
         )
         require(
             self.batch_tokens >= 256,

@@ -8,7 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from phase8.config import CompressionConfig
+from phase8.benchmarks.experts import EXPERT_BENCHMARKS, expert_map
+from phase8.config import EXPERTS, CompressionConfig
 from phase8.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +53,23 @@ def test_an_experiment_has_the_last_word_but_for_the_command_line():
     config = CompressionConfig.from_dict(composed("experiment=quick"))
     assert (config.max_retries, config.benchmark_samples, config.grokfast.iterations) == (0, 40, 20)
     assert CompressionConfig.from_dict(composed("experiment=quick", "max_retries=2")).max_retries == 2
+
+
+def test_benchmarks_of_an_expert():
+    config = CompressionConfig.from_dict(
+        composed("benchmarks=core", "benchmarks.experts.code=[MBPP,arc_easy]", "+benchmarks.experts.gardening=[piqa]")
+    )
+    assert config.benchmarks.experts["code"] == ("MBPP", "arc_easy")
+    assert config.benchmarks.experts["gardening"] == ("piqa",) and config.benchmarks.experts["memory"] is None
+    assert tuple(EXPERT_BENCHMARKS) == EXPERTS
+    assert expert_map(config.benchmarks.experts)["memory"] == EXPERT_BENCHMARKS["memory"]
+
+
+@pytest.mark.parametrize("setting", ["benchmarks.data_dir=data", "benchmarks.run_generated_code=true"])
+def test_settings_of_the_published_benchmarks_do_not_fit_the_embedded_ones(setting):
+    with pytest.raises(ConfigError, match="the embedded benchmarks do not use"):
+        CompressionConfig.from_dict(composed(setting))
+    CompressionConfig.from_dict(composed("benchmarks=core", setting))
 
 
 def test_round_trip():
