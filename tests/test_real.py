@@ -287,6 +287,21 @@ def plain_tasks(rows, directory):
     return tasks
 
 
+def same_answers(instances, rows):
+    """Prompts, and what the model gave for them: texts alike, log-probabilities as alike as float32 sums are."""
+    ours = sorted(instances, key=lambda one: (one.doc_id, one.idx))
+    first = rows[0]["filter"]
+    rows = sorted((row for row in rows if row["filter"] == first), key=lambda row: row["doc_id"])
+    prompts = [arguments[0] for row in rows for arguments in row["arguments"]]
+    answers = [answer[0] for row in rows for answer in row["resps"]]
+    assert [one.args[0] for one in ours] == prompts
+    if isinstance(answers[0], str):
+        assert [one.resps[0] for one in ours] == answers
+    else:
+        assert [one.resps[0][1] for one in ours] == [greedy for _, greedy in answers]
+        assert [one.resps[0][0] for one in ours] == pytest.approx([value for value, _ in answers], abs=1e-3)
+
+
 @pytest.mark.slow
 def test_scores_equal_plain_lm_eval_to_the_digit(tmp_path, monkeypatch):
     """PHASE8_BENCHMARK_DATA names a directory with real data; without it the items are invented."""
@@ -335,6 +350,9 @@ def test_scores_equal_plain_lm_eval_to_the_digit(tmp_path, monkeypatch):
             if row["filter"] == kind
         ]
         assert list(score.items) == items, task.name
+        for name in (*task.runs, *task.beside):
+            if name in chosen:
+                same_answers(suite.loaded[name].instances, theirs["samples"][name])
         if len(task.runs) == 1:
             assert score.value == pytest.approx(theirs["results"][task.name][task.metric], abs=1e-12)
     mc2 = theirs["results"]["truthfulqa_mc2"]["acc,none"]
