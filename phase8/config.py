@@ -59,8 +59,9 @@ class SeedLMConfig:
     """Width of the power of two that a block's coefficients share; the tensor has a scale beside it."""
     search: SeedSearch = SeedSearch.fast
     """exhaustive: look at every seed for every block. fast: at the seeds whose bases lie near the block's direction."""
-    candidates: int = 64
-    """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients."""
+    candidates: int = 0
+    """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients; 0: as many as
+    the width of the coefficients asks for (`phase8.codecs.seed_search`)."""
 
     def __post_init__(self) -> None:
         fix = "the paper's settings are block_size=8 latent_dim=3 bits=4 seed_bits=16 exponent_bits=4"
@@ -76,7 +77,7 @@ class SeedLMConfig:
         within("bits", 1, 8)
         within("seed_bits", 4, 20)
         within("exponent_bits", 2, 8)
-        within("candidates", 1, 4096)
+        within("candidates", 0, 4096)
         require(
             self.latent_dim <= self.block_size,
             f"seedlm.latent_dim is {self.latent_dim}, more than seedlm.block_size ({self.block_size})",
@@ -338,6 +339,14 @@ class ModelConfig:
         require(bool(self.path), "model.path is empty", where="model", fix="name a directory or embedded:reference")
 
 
+class EdgePool(Enum):
+    """Where the questions of edge of chaos come from; see `phase8.benchmarks.edge`."""
+
+    auto = "auto"
+    shipped = "shipped"
+    calibrated = "calibrated"
+
+
 EXPERTS = ("analytical", "creative", "code", "reasoning", "communication", "memory", "planning", "execution")
 """The experts of the specification; a model may have others."""
 
@@ -365,12 +374,23 @@ class BenchmarksConfig:
     """Tokens per forward pass."""
     perplexity_text: str | None = None
     """A UTF-8 file of held-out text, documents parted by blank lines; null: the embedded world's."""
+    edge_pool: EdgePool = EdgePool.auto
+    """calibrated: questions picked by difficulty so that this model solves about 75 %. shipped: those that suit the
+    embedded model. auto: shipped for the embedded model, calibrated for any other."""
+    edge_pool_file: str | None = None
+    """JSON lines with prompt, choices, answer and level to build the pool from; null: arithmetic questions."""
     eudaimonia_file: str | None = None
     """JSON lines of preference pairs {rule, context, good, bad} for the four rules; null: the embedded world's."""
 
     def __post_init__(self) -> None:
         unused = [f"benchmarks.{name}" for name in ("data_dir", "run_generated_code") if getattr(self, name)]
         unused += ["benchmarks.pass_at"] if self.pass_at != 1 else []
+        require(
+            self.edge_pool_file is None or self.edge_pool is not EdgePool.shipped,
+            "benchmarks.edge_pool_file is given, but edge_pool=shipped asks the shipped questions",
+            where="benchmarks",
+            fix="set benchmarks.edge_pool=calibrated",
+        )
         require(
             self.suite is BenchmarkSuite.core or not unused,
             f"the embedded benchmarks do not use {' and '.join(unused)}",

@@ -24,17 +24,19 @@ import torch
 from torch import Tensor
 
 from phase8.artifact import Artifact, bytes_by_kind, kind_of, load_weights, read_artifact, write_artifact
+from phase8.benchmarks import edge
 from phase8.benchmarks.cache import BaselineCache
 from phase8.benchmarks.eudaimonia import with_eudaimonia
 from phase8.benchmarks.evaluate import Score, SuiteResult, evaluate
 from phase8.benchmarks.real import load_real_suite
 from phase8.benchmarks.retention import is_informative, uninformative_core
-from phase8.benchmarks.suite import Suite, load_suite, suite_hash
+from phase8.benchmarks.suite import EDGE_OF_CHAOS, Suite, load_suite, suite_hash
 from phase8.calibration import collect_importance
 from phase8.codecs import EncodedGroup, Importance, get_codec
 from phase8.config import (
     BenchmarkSuite,
     CompressionConfig,
+    EdgePool,
     GrokfastConfig,
     GrokfastVariant,
     OptimizerConfig,
@@ -45,7 +47,7 @@ from phase8.events import EventLog, Kind
 from phase8.files import make_directory, write_atomic
 from phase8.gates import STAGES, Verdict, judge_stage
 from phase8.latency import measure_latency_ms
-from phase8.models import SourceModel, as_parameters
+from phase8.models import EMBEDDED, SourceModel, as_parameters
 from phase8.optimize.divergence import tensor_sensitivity
 from phase8.optimize.reconstruct import ReconstructionResult, reconstruct
 from phase8.recovery import adjust, recommend
@@ -165,6 +167,7 @@ class Pipeline:
         for text in self.suite.notes:
             self._warn(text)
         cache = BaselineCache(self.cache_dir)
+        self.suite = self._with_edge_pool(self.suite, cache)
         key = (self.source.content_hash, suite_hash(self.suite))
         with self._step("evaluate", "baseline"):
             self.baseline = cache.get(*key)
@@ -193,6 +196,35 @@ class Pipeline:
             Kind.STAGE_COMPLETE, "baseline", passed=True, seconds=time.monotonic() - begin,
             bits_per_byte=self.baseline.bits_per_byte,
         )
+
+    def _with_edge_pool(self, suite: Suite, cache: BaselineCache) -> Suite:
+        """The suite with questions of edge of chaos that suit this model, where the settings want them."""
+        settings = self.config.benchmarks
+        asked = settings.edge_pool is EdgePool.calibrated or settings.edge_pool_file is not None
+        foreign = settings.edge_pool is EdgePool.auto and not self.config.model.path.startswith(EMBEDDED)
+        if not (asked or foreign) or not any(task.stands_for == EDGE_OF_CHAOS for task in suite.tasks):
+            return suite
+        file = settings.edge_pool_file
+        candidates = edge.embedded_candidates() if file is None else edge.read_candidates(file)
+
+        def answers(only: Suite) -> SuiteResult:
+            key = (self.source.content_hash, suite_hash(only))
+            found = cache.get(*key)
+            if found is None:
+                found = evaluate(
+                    self.source.network, self.source.tokenizer, only, batch_tokens=settings.batch_tokens,
+                    on_progress=lambda _, done, total: self.events.activity(
+                        "pool", stage="baseline", done=done, total=total, text=f"candidates, {done} of {total}"
+                    ),
+                )  # fmt: skip
+                cache.put(*key, found)
+            return found
+
+        with self._step("pool", "baseline"):
+            size = min(edge.POOL_ITEMS, suite.samples or edge.POOL_ITEMS)
+            pool = edge.build_pool(candidates, edge.measure_with(suite, answers), size)
+        self.events.emit(Kind.LOG, "baseline", level="info" if pool.items else "warning", text=pool.text)
+        return edge.with_pool(suite, pool.items)
 
     def _load_suite(self) -> Suite:
         settings = self.config.benchmarks

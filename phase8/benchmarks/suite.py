@@ -78,6 +78,8 @@ class Suite:
     text: tuple[str, ...]
     """Documents whose bits per byte are measured."""
     cache: PlanCache = field(repr=False)
+    edge_pool: str = ""
+    """Questions of edge of chaos built for this model (JSON lines); empty where the suite's own are asked."""
     notes: tuple[str, ...] = ()
     """What a user should know before anything is computed."""
 
@@ -175,8 +177,8 @@ def read_tasks(directory: Path, known: Mapping[str, Sequence[str]] | None = None
     return tasks
 
 
-def load_tasks(directory: Path, names: list[str]) -> dict[str, Any]:
-    """lm-eval's task objects.
+def load_tasks(directory: Path, names: Sequence[str], *, data_dir: str | None = None) -> dict[str, Any]:
+    """lm-eval's task objects, with data from `data_dir` where it is given.
 
     Raises:
         BenchmarkError: lm-eval does not find or cannot read a task; data of a wrong shape.
@@ -185,7 +187,8 @@ def load_tasks(directory: Path, names: list[str]) -> dict[str, Any]:
 
     # What it would say of every task with arguments for its reader is a hint for lm-eval's own command line.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_defaults=False, include_path=[str(directory)])
+    metadata = {"data_dir": data_dir} if data_dir else {}
+    manager = TaskManager(include_defaults=False, include_path=[str(directory)], metadata=metadata)
     absent = [name for name in names if name not in manager.all_subtasks]
     if absent:
         raise BenchmarkError(
@@ -220,7 +223,7 @@ def suite_hash(suite: Suite) -> str:
             digest.update(len(data).to_bytes(8, "little") + data)
 
     add(lm_eval.__version__, suite.samples, len(suite.text), *suite.text, *(task.name for task in suite.tasks))
-    add(suite.content)
+    add(suite.content, suite.edge_pool)
     for name in SCORING_CODE:
         add(name, (HERE / name).read_bytes())
     return digest.hexdigest()
