@@ -35,8 +35,8 @@ from phase8.runtime.container import (
 )
 
 __all__ = [
-    "COUNTED_FILES", "FORMAT", "VERSION", "WEIGHTS_FILE", "Artifact", "Pool", "account", "bytes_by_kind", "file_bytes",
-    "kind_of", "load_artifact", "load_weights", "read_artifact", "write_artifact",
+    "COUNTED_FILES", "FORMAT", "VERSION", "WEIGHTS_FILE", "Artifact", "Pool", "account", "bytes_by_kind", "contents",
+    "file_bytes", "kind_of", "load_artifact", "load_weights", "read_artifact", "write_artifact",
 ]  # fmt: skip
 
 
@@ -93,6 +93,17 @@ def file_bytes(groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any
     return struct.pack("<Q", len(header)) + header + payload
 
 
+def contents(groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str) -> dict[str, bytes]:
+    """The counted files of an artifact by name; their lengths add up to `size_bytes` of what `write_artifact` makes."""
+    config = json.loads(architecture_json(source.network))
+    config["quantization_config"] = {"quant_method": FORMAT, "format_version": VERSION, "stage": stage}
+    details = {"hash": source.content_hash, "parameters": source.parameter_count}
+    return {
+        WEIGHTS_FILE: file_bytes(groups, stage, details),
+        "config.json": (json.dumps(config, separators=(",", ":"), sort_keys=True) + "\n").encode(),
+    }
+
+
 def write_artifact(
     directory: Path | str, groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str
 ) -> Artifact:
@@ -102,13 +113,9 @@ def write_artifact(
         OutputError: disk full or not writable; what was there before is untouched.
     """
     directory = Path(directory)
-    groups = tuple(groups)
-    config = json.loads(architecture_json(source.network))
-    config["quantization_config"] = {"quant_method": FORMAT, "format_version": VERSION, "stage": stage}
-    details = {"hash": source.content_hash, "parameters": source.parameter_count}
     with directory_swap(directory) as fresh:
-        write_atomic(fresh / WEIGHTS_FILE, file_bytes(groups, stage, details))
-        write_atomic(fresh / "config.json", json.dumps(config, separators=(",", ":"), sort_keys=True) + "\n")
+        for name, content in contents(groups, source, stage=stage).items():
+            write_atomic(fresh / name, content)
         source.tokenizer.save_pretrained(fresh)
     return read_artifact(directory)
 

@@ -23,6 +23,29 @@ def require(condition: bool, what: str, *, where: str, fix: str) -> None:
         raise ConfigError(what, where=where, fix=fix)
 
 
+def check_limit(settings: Any, prefix: str) -> None:
+    """Checks `budget_bytes` and `target_ratio` of a stage, or of the run (prefix "")."""
+    budget, ratio = settings.budget_bytes, settings.target_ratio
+    require(
+        budget is None or ratio is None,
+        f"{prefix}budget_bytes and {prefix}target_ratio are both set",
+        where=f"{prefix}budget_bytes",
+        fix="give one of the two, and null for the other",
+    )
+    require(
+        budget is None or budget >= 1,
+        f"{prefix}budget_bytes is {budget}, needs at least 1",
+        where=f"{prefix}budget_bytes",
+        fix=f"{prefix}budget_bytes=400_000, for example",
+    )
+    require(
+        ratio is None or 1 < ratio < float("inf"),
+        f"{prefix}target_ratio is {ratio}, needs a number above 1",
+        where=f"{prefix}target_ratio",
+        fix=f"{prefix}target_ratio=12, for example",
+    )
+
+
 class SeedSearch(Enum):
     fast = "fast"
     exhaustive = "exhaustive"
@@ -62,8 +85,13 @@ class SeedLMConfig:
     candidates: int = 0
     """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients; 0: as many as
     the width of the coefficients asks for (`phase8.codecs.seed_search`)."""
+    budget_bytes: int | None = None
+    """Most bytes of this stage's artifact; each tensor then gets settings of its own, chosen by measured distortion."""
+    target_ratio: float | None = None
+    """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
 
     def __post_init__(self) -> None:
+        check_limit(self, "seedlm.")
         fix = "the paper's settings are block_size=8 latent_dim=3 bits=4 seed_bits=16 exponent_bits=4"
 
         def within(name: str, low: int, high: int) -> None:
@@ -113,8 +141,13 @@ class VPTQConfig:
     second_order: bool = True
     """The column loop that pushes each column's error into the columns still to be coded."""
     kmeans_iterations: int = 20
+    budget_bytes: int | None = None
+    """Most bytes of this stage's artifact; each tensor then gets settings of its own, chosen by measured distortion."""
+    target_ratio: float | None = None
+    """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
 
     def __post_init__(self) -> None:
+        check_limit(self, "vptq.")
         fix = "a good start is vector_dim=8 codebook_size=256 num_codebooks=2, which is 2 bits per weight"
         for name, low, high in (
             ("vector_dim", 1, 1024),
@@ -177,6 +210,10 @@ class HyperConfig:
     """ergodic: direction of the line."""
     side: float = 0.0
     """ergodic: l, side of the cube in units of the weights; 0 chooses it from the data, with a scale per tensor."""
+    budget_bytes: int | None = None
+    """Most bytes of this stage's artifact; each tensor then gets settings of its own, chosen by measured distortion."""
+    target_ratio: float | None = None
+    """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
 
     def __post_init__(self) -> None:
         def bounds(name: str, low: int, high: int, fix: str) -> None:
@@ -185,6 +222,7 @@ class HyperConfig:
                 low <= value <= high, f"hyper.{name} is {value}, needs {low} to {high}", where=f"hyper.{name}", fix=fix
             )
 
+        check_limit(self, "hyper.")
         bounds("degree", 0, 1024, "the printed value is hyper.degree=5")
         bounds("block_size", 0, 1 << 24, "0 takes the whole tensor, 64 is a short block")
         bounds("coefficient_bits", 2, 16, "the printed value is hyper.coefficient_bits=8")
@@ -447,6 +485,10 @@ class CompressionConfig:
     min_compression_ratio: float = 40.0
     """Least ratio that counts as success."""
     target_compression_ratio: float = 280.0
+    budget_bytes: int | None = None
+    """Most bytes of the artifact of every stage that has no limit of its own; see docs/design.md, Byte budgets."""
+    target_ratio: float | None = None
+    """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
     calibration_text: str | None = None
     """A UTF-8 text file for Hessians and reconstruction, documents parted by blank lines; null takes the embedded
     world's training text, which suits the embedded model only."""
@@ -493,6 +535,7 @@ class CompressionConfig:
             where="benchmark_samples",
             fix="leave it out to use every item",
         )
+        check_limit(self, "")
         require(self.threads >= 0, f"threads is {self.threads}", where="threads", fix="0 takes one per core")
         require(
             self.seedlm.enabled or self.vptq.enabled or self.hyper.enabled,
@@ -500,6 +543,30 @@ class CompressionConfig:
             where="seedlm.enabled, vptq.enabled, hyper.enabled",
             fix="switch on at least one",
         )
+        limit = self.limit_of("hyper")
+        require(
+            limit is None or not self.hyper.enabled or self.hyper.trajectory_type is Trajectory.ergodic,
+            f"{limit and limit[0]} is set, but bytes are allocated for the ergodic trajectory only, and "
+            f"hyper.trajectory_type is {self.hyper.trajectory_type.value}",
+            where="hyper.trajectory_type",
+            fix="take hyper.trajectory_type=ergodic, or limit the other stages one by one",
+        )
+
+    def limit_of(self, stage: str) -> tuple[str, float] | None:
+        """The setting that limits a stage's bytes, and its value: the stage's own, else the run's, else None."""
+        for settings, prefix in ((getattr(self, stage), f"{stage}."), (self, "")):
+            for name in ("budget_bytes", "target_ratio"):
+                if getattr(settings, name) is not None:
+                    return f"{prefix}{name}", getattr(settings, name)
+        return None
+
+    def budget_of(self, stage: str, original_bytes: int) -> int | None:
+        """Most bytes of a stage's artifact, or None where nothing limits them."""
+        limit = self.limit_of(stage)
+        if limit is None:
+            return None
+        name, value = limit
+        return int(value) if name.endswith("budget_bytes") else int(original_bytes / value)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionConfig:
