@@ -62,6 +62,8 @@ class SeedLMConfig:
     candidates: int = 0
     """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients; 0: as many as
     the width of the coefficients asks for (`phase8.codecs.seed_search`)."""
+    weighted: bool = False
+    """Weighs squared errors by the diagonal of the layer's Hessian and by token frequency, from calibration text."""
 
     def __post_init__(self) -> None:
         fix = "the paper's settings are block_size=8 latent_dim=3 bits=4 seed_bits=16 exponent_bits=4"
