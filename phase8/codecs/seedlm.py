@@ -53,6 +53,25 @@ _TYPICAL = 2.5  # largest coefficient of a typical block / root mean square of t
 # ---------------------------------------------------------------------------------------------------------- the codec
 
 
+def scaled_blocks(name: str, matrix: Tensor, config: SeedLMConfig) -> tuple[Tensor, np.ndarray]:
+    """Cuts a matrix into blocks, divided by the matrix's scale.
+
+    Returns:
+        float32 [N, C]; the scale's bfloat16 pattern, uint16 [1].
+
+    Raises:
+        CodecError: what is no matrix, is empty, or holds NaN or infinite values.
+    """
+    if matrix.ndim != 2 or matrix.numel() == 0:
+        raise CodecError(f"seedlm takes matrices, not shape {tuple(matrix.shape)}", where=name)
+    if not torch.isfinite(matrix).all():
+        raise CodecError("the tensor holds NaN or infinite values", where=name, fix="train the model anew")
+    flat = matrix.detach().float().reshape(-1)
+    bits = np.array([_scale_bits(flat, config)], dtype=np.uint16)
+    flat = nn.functional.pad(flat, (0, -flat.numel() % config.block_size))
+    return (flat / (float(bfloat16_values(bits)[0]) or 1.0)).view(-1, config.block_size), bits
+
+
 def _scale_bits(flat: Tensor, config: SeedLMConfig) -> int:
     """bfloat16 pattern of the scale that brings typical blocks to exponent 0 and keeps the largest in range."""
     top = 2.0 ** ((1 << (config.exponent_bits - 1)) - 1)
@@ -95,15 +114,9 @@ class SeedLMCodec:
         """
         scales, blocks, roots = [], [], []
         for name, matrix in weights.items():
-            if matrix.ndim != 2 or matrix.numel() == 0:
-                raise CodecError(f"seedlm takes matrices, not shape {tuple(matrix.shape)}", where=name)
-            if not torch.isfinite(matrix).all():
-                raise CodecError("the tensor holds NaN or infinite values", where=name, fix="train the model anew")
-            flat = matrix.detach().float().reshape(-1)
-            scales.append(np.array([_scale_bits(flat, config)], dtype=np.uint16))
-            flat = nn.functional.pad(flat, (0, -flat.numel() % config.block_size))
-            scale = float(bfloat16_values(scales[-1])[0])
-            blocks.append((flat / (scale or 1.0)).view(-1, config.block_size))
+            scaled, scale = scaled_blocks(name, matrix, config)
+            blocks.append(scaled)
+            scales.append(scale)
             if config.weighted:
                 weight = _weights(matrix, importance.get(name, Importance())).sqrt().reshape(-1)
                 roots.append(nn.functional.pad(weight, (0, -weight.numel() % config.block_size), value=_LEAST_WEIGHT))
