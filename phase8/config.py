@@ -115,6 +115,12 @@ class VPTQConfig:
     second_order: bool = True
     """The column loop that pushes each column's error into the columns still to be coded."""
     kmeans_iterations: int = 20
+    outlier_columns: float = 0.0
+    """Share of a matrix's columns, those of the Hessian's largest diagonal, that have a codebook of their own."""
+    outlier_vector_dim: int = 2
+    """Elements of an outlier column's vectors; divides `vector_dim`."""
+    outlier_codebook_size: int = 1024
+    """Entries of the outliers' codebook."""
 
     def __post_init__(self) -> None:
         fix = "a good start is vector_dim=8 codebook_size=256 num_codebooks=2, which is 2 bits per weight"
@@ -123,6 +129,8 @@ class VPTQConfig:
             ("codebook_size", 2, 65536),
             ("num_codebooks", 1, 16),
             ("kmeans_iterations", 1, 10_000),
+            ("outlier_vector_dim", 1, 1024),
+            ("outlier_codebook_size", 2, 65536),
         ):
             value = getattr(self, name)
             require(
@@ -139,6 +147,19 @@ class VPTQConfig:
             f"vptq.hessian_damping is {self.hessian_damping}, needs a finite number above 0",
             where="vptq.hessian_damping",
             fix="the paper's setting is 0.01",
+        )
+        require(
+            0 <= self.outlier_columns <= 0.5,
+            f"vptq.outlier_columns is {self.outlier_columns}, needs 0 to 0.5",
+            where="vptq.outlier_columns",
+            fix="the paper takes 0.01 to 0.05",
+        )
+        require(
+            self.outlier_columns == 0 or self.vector_dim % self.outlier_vector_dim == 0,
+            f"vptq.outlier_vector_dim is {self.outlier_vector_dim}, which does not divide vptq.vector_dim "
+            f"({self.vector_dim})",
+            where="vptq.outlier_vector_dim",
+            fix="1 divides everything",
         )
 
 
