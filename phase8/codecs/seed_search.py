@@ -7,7 +7,8 @@ with one pattern of signs is a single vector up to its length, and the patterns 
 vector each: what is scored is then what is stored, but for the power of two.
 
 The `candidates` best-scoring ones are compared exactly, with *quantised* coefficients; the least squared error wins,
-the lowest seed in a tie.
+the lowest seed in a tie. Where weights have importances d_c, the coefficients are those of least weighted squared error
+and the comparison is of weighted errors; the scores stay plain.
 
 - `exhaustive` scores all 2^K - 1 seeds for every block, and also compares all those exactly whose error without
   quantisation is below the best error with it: no seed is left out that could win.
@@ -38,9 +39,10 @@ from phase8.codecs.decoders.seedlm import code_values
 from phase8.config import SeedLMConfig, SeedSearch
 
 _CELLS = 4096
-_LIST_SUBSPACES, _LIST_WORDS = 40, 32  # mean length of a cell's list / C^2
-_CANDIDATES = {1: 128, 2: 64, 3: 24}  # by bits; measured: with twice as many the error falls by less than 0.1 %
+_LIST_SUBSPACES, _LIST_WORDS = 48, 32  # mean length of a cell's list / C^2
+_CANDIDATES = {1: 128, 2: 64, 3: 32}  # by bits; measured: with twice as many the error falls by less than 0.1 %
 _FEW_CANDIDATES = 8  # more bits, and words
+_WEIGHTED_FACTOR = 4  # more candidates where the scores leave out the importances
 _WORD_SIGNS = 4  # most coefficients of 1 bit whose patterns of signs are scored one by one
 _MIRRORED = 3  # weights whose signs are part of the cell's number
 _LLOYD_STEPS = 12
@@ -325,7 +327,7 @@ class _Search:
         self._key = config.block_size, config.latent_dim, config.seed_bits, words
         self._bank = _bank(*self._key)
         usual = _FEW_CANDIDATES if words else _CANDIDATES.get(config.bits, _FEW_CANDIDATES)
-        self._candidates = config.candidates or usual
+        self._candidates = config.candidates or usual * (1 if roots_NC is None else _WEIGHTED_FACTOR)
         self._energy = blocks_NC.square().sum(1)
         # A block of zeros gets some direction, so that its scores do not all tie.
         nonzero = self._energy[:, None] > 0
@@ -340,6 +342,8 @@ class _Search:
         if exhaustive or not lists_pay or len(self._blocks) < _CELLS:
             # Wide blocks build all bases once per batch, so there the batches are larger.
             scores = _SCORES_AT_ONCE // 4 if bank.narrow else 8 * _SCORES_AT_ONCE
+            if exhaustive and self._roots is not None:  # nearly all pairs are compared
+                scores = _SCORES_AT_ONCE // 8
             for rows in torch.arange(len(self._blocks)).split(max(1, scores // bank.entries)):
                 self._settle(rows, *self._all(rows, exhaustive))
                 on_blocks(len(rows))
