@@ -164,10 +164,10 @@ def as_markdown(found: dict[str, Any]) -> str:
         "# Entropy coding: bytes before and after, stream by stream",
         "",
         "`python -m experiments.codecs.entropy_table`: the embedded reference model "
-        f"({found['parameters']:,} parameters), encoded with calibration and without reconstruction. Bytes; pools of one"
-        " role and coding added up. `table`: the part of `stored` that describes the model; `entropy`: empirical order-0"
-        " entropy, which pays for no model; `adaptive`: an adaptive order-0 coder that learns it. The script's head has"
-        " the definitions.",
+        f"({found['parameters']:,} parameters), encoded with calibration and without reconstruction. Bytes; pools of"
+        " one role and coding added up. `table`: the part of `stored` that describes the model; `entropy`: empirical"
+        " order-0 entropy, which pays for no model; `adaptive`: an adaptive order-0 coder that learns it. The script's"
+        " head has the definitions.",
     ]
     for compressor, stages in found["pools"].items():
         for stage, pools in stages.items():
@@ -195,7 +195,8 @@ def as_markdown(found: dict[str, Any]) -> str:
                 lines.append(
                     f"| {name} | {row.get('pools', '')} | {'' if count is None else f'{count:,}'} | "
                     f"{row.get('bits', '')} | {row.get('coding', '')} | {row['packed']:,} | {row['stored']:,} | "
-                    f"{row['table']:,} | {row['entropy']:,.0f} | {excess} | {body} | {row['adaptive']:,.0f} | {against} |"
+                    f"{row['table']:,} | {row['entropy']:,.0f} | {excess} | {body} | {row['adaptive']:,.0f} | "
+                    f"{against} |"
                 )
             overhead = next(pool["stored"] for pool in pools if not pool["codec"])
             saved = total["packed"] - total["stored"]
