@@ -326,11 +326,12 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
                 if len(here) > 1:
                     low, high = here[0], here[-1]
                     grown = high["parameters"] / low["parameters"]
+                    time_grown = high["seconds"]["encode"] / low["seconds"]["encode"]
                     lines.append(
                         f"- {stage}: from {low['parameters']:,} to {high['parameters']:,} parameters (x {grown:.0f})"
-                        f" the encoding takes x {high['seconds']['encode'] / low['seconds']['encode']:.1f} the time, and"
-                        f" and memory above the libraries goes from {low['peak_mb'] - low['libraries_mb']:.0f} to"
-                        f" {high['peak_mb'] - high['libraries_mb']:.0f} MB."
+                        f" the encoding takes x {time_grown:.1f} the time, and memory above the libraries goes from"
+                        f" {low['peak_mb'] - low['libraries_mb']:.0f} to {high['peak_mb'] - high['libraries_mb']:.0f}"
+                        " MB."
                     )
             lines.append("")
     return "\n".join(lines)
