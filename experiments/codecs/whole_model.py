@@ -126,15 +126,16 @@ def peak_mb() -> float:
 
 
 class Clock:
-    """Seconds per step."""
+    """Seconds per step, on the clock and of processor time (all threads together)."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
+        self.processor_s: dict[str, float] = {}
+        self._last = time.perf_counter(), time.process_time()
 
     def step(self, name: str) -> None:
-        now = time.perf_counter()
-        self.seconds[name] = now - self._last
+        now = time.perf_counter(), time.process_time()
+        self.seconds[name], self.processor_s[name] = now[0] - self._last[0], now[1] - self._last[1]
         self._last = now
 
 
@@ -163,8 +164,8 @@ def encode_run(model: Path, out: Path, stage: str, threads: int) -> dict[str, An
     clock.step("encode")
     artifact = write_artifact(out, groups, source, stage=stage)
     clock.step("write")
-    return {"seconds": clock.seconds, "libraries_mb": libraries, "peak_mb": peak_mb(), "bytes": artifact.size_bytes,
-            "parameters": source.parameter_count}  # fmt: skip
+    return {"seconds": clock.seconds, "processor_s": clock.processor_s, "libraries_mb": libraries, "peak_mb": peak_mb(),
+            "bytes": artifact.size_bytes, "parameters": source.parameter_count}  # fmt: skip
 
 
 def encode_streamed(model: Path, out: Path, stage: str, threads: int) -> dict[str, Any]:
@@ -183,7 +184,7 @@ def encode_streamed(model: Path, out: Path, stage: str, threads: int) -> dict[st
     libraries = peak_mb()
     manifest = encode_checkpoint(model, out, stage, CompressionConfig())
     clock.step("encode")
-    return {"seconds": clock.seconds, "libraries_mb": libraries, "peak_mb": peak_mb(),
+    return {"seconds": clock.seconds, "processor_s": clock.processor_s, "libraries_mb": libraries, "peak_mb": peak_mb(),
             "bytes": sum(manifest.sizes.values()), "parameters": manifest.source["parameters"]}  # fmt: skip
 
 
@@ -193,14 +194,15 @@ def decode(artifact: Path, keep: bool) -> dict[str, Any]:
 
     libraries, tries = peak_mb(), []
     for _ in range(3):
-        begin = time.perf_counter()
+        begin, begin_processor = time.perf_counter(), time.process_time()
         kept = []
         for _, weights in read_manifest(artifact).tensors():
             if keep:
                 kept.append(weights)
-        tries.append(time.perf_counter() - begin)
+        tries.append((time.perf_counter() - begin, time.process_time() - begin_processor))
         del kept
-    return {"decode_s": min(tries), "libraries_mb": libraries, "peak_mb": peak_mb()}
+    seconds, processor = min(tries)
+    return {"decode_s": seconds, "decode_processor_s": processor, "libraries_mb": libraries, "peak_mb": peak_mb()}
 
 
 def in_child(arguments: list[str], threads: int) -> dict[str, Any]:
@@ -239,13 +241,14 @@ def measure(size: int, way: str, stages: list[str], options: argparse.Namespace,
         fresh.rename(model)
     for stage in wanted:
         out = options.work / f"artifact_{size}_{way}_{stage}"
+        load = os.getloadavg()[0]
         found = in_child([way, str(model), str(out), stage, str(options.threads)], options.threads)
         read = in_child(["decode", str(out), way], options.threads)
         rows.append(
             {
-                "size": size, "way": way, "stage": stage, "threads": options.threads, **found,
-                "decode_s": read["decode_s"], "decode_peak_mb": read["peak_mb"],
-                "decode_libraries_mb": read["libraries_mb"],
+                "size": size, "way": way, "stage": stage, "threads": options.threads, "load": load, **found,
+                "decode_s": read["decode_s"], "decode_processor_s": read["decode_processor_s"],
+                "decode_peak_mb": read["peak_mb"], "decode_libraries_mb": read["libraries_mb"],
             }  # fmt: skip
         )
         shutil.rmtree(out)
@@ -273,7 +276,9 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         "",
         "`python -m experiments.codecs.whole_model`: Llamas of random weights with power-law singular values, default"
         " settings of every stage; the script's head says how they are made and what is measured. MB are 10^6 bytes;"
-        " peak memory is that of the whole process, libraries included.",
+        " peak memory is that of the whole process, libraries included. `load before` is the machine's load average"
+        " when the measurement began: where it is not near 0, others used the cores, and processor seconds (all threads"
+        " together) say more than seconds.",
         "",
     ]
     for way, title in (
@@ -287,18 +292,20 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         lines += [
             f"## {title}",
             "",
-            "| parameters | stage | threads | " + " | ".join(f"{step}, s" for step in steps)
-            + " | thousand weights/s | bytes | bits/weight | decode, s | peak encoding, MB | libraries | FP32 size |"
-            " above both | peak decoding, MB | libraries |",
-            "| --- " * (13 + len(steps)) + "|",
+            "| parameters | stage | threads | load before | " + " | ".join(f"{step}, s" for step in steps)
+            + " | encode, processor s | thousand weights/s | bytes | bits/weight | decode, s | processor s"
+            " | peak encoding, MB | libraries | FP32 size | above both | peak decoding, MB | libraries |",
+            "| --- " * (16 + len(steps)) + "|",
         ]  # fmt: skip
         for r in some:
             weights, fp32 = r["parameters"], 4 * r["parameters"] / 1e6
             times = " | ".join(f"{r['seconds'][step]:.1f}" if step in r["seconds"] else "-" for step in steps)
             rate = weights / r["seconds"]["encode"] / 1e3
             lines.append(
-                f"| {weights:,} | {r['stage']} | {r['threads']} | {times} | {rate:.0f} | {r['bytes']:,} | "
-                f"{8 * r['bytes'] / weights:.3f} | {r['decode_s']:.2f} | {r['peak_mb']:.0f} | "
+                f"| {weights:,} | {r['stage']} | {r['threads']} | {r['load']:.1f} | {times} | "
+                f"{r['processor_s']['encode']:.1f} | {rate:.0f} | {r['bytes']:,} | "
+                f"{8 * r['bytes'] / weights:.3f} | {r['decode_s']:.2f} | "
+                f"{r['decode_processor_s']:.2f} | {r['peak_mb']:.0f} | "
                 f"{r['libraries_mb']:.0f} | {fp32:.0f} | {r['peak_mb'] - r['libraries_mb'] - fp32:+.0f} | "
                 f"{r['decode_peak_mb']:.0f} | {r['decode_libraries_mb']:.0f} |"
             )
