@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,6 +45,9 @@ LOWEST, HIGHEST = 1.0, 4.0
 """The range of the aim, in bits per weight."""
 PACKAGES = ("torch", "hqq", "optimum-quanto", "torchao", "gguf", "llama-cpp-python")
 CODECS = {"seedlm": "SeedLM", "vptq": "VPTQ", "hyper": "Hyper-Compression"}
+
+
+SINGLE = "polynomial, degree 0, single weights"
 
 
 def seedlm(block: int, latent: int, bits: int, seed_bits: int = 16) -> SeedLMConfig:
@@ -87,7 +91,7 @@ OURS: list[tuple[str, str, Any]] = [
     ("vptq", "v=2, 512", vptq(2, 512)),
     ("hyper", "winding K=12 U=4095", winding(12, 4095)),
     ("hyper", "winding K=4 U=255", winding(4, 255)),
-    *(("hyper", f"polynomial, degree 0, single weights, {bits} bit", single(bits)) for bits in (2, 3, 4, 5)),
+    *(("hyper", f"{SINGLE}, {bits} bit", single(bits)) for bits in (2, 3, 4, 5)),
 ]
 
 
@@ -170,20 +174,32 @@ def at(curve: list[tuple[float, float]], bits: float) -> float | None:
     return float(np.interp(bits, *zip(*curve, strict=True)))
 
 
+def curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """Hulls of our points of one source: all of them, parts of them, and all by their packed bits."""
+    mine = [row for row in rows if row["ours"]]
+
+    def of(some: list[dict[str, Any]], bits: str = "bits") -> list[tuple[float, float]]:
+        return hull([(row[bits], row["error"]) for row in some])
+
+    return {
+        "all": of(mine),
+        **{codec: of([row for row in mine if row["coder"] == label]) for codec, label in CODECS.items()},
+        "without_single": of([row for row in mine if not row["setting"].startswith(SINGLE)]),
+        "packed": of(mine, "packed"),
+    }
+
+
 def compare(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """For every peer's point: by how many dB its error exceeds ours at the same bits (negative: the peer is ahead)."""
     found = []
     for source in dict.fromkeys(row["source"] for row in rows):
         here = [row for row in rows if row["source"] == source]
-        mine = [row for row in here if row["ours"]]
-        curves = {"all": hull([(row["bits"], row["error"]) for row in mine])}
-        for codec, label in CODECS.items():
-            curves[codec] = hull([(row["bits"], row["error"]) for row in mine if row["coder"] == label])
+        hulls = curves(here)
         for row in here:
             if row["ours"]:
                 continue
             margins = {}
-            for name, curve in curves.items():
+            for name, curve in hulls.items():
                 error = at(curve, row["bits"])
                 margins[name] = None if error is None else 10 * math.log10(row["error"] / error)
             found.append({"source": source, "coder": row["coder"], "setting": row["setting"], "bits": row["bits"],
@@ -240,58 +256,83 @@ def as_markdown(found: dict[str, Any]) -> str:
         f"`python -m experiments.codecs.peers`: synthetic matrices of {found['size']} x {found['size']} weights, and"
         f" the {found['reference_weights']:,} weights in the matrices of the embedded reference model. Relative squared"
         " error; bits per weight with every byte counted (ours: the written file; `packed`: before entropy coding and"
-        f" without headers). No calibration. The script's head says how each is counted. {installed}.",
+        f" without headers). No calibration. The script's head says how each is counted. Encoding times with {found['threads']} threads, at a load average of"
+        f" {found['load']:.1f} when it began. {installed}.",
         "",
         "![error against bits](peers.png)",
         "",
         f"## Is a peer ahead, from {LOWEST:g} to {HIGHEST:g} bits?",
         "",
         "Margin: by how many dB a peer's error exceeds ours at the same bits (6.02 dB are one bit per weight). Below 0"
-        " the peer is ahead. `ours` is the hull of all three codecs, then each codec alone; `-`: that codec has no"
+        " the peer is ahead. `ours` is the hull of all three codecs, beside it each codec alone; `-`: that codec has no"
         " setting on both sides of this rate.",
         "",
     ]
     within = [row for row in compared if LOWEST <= row["bits"] <= HIGHEST]
-    decided = [row for row in within if row["margin_db"]["all"] is not None]
-    ahead = [row for row in decided if row["margin_db"]["all"] < 0]
-    lines.append(
-        f"{len(decided)} of {len(within)} points of peers lie at rates that our curve covers; "
-        + (f"**in {len(ahead)} of them the peer is ahead**:" if ahead else "in none of them the peer is ahead.")
-    )
+
+    def behind(key: str) -> tuple[list[dict[str, Any]], int]:
+        known = [row for row in within if row["margin_db"][key] is not None]
+        return sorted((r for r in known if r["margin_db"][key] < 0), key=lambda r: r["margin_db"][key]), len(known)
+
+    def named(some: list[dict[str, Any]], key: str) -> str:
+        return "; ".join(
+            f"{row['coder']} {row['setting']} on {row['source']} ({row['bits']:.2f} bits,"
+            f" {-row['margin_db'][key]:.2f} dB)"
+            for row in some
+        )
+
+    ahead, count = behind("all")
+    nearest = min((row for row in within if row["margin_db"]["all"] is not None), key=lambda r: r["margin_db"]["all"])
     lines += [
-        f"- {row['source']}: {row['coder']} {row['setting']}, {row['bits']:.3f} bits, error {row['error']:.5f}, "
-        f"{-row['margin_db']['all']:.2f} dB ahead"
-        for row in ahead
-    ]
-    for codec, label in CODECS.items():
-        known = [row for row in within if row["margin_db"][codec] is not None]
-        count = sum(row["margin_db"][codec] < 0 for row in known)
-        lines.append(f"- {label} alone: {count} of {len(known)} points of peers are ahead of it.")
+        f"{count} of {len(within)} points of peers lie at rates that our curve covers; "
+        + (f"**in {len(ahead)} of them the peer is ahead**: {named(ahead, 'all')}." if ahead else
+           "in none of them the peer is ahead.")
+        + f" Nearest: {nearest['coder']} {nearest['setting']} on {nearest['source']}, {nearest['bits']:.2f} bits,"
+        f" margin {nearest['margin_db']['all']:+.2f} dB.",
+        "",
+    ]  # fmt: skip
+    for key, label in (
+        *((codec, f"{label} alone") for codec, label in CODECS.items()),
+        ("without_single", "All three without the polynomial over single weights, which is a uniform scalar quantiser"),
+        ("packed", "All three without entropy coding"),
+    ):
+        some, count = behind(key)
+        text = f": {named(some[:8], key)}" + (" ..." if len(some) > 8 else "") if some else ""
+        lines.append(f"- {label}: {len(some)} of {count} points of peers are ahead{text}.")
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:+.2f}"
 
+    margins = {(row["source"], row["coder"], row["setting"]): row["margin_db"] for row in compared}
     for source in names:
-        lines += ["", f"## {source}", "", "| coder | setting | packed | bits | error | 2^(-2R) | encode, s |",
-                  "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+        lines += [
+            "", f"## {source}", "",
+            "| coder | setting | packed | bits | error | 2^(-2R) | encode, s | margin to ours, dB | SeedLM | VPTQ |"
+            " Hyper-Compression |",
+            "| --- " * 11 + "|",
+        ]  # fmt: skip
         for row in sorted((r for r in rows if r["source"] == source), key=lambda r: r["bits"]):
             name = f"**{row['coder']}**" if row["ours"] else row["coder"]
+            margin = margins.get((source, row["coder"], row["setting"]))
+            tail = " | | | |" if margin is None else "".join(f" {number(margin[key])} |" for key in ("all", *CODECS))
             lines.append(
                 f"| {name} | {row['setting']} | {row['packed']:.3f} | {row['bits']:.3f} | {row['error']:.5f} | "
-                f"{2 ** (-2 * row['bits']):.5f} | {row['seconds']:.1f} |"
+                f"{2 ** (-2 * row['bits']):.5f} | {row['seconds']:.1f} |{tail}"
             )
-        lines += ["", "| peer | setting | bits | error | margin to ours | SeedLM | VPTQ | Hyper-Compression |",
-                  "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
-        for row in sorted((r for r in compared if r["source"] == source), key=lambda r: r["bits"]):
-            margins = row["margin_db"]
-            lines.append(
-                f"| {row['coder']} | {row['setting']} | {row['bits']:.3f} | {row['error']:.5f} | "
-                + " | ".join(number(margins[key]) for key in ("all", *CODECS)) + " |"
-            )  # fmt: skip
     if found["missing"]:
         lines += ["", "## Not installed", ""]
         lines += [f"- {row['coder']} {row['setting']}: {row['note']}" for row in found["missing"]]
     return "\n".join(lines) + "\n"
+
+
+def publish(found: dict[str, Any], out: Path) -> None:
+    """Writes results, table and plot; prints the verdict."""
+    found["compared"] = compare(found["rows"])
+    write_atomic(out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+    text = as_markdown(found)
+    write_atomic(out.with_suffix(".md"), text)
+    plot(found["rows"], out.with_suffix(".png"))
+    print(text.split("\n## ")[1])
 
 
 def main() -> int:
@@ -299,9 +340,14 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=1024, help="rows and columns of the synthetic matrices")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ggml-library", type=Path, help="where libggml-base lies, for GGUF's k-quants")
+    parser.add_argument("--table", action="store_true", help="write table and plot from the JSON, measure nothing")
     parser.add_argument("--out", type=Path, default=RESULTS / "peers", help="without extension")
     options = parser.parse_args()
+    if options.table:
+        publish(json.loads(options.out.with_suffix(".json").read_text(encoding="utf-8")), options.out)
+        return 0
     torch.set_num_threads(options.threads)
+    load = os.getloadavg()[0]
     known = peers(options.ggml_library)
     made = sources(options.size)
     rows: list[dict[str, Any]] = []
@@ -323,18 +369,15 @@ def main() -> int:
     found = {
         "size": options.size,
         "threads": options.threads,
+        "load": load,
         "reference_weights": sum(w.numel() for w in made["reference model"].values()),
         "versions": {package: version(package) for package in PACKAGES},
         "rows": rows,
-        "compared": compare(rows),
         "missing": [
             {"coder": peer.coder, "setting": peer.setting, "note": peer.note} for peer in known if peer.code is None
         ],
     }
-    write_atomic(options.out.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-    write_atomic(options.out.with_suffix(".md"), as_markdown(found))
-    plot(rows, options.out.with_suffix(".png"))
-    print(as_markdown(found).split("## Gaussian")[0])
+    publish(found, options.out)
     return 0
 
 
