@@ -256,8 +256,8 @@ def as_markdown(found: dict[str, Any]) -> str:
         f"`python -m experiments.codecs.peers`: synthetic matrices of {found['size']} x {found['size']} weights, and"
         f" the {found['reference_weights']:,} weights in the matrices of the embedded reference model. Relative squared"
         " error; bits per weight with every byte counted (ours: the written file; `packed`: before entropy coding and"
-        f" without headers). No calibration. The script's head says how each is counted. Encoding times with {found['threads']} threads, at a load average of"
-        f" {found['load']:.1f} when it began. {installed}.",
+        " without headers). No calibration. The script's head says how each is counted. Encoding times with"
+        f" {found['threads']} threads, at a load average of {found['load']:.1f} when it began. {installed}.",
         "",
         "![error against bits](peers.png)",
         "",
