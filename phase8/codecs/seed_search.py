@@ -339,7 +339,7 @@ class _Search:
     def run(self, on_blocks: Progress) -> None:
         bank, exhaustive = self._bank, self._config.search is SeedSearch.exhaustive
         lists_pay = bank.narrow and bank.latent_dim < bank.block_size and bank.entries >= 4 * _list_length(bank)
-        if exhaustive or not lists_pay or len(self._blocks) < _CELLS:
+        if exhaustive or not lists_pay or len(self._blocks) < 2 * _CELLS:
             # Wide blocks build all bases once per batch, so there the batches are larger.
             scores = _SCORES_AT_ONCE // 4 if bank.narrow else 8 * _SCORES_AT_ONCE
             if exhaustive and self._roots is not None:  # nearly all pairs are compared
