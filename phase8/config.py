@@ -55,6 +55,7 @@ class Trajectory(Enum):
     polynomial = "polynomial"
     fourier = "fourier"
     ergodic = "ergodic"
+    manifold = "manifold"
 
 
 class Sharing(Enum):
@@ -209,7 +210,7 @@ class HyperConfig:
     """Hyper-Compression (arXiv 2409.00592) and its relatives: weights as values of a function along a trajectory.
 
     Measured on Gaussian weights (`experiments/codecs/results/trajectories.md`), the ergodic winding is the best of the
-    three at about 0.13 bit per weight and at 1 bit. The defaults are for the former: 14 bits for 112 weights, relative
+    four at about 0.13 bit per weight and at 1 bit. The defaults are for the former: 14 bits for 112 weights, relative
     squared error 0.868 (`dims=128 grid=65535`: 0.865 in several times the time). For 1 bit take `dims=12 grid=4095`
     (0.327) or, ten times slower, `dims=16 grid=65535` (0.314). The published codec is
     `dims=2 grid=1600 classes=3 winding=power side=0.1`.
@@ -220,9 +221,20 @@ class HyperConfig:
     degree: int = 5
     """polynomial: its degree. fourier: number of frequencies. Short tensors use as many as they can hold."""
     block_size: int = 0
-    """polynomial, fourier: consecutive weights per trajectory; 0 takes the whole flattened tensor, as printed."""
+    """polynomial, fourier: consecutive weights per trajectory; 0 takes the whole flattened tensor, as printed.
+    manifold: consecutive weights per block, at least 1."""
     coefficient_bits: int = 8
-    """polynomial, fourier: width of one coefficient, sign included."""
+    """polynomial, fourier, manifold: width of one coefficient, sign included."""
+    inputs: int = 2
+    """manifold: K, coefficients that go into the network; an amplitude stands beside them."""
+    width: int = 32
+    """manifold: units of a hidden layer."""
+    depth: int = 2
+    """manifold: hidden layers."""
+    frequency: int = 128
+    """manifold: the range of an input in sixteenths of a turn to either side; higher folds the manifold more often."""
+    network_seed: int = 0
+    """manifold: the network is this number."""
     dims: int = 112
     """ergodic: K, consecutive weights per code."""
     grid: int = 16383
@@ -258,7 +270,14 @@ class HyperConfig:
             where="hyper.side",
             fix="the published value is hyper.side=0.1; 0 chooses it from the data",
         )
-        if self.block_size and self.trajectory_type is not Trajectory.ergodic:
+        bounds("inputs", 1, 32, "the default is 2")
+        bounds("width", 1, 64, "the default is 32")
+        bounds("depth", 1, 3, "the default is 2")
+        bounds("frequency", 1, 65536, "the default is 128, eight turns to either side")
+        bounds("network_seed", 0, (1 << 31) - 1, "the default is 0")
+        if self.trajectory_type is Trajectory.manifold:
+            self._check_manifold()
+        elif self.block_size and self.trajectory_type is not Trajectory.ergodic:
             polynomial = self.trajectory_type is Trajectory.polynomial
             highest = (
                 min(self.block_size - 1, 4 * math.isqrt(self.block_size)) if polynomial else (self.block_size - 1) // 2
@@ -270,6 +289,21 @@ class HyperConfig:
                 where="hyper.degree",
                 fix=f"set hyper.degree={highest} or less, or a larger hyper.block_size",
             )
+
+    def _check_manifold(self) -> None:
+        require(
+            1 <= self.block_size <= 4096,
+            f"hyper.block_size is {self.block_size}, a manifold's block needs 1 to 4096 weights",
+            where="hyper.block_size",
+            fix="set hyper.block_size=128",
+        )
+        work = (self.inputs + (self.depth - 1) * self.width) * self.width
+        require(
+            work <= 256 * self.block_size,
+            f"the network takes {work} products for a block of {self.block_size} weights, needs at most 256 for each",
+            where="hyper.width",
+            fix="lower hyper.width or hyper.depth, or raise hyper.block_size",
+        )
 
 
 class GrokfastVariant(Enum):

@@ -174,6 +174,9 @@ def _higher_rates(stage: str, config: CompressionConfig, severe: bool) -> Iterat
         if hyper.dims > 1:
             yield {"hyper.dims": hyper.dims // 2 if severe else max(1, 3 * hyper.dims // 4)}
         yield {"hyper.grid": 2 * hyper.grid + 1}
+    elif config.hyper.trajectory_type is Trajectory.manifold:
+        hyper = config.hyper
+        yield {"hyper.block_size": hyper.block_size // 2 if severe else max(1, 3 * hyper.block_size // 4)}
     else:
         hyper = config.hyper
         if hyper.block_size == 0:

@@ -36,6 +36,7 @@ HYPERS = {
     "ergodic": HyperConfig(trajectory_type=Trajectory.ergodic, dims=4, grid=15),
     "polynomial": HyperConfig(trajectory_type=Trajectory.polynomial, block_size=32, degree=3),
     "whole tensor": HyperConfig(trajectory_type=Trajectory.polynomial, block_size=0, degree=3),
+    "manifold": HyperConfig(trajectory_type=Trajectory.manifold, block_size=24, inputs=2, width=16),
     "fourier": HyperConfig(trajectory_type=Trajectory.fourier, block_size=32, degree=3),
 }
 STAGES = {

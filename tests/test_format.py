@@ -6,6 +6,7 @@ Nothing of `phase8` is used in `read`; numpy serves as an array of IEEE numbers.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import math
 import re
@@ -245,8 +246,52 @@ def turns(kind: str, dims: int, grid: int) -> list[int]:
         return [int((r * 2**64).to_integral_value(rounding=ROUND_CEILING)) for r in ratios]
 
 
+def network_number(n: int, seed: int) -> np.float32:
+    z = (n + seed * 2**32 + 1) * 0x9E3779B97F4A7C15 % 2**64
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+    return F32((z ^ z >> 31) >> 40) * F32(2.0**-23) - F32(1)
+
+
+def network_sine(t: np.float32) -> np.float32:
+    c = [F32(text) for text in re.search(r"nearest to (6\.28.*)\. The block", PAGE)[1].split(", ")]
+    r = t - np.rint(t)
+    v = min(abs(r), F32(0.5) - abs(r))
+    y = v * v
+    s = v * (c[0] + y * (c[1] + y * (c[2] + y * (c[3] + y * c[4]))))
+    return -s if r < 0 else s
+
+
+def read_manifold(settings: dict, own: dict, s: np.float32) -> list[np.float32]:
+    inputs, top = settings["inputs"], 2 ** (settings["coefficient_bits"] - 1) - 1
+    sizes = [inputs, *[settings["width"]] * settings["depth"], settings["block_size"]]
+    layers, first = [], 0
+    for rows, columns in itertools.pairwise(sizes):
+        u = [network_number(first + n, settings["network_seed"]) for n in range((rows + 1) * columns)]
+        layers.append((rows, columns, u))
+        first += (rows + 1) * columns
+    weights = []
+    for begin in range(0, len(own["coefficients"]), inputs + 1):
+        q = [value - top for value in own["coefficients"][begin : begin + inputs + 1]]
+        x = [F32(F64(code * settings["frequency"]) / F64(16 * top)) for code in q[:-1]]
+        for number, (rows, columns, u) in enumerate(layers):
+            values = []
+            for j in range(columns):
+                a = F32(0)
+                for i in range(rows):
+                    a = a + x[i] * u[i * columns + j]
+                if number:
+                    a = a * F32(F64(1) / np.sqrt(F64(rows)))
+                values.append(network_sine(a + u[rows * columns + j] * F32(0.5)))
+            x = values
+        weights.extend(value * F32(q[-1]) * s for value in x)
+    return weights
+
+
 def read_hyper(settings: dict, shape: list[int], shared: dict, own: dict) -> list[np.float32]:
     s = half(own["scale"][0]) * F32(2.0 ** settings["exponent"])
+    if settings["trajectory"] == "manifold":
+        return read_manifold(settings, own, s)
     if settings["trajectory"] != "ergodic":
         return read_series(settings, shape, own, s)
     dims, grid = settings["dims"], settings["grid"]
@@ -275,7 +320,7 @@ def made():
 
 NAMES = [
     "plain", "seedlm 4 bit", "seedlm 1 bit", "vptq 8 bit", "vptq residual", "vptq outliers", "hyper winding",
-    "hyper published", "hyper polynomial", "hyper fourier", "all codecs",
+    "hyper published", "hyper polynomial", "hyper fourier", "hyper manifold", "all codecs",
 ]  # fmt: skip
 
 
@@ -341,6 +386,10 @@ def test_limits_and_tables_on_the_page_are_those_of_the_code() -> None:
     assert f"version {container.VERSION}" in PAGE.splitlines()[0]
 
 
+def manifold(**settings) -> HyperConfig:
+    return HyperConfig(trajectory_type=Trajectory.manifold, **{"block_size": 64} | settings)
+
+
 @pytest.mark.parametrize(
     ("make", "low", "high"),
     [
@@ -353,6 +402,11 @@ def test_limits_and_tables_on_the_page_are_those_of_the_code() -> None:
         (lambda n: VPTQConfig(num_codebooks=n), 1, 16),
         (lambda n: HyperConfig(trajectory_type=Trajectory.polynomial, degree=n), 0, 1024),
         (lambda n: HyperConfig(trajectory_type=Trajectory.polynomial, coefficient_bits=n), 2, 16),
+        (lambda n: manifold(inputs=n), 1, 32),
+        (lambda n: manifold(width=n, depth=1), 1, 64),
+        (lambda n: manifold(depth=n), 1, 3),
+        (lambda n: manifold(frequency=n), 1, 65536),
+        (lambda n: manifold(block_size=n, width=1), 1, 4096),
         (lambda n: HyperConfig(dims=n), 1, 1024),
         (lambda n: HyperConfig(grid=n), 2, 65535),
         (lambda n: HyperConfig(classes=n), 0, 15),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from phase8.codecs.base import EncodedTensor, Stream
-from phase8.codecs.hyper import HyperCodec, ergodic, fourier, polynomial
+from phase8.codecs.hyper import HyperCodec, ergodic, fourier, manifold, manifold_search, polynomial
 from phase8.config import HyperConfig, Trajectory, Winding
 from phase8.errors import ArtifactError, CodecError, ConfigError
 
@@ -23,6 +24,10 @@ SMALL = {
     "polynomial": HyperConfig(trajectory_type=Trajectory.polynomial, block_size=16, degree=4),
     "fourier": HyperConfig(trajectory_type=Trajectory.fourier, block_size=16, degree=3, coefficient_bits=6),
     "whole": HyperConfig(trajectory_type=Trajectory.polynomial),
+    "manifold": HyperConfig(trajectory_type=Trajectory.manifold, block_size=16, inputs=2, width=8, coefficient_bits=5),
+    "manifold, search": HyperConfig(
+        trajectory_type=Trajectory.manifold, block_size=24, inputs=3, width=8, depth=3, frequency=8, network_seed=7
+    ),
 }
 
 
@@ -100,11 +105,73 @@ def slow_series(group) -> dict[str, np.ndarray]:
     return decoded
 
 
+def slow_manifold(group) -> dict[str, np.ndarray]:
+    """The network in float64 with math.sin; its numbers from Python's integers, as splitmix64 was published."""
+    s = group.settings
+    top = 2 ** (s["coefficient_bits"] - 1) - 1
+    state = s["network_seed"] << 32
+
+    def draw() -> float:
+        nonlocal state
+        state += 1
+        z = state * 0x9E3779B97F4A7C15 % 2**64
+        z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
+        return ((z ^ z >> 31) >> 40) / 2**23 - 1
+
+    sizes = [s["inputs"], *[s["width"]] * s["depth"], s["block_size"]]
+    layers = []
+    for rows, columns in itertools.pairwise(sizes):
+        table = np.array([[draw() for _ in range(columns)] for _ in range(rows)])
+        layers.append((table / (math.sqrt(rows) if layers else 1), np.array([draw() / 2 for _ in range(columns)])))
+    decoded = {}
+    for name, tensor in group.tensors.items():
+        q = tensor.streams["coefficients"].values.astype(int).reshape(-1, s["inputs"] + 1) - top
+        x = q[:, :-1] * s["frequency"] / (16 * top)
+        for table, phase in layers:
+            x = np.sin(2 * math.pi * (x @ table + phase))
+        flat = x * q[:, -1:] * half(tensor.streams["scale"])[0] * 2.0 ** s["exponent"]
+        decoded[name] = flat.reshape(-1)[: math.prod(tensor.shape)].reshape(tensor.shape)
+    return decoded
+
+
+def test_splitmix64_is_the_published_one() -> None:
+    """The generator's first outputs from the state 0 (Vigna's splitmix64.c): e220a8397b1dcdaf, 6e789e6aa1b965f4."""
+    published = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
+    expected = [(z >> 40) / 2**23 - 1 for z in published]
+    assert manifold.numbers(0, 0, 3).tolist() == expected
+
+
+def test_the_portable_sine_is_a_sine() -> None:
+    turns = np.linspace(-9, 9, 100_001, dtype=np.float32)
+    assert np.abs(manifold.sine(turns) - np.sin(2 * np.pi * turns.astype(np.float64))).max() < 5e-6
+    exact = np.array([0.0, -0.0, 0.5, 1.0, -3.0, 1e7], dtype=np.float32)
+    assert not manifold.sine(exact).any()
+
+
+def test_few_inputs_are_searched_exhaustively_and_descent_only_improves() -> None:
+    config = SMALL["manifold"]
+    x_BN = gaussian(40, 16, seed=5)
+    chosen = manifold_search.search(x_BN, config)
+    network = manifold_search.Network(config)
+    grid = torch.cartesian_prod(torch.arange(-15.0, 16.0), torch.arange(-15.0, 16.0))
+    unit = torch.nn.functional.normalize(network(grid), dim=1)
+    best = (x_BN @ unit.T).square().amax(1)
+    got = (x_BN * torch.nn.functional.normalize(network(chosen), dim=1)).sum(1).square()
+    torch.testing.assert_close(got, best)
+    wide = SMALL["manifold, search"]
+    x_BN, network, start = gaussian(40, 24, seed=6), manifold_search.Network(wide), torch.zeros(40, 3)
+    before = manifold_search._score(network, x_BN, start)
+    after, codes = manifold_search._descend(network, x_BN, start.clone(), 127)
+    assert (after >= before).all() and after.mean() > 2 * before.mean()
+    assert codes.abs().max() <= 127 and torch.equal(codes, codes.round())
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_decode_equals_the_slow_reference(name: str) -> None:
     group = CODEC.encode(matrices(), SMALL[name], importance={}, seed=0)
     decoded = CODEC.decode(group)
-    slow = slow_winding(group) if group.settings["trajectory"] == "ergodic" else slow_series(group)
+    slow = {"ergodic": slow_winding, "manifold": slow_manifold}.get(group.settings["trajectory"], slow_series)(group)
     for key, tensor in group.tensors.items():
         assert decoded[key].shape == tensor.shape and decoded[key].dtype == np.float32
         spread = float(matrices()[key].std())

@@ -82,6 +82,9 @@ CODECS: dict[str, list[tuple[str, Any]]] = {
     "hyper published": [("hyper", HyperConfig(dims=2, grid=1600, classes=3, winding=Winding.power, side=0.1))],
     "hyper polynomial": [("hyper", HyperConfig(trajectory_type=Trajectory.polynomial, block_size=16, degree=4))],
     "hyper fourier": [("hyper", HyperConfig(trajectory_type=Trajectory.fourier, degree=12, coefficient_bits=6))],
+    "hyper manifold": [
+        ("hyper", HyperConfig(trajectory_type=Trajectory.manifold, block_size=20, width=8, coefficient_bits=5))
+    ],
     "all codecs": [
         ("seedlm", SeedLMConfig(seed_bits=6)),
         ("vptq", VPTQConfig(codebook_size=8, vector_dim=4)),

@@ -2,7 +2,7 @@
 
     python experiments/codecs/trajectories.py
 
-Encodes synthetic weights (Gaussian, and Student-t with 4 degrees of freedom for heavy tails) with the three
+Encodes synthetic weights (Gaussian, and Student-t with 4 degrees of freedom for heavy tails) with the four
 trajectories of the hyper codec over a range of settings, decodes them, and writes relative squared error against bits
 per weight to `results/trajectories.md` and `.csv` beside this file. Two rates are given: `packed`, every stream at its
 plain width, and `coded`, where the streams of one role cost what an adaptive order-0 arithmetic coder
@@ -38,6 +38,13 @@ def series(kind: Trajectory, block_size: int, degree: int, bits: int = 8):
     return HyperConfig(trajectory_type=kind, block_size=block_size, degree=degree, coefficient_bits=bits)
 
 
+def manifold(block_size: int, inputs: int, frequency: int, width: int = 32, depth: int = 2, bits: int = 8):
+    return HyperConfig(
+        trajectory_type=Trajectory.manifold, block_size=block_size, inputs=inputs, frequency=frequency, width=width,
+        depth=depth, coefficient_bits=bits,
+    )  # fmt: skip
+
+
 def settings() -> list[HyperConfig]:
     """Every row of the table."""
     rows = [winding(2, 1600, Winding.power, 3, 0.1), winding(2, 1600, Winding.power, 3)]
@@ -48,6 +55,9 @@ def settings() -> list[HyperConfig]:
     for kind in (Trajectory.polynomial, Trajectory.fourier):
         rows += [series(kind, 0, 5), series(kind, 64, 0), series(kind, 64, 3), series(kind, 64, 3, 2)]
         rows += [series(kind, 64, 15), series(kind, 64, 15, 2)]
+    rows += [manifold(192, 2, frequency) for frequency in (8, 32, 128)]
+    rows += [manifold(320, 4, 8), manifold(24, 2, 64, width=24, depth=1), manifold(24, 3, 32, width=24, bits=6)]
+    rows += [manifold(64, 7, 4)]
     rows += [series(Trajectory.fourier, 65, 32, 2), series(Trajectory.fourier, 65, 32, 3)]
     return rows
 
@@ -90,6 +100,9 @@ def describe(config: HyperConfig) -> str:
         text = f"K={config.dims} U={config.grid} {config.winding.value}"
         text += f" M={config.classes}" if config.classes else ""
         return text + (f" l={config.side} (published)" if config.side else "")
+    if config.trajectory_type is Trajectory.manifold:
+        network = f"K={config.inputs} F={config.frequency} net {config.width}x{config.depth}"
+        return f"block={config.block_size} {network} {config.coefficient_bits}-bit"
     block = config.block_size or "tensor"
     return f"block={block} degree={config.degree} {config.coefficient_bits}-bit"
 
@@ -114,7 +127,7 @@ def main() -> None:
         row["gaussian_limit"] = 2.0 ** (-2.0 * row["gaussian_coded"])
         rows.append(row)
         print(
-            f"{row['trajectory']:10} {row['settings']:38} {row['gaussian_packed']:.3f} packed  "
+            f"{row['trajectory']:10} {row['settings']:40} {row['gaussian_packed']:.3f} packed  "
             f"{row['gaussian_coded']:.3f} coded  gaussian {row['gaussian_error']:.4f} "
             f"(limit {row['gaussian_limit']:.4f})  t4 {row['student_t4_error']:.4f} at {row['student_t4_coded']:.3f}  "
             f"{row['gaussian_s']:.1f} s",

@@ -12,6 +12,9 @@ Settings of the winding: `trajectory` (`ergodic`), `dims` K, `grid` U, `classes`
 
     w_k = (scale * 2^exponent) * (centroid_k + offset_k(i) * (side / shrink_m)),    shrink_0 = 1
 
+Settings of the manifold: `trajectory` (`manifold`) and those of `MANIFOLD`, `exponent`. Streams of a tensor: `scale`,
+`coefficients` [B (K + 1)], offset by top: K inputs and the amplitude of each block; `manifold` has the formulas.
+
 each operation rounded to float32. The last block's superfluous weights are dropped; where there is but one block, they
 are not worked out either, so that a long block over a short tensor takes no memory.
 """
@@ -24,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from phase8.codecs.hyper import fourier, polynomial, winding
+from phase8.codecs.hyper import fourier, manifold, polynomial, winding
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, finite, float16_values, size_of
 from phase8.config import HyperConfig, Trajectory, Winding
 from phase8.errors import ArtifactError, ConfigError
@@ -33,6 +36,7 @@ MAX_EXPONENT = 60
 MAX_SIZE = 1 << 28
 """Most weights of one matrix: a whole-tensor series has a few coefficients at any size, so shapes need a bound."""
 _WEIGHTS_AT_ONCE = 1 << 18
+MANIFOLD = ("inputs", "width", "depth", "frequency", "network_seed", "block_size", "coefficient_bits")
 _OfBlocks = Callable[[str, EncodedTensor, np.float32], np.ndarray]
 """(name, tensor, scale with the group's exponent) -> the weights of all blocks, float32, flat."""
 
@@ -44,7 +48,11 @@ def config_of(settings: Mapping[str, Any]) -> tuple[HyperConfig, int]:
         ArtifactError: a setting is missing, unknown or out of range.
     """
     ergodic = settings.get("trajectory") == "ergodic"
-    names = ("dims", "grid", "classes") if ergodic else ("degree", "block_size", "coefficient_bits")
+    names: tuple[str, ...] = ("degree", "block_size", "coefficient_bits")
+    if ergodic:
+        names = ("dims", "grid", "classes")
+    elif settings.get("trajectory") == "manifold":
+        names = MANIFOLD
     known = {"trajectory", "exponent", *names} | ({"winding"} if ergodic else set())
     numbers: dict[str, Any] = {name: settings.get(name) for name in names}
     exponent: Any = settings.get("exponent")
@@ -85,6 +93,8 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         if winds:
             bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
             own = {"codes": (-(-size // config.dims), bits)}
+        elif config.trajectory_type is Trajectory.manifold:
+            own = {"coefficients": (-(-size // config.block_size) * (config.inputs + 1), config.coefficient_bits)}
         else:
             length = config.block_size or size
             count = -(-size // length) * terms(config.trajectory_type, config.degree, length) if size else 0
@@ -126,7 +136,8 @@ def codes_of(tensor: EncodedTensor, name: str, role: str, limit: int) -> np.ndar
 def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
     """See `phase8.codecs.decoders`."""
     config, exponent = config_of(group.settings)
-    of_blocks = _winding(group, config) if config.trajectory_type is Trajectory.ergodic else _series(group, config)
+    kinds = {Trajectory.ergodic: _winding, Trajectory.manifold: _manifold}
+    of_blocks = kinds.get(config.trajectory_type, _series)(group, config)
     unit = np.float32(2.0**exponent)
     for name, tensor in group.tensors.items():
         size = math.prod(tensor.shape)
@@ -149,6 +160,26 @@ def _winding(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
             points = centroid[:used] + winding.offsets(index, direction[:used]) * widths[radial][:, None]
             weights_BK[begin : begin + at_once] = scale * points
         return weights_BK.reshape(-1)
+
+    return of_blocks
+
+
+def _manifold(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
+    top = (1 << (config.coefficient_bits - 1)) - 1
+    first = manifold.places(config.inputs, config.width, config.depth)[-1]
+
+    def of_blocks(name: str, tensor: EncodedTensor, scale: np.float32) -> np.ndarray:
+        stored = codes_of(tensor, name, "coefficients", 2 * top + 1).reshape(-1, config.inputs + 1)
+        used = min(config.block_size, math.prod(tensor.shape))
+        weights_BN = np.empty((len(stored), used), dtype=np.float32)
+        at_once = max(1, _WEIGHTS_AT_ONCE // max(used, config.width))
+        for begin in range(0, len(stored), at_once):
+            q_BK = stored[begin : begin + at_once].astype(np.int32) - top
+            x_BK = manifold.turns_of(q_BK[:, :-1], config.frequency, top)
+            z_BH = manifold.activations(x_BK, config.network_seed, config.width, config.depth)
+            out_BN = manifold.directions(z_BH, config.network_seed, first, config.block_size, used)
+            weights_BN[begin : begin + at_once] = out_BN * q_BK[:, -1:].astype(np.float32) * scale
+        return weights_BN.reshape(-1)
 
     return of_blocks
 

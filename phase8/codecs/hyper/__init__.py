@@ -1,6 +1,8 @@
-"""Weights as values of a parametric function along a trajectory: polynomial, Fourier, or the ergodic winding.
+"""Weights as values of a parametric function along a trajectory: polynomial, Fourier, the ergodic winding, or
+the manifold of a seeded network.
 
-The functions (`polynomial`, `fourier`, `winding`) are numpy; `HyperCodec` needs torch and is imported when asked for.
+The functions (`polynomial`, `fourier`, `winding`, `manifold`) are numpy; `HyperCodec` needs torch and is imported when
+asked for.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The third stage's codec: streams for the three trajectories of `polynomial`, `fourier` and `ergodic`.
+"""The third stage's codec: streams for the trajectories of `polynomial`, `fourier`, `ergodic` and `manifold`.
 
 Every matrix is flattened row by row and cut into blocks of N consecutive weights, the last one filled up with zeros.
 
     polynomial, fourier   w_block = step * sum_d q_d row_d     streams: coefficients (q), scale (step)
     ergodic               w_block = scale * point(theta)       streams: codes (theta), scale;
                                                                shared: centroid, side, shrink
+    manifold              w_block = scale * a * network(q)     streams: coefficients (q and a), scale
 
 `step` and `scale` are one float16 per tensor times 2^exponent, one exponent per group, so that weights of any magnitude
 keep the float16's full precision. Importance is not used: the winding's points have no axis along which to trade error.
@@ -34,8 +35,8 @@ from phase8.codecs.base import (
     float16_values,
     round_through,
 )
-from phase8.codecs.decoders.hyper import MAX_EXPONENT, MAX_SIZE, config_of, geometry, rows, scale_of
-from phase8.codecs.hyper import ergodic
+from phase8.codecs.decoders.hyper import MANIFOLD, MAX_EXPONENT, MAX_SIZE, config_of, geometry, rows, scale_of
+from phase8.codecs.hyper import ergodic, manifold_search
 from phase8.config import HyperConfig, Trajectory
 from phase8.errors import CodecError
 
@@ -47,7 +48,7 @@ _STEP_TRIALS = np.geomspace(1.0, 0.15, 24)
 
 
 class HyperCodec:
-    """Polynomial, Fourier and ergodic trajectories; `HyperConfig.trajectory_type` says which."""
+    """Polynomial, Fourier, ergodic and manifold trajectories; `HyperConfig.trajectory_type` says which."""
 
     name = "hyper"
 
@@ -79,6 +80,8 @@ class HyperCodec:
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if config.trajectory_type is Trajectory.ergodic:
             return self._encode_ergodic(flat, shapes, config, seed, on_progress)
+        if config.trajectory_type is Trajectory.manifold:
+            return self._encode_manifold(flat, shapes, config, on_progress)
         return self._encode_series(flat, shapes, config, on_progress)
 
     def _encode_ergodic(
@@ -129,6 +132,34 @@ class HyperCodec:
         bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
         return _group(self.name, settings, shapes, "codes", codes, bits, scales, shared)
 
+    def _encode_manifold(
+        self,
+        flat: dict[str, Tensor],
+        shapes: dict[str, tuple[int, ...]],
+        config: HyperConfig,
+        on_progress: Progress | None,
+    ) -> EncodedGroup:
+        top = (1 << (config.coefficient_bits - 1)) - 1
+        network = manifold_search.Network(config)
+        inputs, amplitudes, energies = {}, {}, {}
+        with torch.no_grad():
+            for name, w in flat.items():
+                x_BN = _blocks(w, config.block_size)
+                inputs[name] = manifold_search.search(x_BN / (_rms(w) or 1.0), config)
+                out_BN = network(inputs[name])
+                energies[name] = out_BN.square().sum(1).double().numpy()
+                amplitudes[name] = (x_BN * out_BN).sum(1).double().numpy() / np.maximum(energies[name], 1e-30)
+                if on_progress is not None:
+                    on_progress(w.numel())
+        largest = {name: float(np.abs(a).max(initial=0.0)) / top for name, a in amplitudes.items()}
+        settings = {"trajectory": config.trajectory_type.value, "exponent": _exponent(largest.values())}
+        settings |= {setting: getattr(config, setting) for setting in MANIFOLD}
+        codes, scales = {}, {}
+        for name, a in amplitudes.items():
+            q, scales[name] = _quantise(a, largest[name], settings["exponent"], top, energies[name])
+            codes[name] = np.concatenate([inputs[name].numpy(), q[:, None]], axis=1).astype(np.int64).reshape(-1) + top
+        return _group(self.name, settings, shapes, "coefficients", codes, config.coefficient_bits, scales, {})
+
     def _encode_series(
         self,
         flat: dict[str, Tensor],
@@ -157,13 +188,8 @@ class HyperCodec:
         settings["exponent"] = exponent
         codes, scales = {}, {}
         for name, c in real.items():
-            best = math.inf
-            for trial in _STEP_TRIALS:
-                step = float(_half(np.array([largest[name] * trial / 2.0**exponent]))[0]) * 2.0**exponent
-                q = np.clip(np.rint(c / step), -top, top) if step > 0 else np.zeros_like(c)
-                error = float(((c - q * step) ** 2).sum())
-                if error < best:
-                    best, codes[name], scales[name] = error, q.astype(np.int64).reshape(-1) + top, step
+            q, scales[name] = _quantise(c, largest[name], exponent, top)
+            codes[name] = q.astype(np.int64).reshape(-1) + top
         return _group(self.name, settings, shapes, "coefficients", codes, config.coefficient_bits, scales, {})
 
     def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
@@ -184,6 +210,8 @@ class HyperCodec:
         config, exponent = config_of(group.settings)
         if config.trajectory_type is Trajectory.ergodic:
             return _TrainableWinding(group, config, exponent)
+        if config.trajectory_type is Trajectory.manifold:
+            return _TrainableManifold(group, config, exponent)
         return _TrainableSeries(group, config, exponent)
 
 
@@ -245,6 +273,40 @@ class _TrainableWinding(Trainable):
         )
 
 
+class _TrainableManifold(Trainable):
+    """Inputs and amplitude of every block in units of their codes, [B, K + 1]; a gain near 1 on each tensor's scale."""
+
+    relative_step = 0.01
+
+    def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
+        super().__init__()
+        self._group, self._exponent = group, exponent
+        self._top = (1 << (config.coefficient_bits - 1)) - 1
+        self._network = manifold_search.Network(config)
+        self.coefficients, self.scale_gain = nn.ParameterList(), nn.ParameterList()
+        for n, (name, tensor) in enumerate(group.tensors.items()):
+            stored = tensor.streams["coefficients"].values.astype(np.int64) - self._top
+            self.coefficients.append(nn.Parameter(torch.from_numpy(stored).float().reshape(-1, config.inputs + 1)))
+            self.scale_gain.append(nn.Parameter(torch.ones(1)))
+            self.register_buffer(f"_scale_{n}", torch.tensor([float(scale_of(tensor, name))]))
+
+    def _stored(self, n: int) -> tuple[Tensor, Tensor]:
+        q = self.coefficients[n]
+        scale = _half_through(getattr(self, f"_scale_{n}") * self.scale_gain[n])
+        return round_through(q, q.round().clamp(-self._top, self._top)), scale
+
+    def weights(self) -> dict[str, Tensor]:
+        result = {}
+        for n, (name, tensor) in enumerate(self._group.tensors.items()):
+            q_BK, scale = self._stored(n)
+            values = self._network(q_BK[:, :-1]) * q_BK[:, -1:] * (scale * 2.0**self._exponent)
+            result[name] = values.reshape(-1)[: math.prod(tensor.shape)].reshape(tensor.shape)
+        return result
+
+    def export(self) -> EncodedGroup:
+        return _with_coefficients(self._group, [self._stored(n) for n in range(len(self.coefficients))], self._top)
+
+
 class _TrainableSeries(Trainable):
     """Coefficients in units of the step, [B, D], rounded straight-through; a gain near 1 on each tensor's step."""
 
@@ -281,14 +343,18 @@ class _TrainableSeries(Trainable):
         return result
 
     def export(self) -> EncodedGroup:
-        tensors = {}
-        for n, (name, tensor) in enumerate(self._group.tensors.items()):
-            q_BD, step = self._stored(n)
-            old = tensor.streams["coefficients"]
-            stored = (q_BD.detach().cpu().numpy().reshape(-1) + self._top).astype(old.values.dtype)
-            streams = {"coefficients": Stream(values=stored, bits=old.bits), "scale": _half_stream(step)}
-            tensors[name] = EncodedTensor(shape=tensor.shape, streams=streams)
-        return EncodedGroup(codec=self._group.codec, settings=dict(self._group.settings), tensors=tensors)
+        return _with_coefficients(self._group, [self._stored(n) for n in range(len(self.coefficients))], self._top)
+
+
+def _with_coefficients(group: EncodedGroup, stored: list[tuple[Tensor, Tensor]], top: int) -> EncodedGroup:
+    """The group with other coefficients (whole numbers) and scales, one pair for each of its tensors."""
+    tensors = {}
+    for (name, tensor), (q, scale) in zip(group.tensors.items(), stored, strict=True):
+        old = tensor.streams["coefficients"]
+        values = (q.detach().cpu().numpy().reshape(-1) + top).astype(old.values.dtype)
+        streams = {"coefficients": Stream(values=values, bits=old.bits), "scale": _half_stream(scale)}
+        tensors[name] = EncodedTensor(shape=tensor.shape, streams=streams)
+    return EncodedGroup(codec=group.codec, settings=dict(group.settings), tensors=tensors, shared={})
 
 
 def _basis(trajectory: Trajectory, degree: int, length: int) -> np.ndarray:
@@ -303,6 +369,26 @@ def _blocks(w: Tensor, length: int) -> Tensor:
     """[numel] -> [B, length], the last block filled up with zeros."""
     count = math.ceil(w.numel() / length) if length else 0
     return nn.functional.pad(w, (0, count * length - w.numel())).reshape(count, max(length, 1))
+
+
+def _quantise(
+    values: np.ndarray, largest: float, exponent: int, top: int, weights: np.ndarray | None = None
+) -> tuple[np.ndarray, float]:
+    """Rounds to multiples of the step of least (weighted) squared error among the candidates; the multiples, the step.
+
+    Args:
+        largest: the step that reaches the largest value.
+        exponent: the step is a float16 times 2^exponent.
+    """
+    best, multiples, step = math.inf, np.zeros_like(values), 0.0
+    for trial in _STEP_TRIALS:
+        tried = float(_half(np.array([largest * trial / 2.0**exponent]))[0]) * 2.0**exponent
+        q = np.clip(np.rint(values / tried), -top, top) if tried > 0 else np.zeros_like(values)
+        squares = (values - q * tried) ** 2
+        error = float((squares if weights is None else squares * weights).sum())
+        if error < best:
+            best, multiples, step = error, q, tried
+    return multiples, step
 
 
 def _exponent(scales: Iterator[float]) -> int:
