@@ -22,6 +22,8 @@ from phase8.errors import ConfigError, Phase8Error
 from phase8.files import make_directory
 
 OUR_ERROR, INTERRUPTED = 2, 130
+FREE = ("benchmarks.experts.",)
+"""Below these a name may be new."""
 
 
 def check_overrides(arguments: list[str]) -> None:
@@ -43,7 +45,7 @@ def check_overrides(arguments: list[str]) -> None:
     known = [*_names(CompressionConfig().to_dict()), *groups]
     for override in overrides:
         name = override.key_or_group.split("@")[0]
-        if name in known or name.split(".")[0].split("/")[0] == "hydra":
+        if name in known or name.startswith(FREE) or name.split(".")[0].split("/")[0] == "hydra":
             continue
         near = get_close_matches(name, known, n=3, cutoff=0.5)
         raise ConfigError(

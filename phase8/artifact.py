@@ -36,8 +36,8 @@ from phase8.runtime.container import (
 
 __all__ = [
     "COUNTED_FILES", "FORMAT", "VERSION", "WEIGHTS_FILE", "Artifact", "Pool", "account", "bytes_by_kind", "code_pools",
-    "config_text", "describe_group", "file_bytes", "file_header", "kind_of", "load_artifact", "load_weights",
-    "read_artifact", "write_artifact",
+    "config_text", "contents", "describe_group", "file_bytes", "file_header", "kind_of", "load_artifact",
+    "load_weights", "read_artifact", "write_artifact",
 ]  # fmt: skip
 
 
@@ -103,6 +103,15 @@ def file_bytes(groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any
     return file_header(stage, source, listed, pools, len(payload)) + payload
 
 
+def contents(groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str) -> dict[str, bytes]:
+    """The counted files of an artifact by name; their lengths add up to `size_bytes` of what `write_artifact` makes."""
+    details = {"hash": source.content_hash, "parameters": source.parameter_count}
+    return {
+        WEIGHTS_FILE: file_bytes(groups, stage, details),
+        "config.json": config_text(source.network, stage).encode(),
+    }
+
+
 def write_artifact(
     directory: Path | str, groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str
 ) -> Artifact:
@@ -112,11 +121,9 @@ def write_artifact(
         OutputError: disk full or not writable; what was there before is untouched.
     """
     directory = Path(directory)
-    groups = tuple(groups)
-    details = {"hash": source.content_hash, "parameters": source.parameter_count}
     with directory_swap(directory) as fresh:
-        write_atomic(fresh / WEIGHTS_FILE, file_bytes(groups, stage, details))
-        write_atomic(fresh / "config.json", config_text(source.network, stage))
+        for name, content in contents(groups, source, stage=stage).items():
+            write_atomic(fresh / name, content)
         source.tokenizer.save_pretrained(fresh)
     return read_artifact(directory)
 

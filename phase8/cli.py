@@ -150,15 +150,17 @@ def _inspect(options: argparse.Namespace) -> int:
         console.print(f"beside it, not counted: {listed} bytes")
     if options.tensors:
         tensors = Table(box=None, header_style="bold")
-        for column in ("tensor", "shape", "codec", "packed bits per weight"):
+        for column in ("tensor", "shape", "codec", "packed bits per weight", "settings"):
             tensors.add_column(column, justify="right" if column.startswith("packed") else "left")
         for group in artifact.groups:
+            settings = " ".join(f"{key}={value}" for key, value in group.settings.items())
             for name, tensor in group.tensors.items():
                 bits = sum(s.bits * s.values.size for s in tensor.streams.values())
                 weights = 1
                 for extent in tensor.shape:
                     weights *= extent
-                tensors.add_row(name, "x".join(map(str, tensor.shape)), group.codec, f"{bits / max(weights, 1):.3f}")
+                shape, rate = "x".join(map(str, tensor.shape)), f"{bits / max(weights, 1):.3f}"
+                tensors.add_row(name, shape, group.codec, rate, settings)
         console.print(tensors)
     return 0
 

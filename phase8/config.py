@@ -23,6 +23,29 @@ def require(condition: bool, what: str, *, where: str, fix: str) -> None:
         raise ConfigError(what, where=where, fix=fix)
 
 
+def check_limit(settings: Any, prefix: str) -> None:
+    """Checks `budget_bytes` and `target_ratio` of a stage, or of the run (prefix "")."""
+    budget, ratio = settings.budget_bytes, settings.target_ratio
+    require(
+        budget is None or ratio is None,
+        f"{prefix}budget_bytes and {prefix}target_ratio are both set",
+        where=f"{prefix}budget_bytes",
+        fix="give one of the two, and null for the other",
+    )
+    require(
+        budget is None or budget >= 1,
+        f"{prefix}budget_bytes is {budget}, needs at least 1",
+        where=f"{prefix}budget_bytes",
+        fix=f"{prefix}budget_bytes=400_000, for example",
+    )
+    require(
+        ratio is None or 1 < ratio < float("inf"),
+        f"{prefix}target_ratio is {ratio}, needs a number above 1",
+        where=f"{prefix}target_ratio",
+        fix=f"{prefix}target_ratio=12, for example",
+    )
+
+
 class SeedSearch(Enum):
     fast = "fast"
     exhaustive = "exhaustive"
@@ -59,10 +82,18 @@ class SeedLMConfig:
     """Width of the power of two that a block's coefficients share; the tensor has a scale beside it."""
     search: SeedSearch = SeedSearch.fast
     """exhaustive: look at every seed for every block. fast: at the seeds whose bases lie near the block's direction."""
-    candidates: int = 64
-    """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients."""
+    candidates: int = 0
+    """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients; 0: as many as
+    the width of the coefficients asks for (`phase8.codecs.seed_search`)."""
+    budget_bytes: int | None = None
+    """Most bytes of this stage's artifact; each tensor then gets settings of its own, chosen by measured distortion."""
+    target_ratio: float | None = None
+    """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
+    weighted: bool = False
+    """Weighs squared errors by the diagonal of the layer's Hessian and by token frequency, from calibration text."""
 
     def __post_init__(self) -> None:
+        check_limit(self, "seedlm.")
         fix = "the paper's settings are block_size=8 latent_dim=3 bits=4 seed_bits=16 exponent_bits=4"
 
         def within(name: str, low: int, high: int) -> None:
@@ -76,7 +107,7 @@ class SeedLMConfig:
         within("bits", 1, 8)
         within("seed_bits", 4, 20)
         within("exponent_bits", 2, 8)
-        within("candidates", 1, 4096)
+        within("candidates", 0, 4096)
         require(
             self.latent_dim <= self.block_size,
             f"seedlm.latent_dim is {self.latent_dim}, more than seedlm.block_size ({self.block_size})",
@@ -112,14 +143,27 @@ class VPTQConfig:
     second_order: bool = True
     """The column loop that pushes each column's error into the columns still to be coded."""
     kmeans_iterations: int = 20
+    budget_bytes: int | None = None
+    """Most bytes of this stage's artifact; each tensor then gets settings of its own, chosen by measured distortion."""
+    target_ratio: float | None = None
+    """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
+    outlier_columns: float = 0.0
+    """Share of a matrix's columns, those of the Hessian's largest diagonal, that have a codebook of their own."""
+    outlier_vector_dim: int = 2
+    """Elements of an outlier column's vectors; divides `vector_dim`."""
+    outlier_codebook_size: int = 1024
+    """Entries of the outliers' codebook."""
 
     def __post_init__(self) -> None:
+        check_limit(self, "vptq.")
         fix = "a good start is vector_dim=8 codebook_size=256 num_codebooks=2, which is 2 bits per weight"
         for name, low, high in (
             ("vector_dim", 1, 1024),
             ("codebook_size", 2, 65536),
             ("num_codebooks", 1, 16),
             ("kmeans_iterations", 1, 10_000),
+            ("outlier_vector_dim", 1, 1024),
+            ("outlier_codebook_size", 2, 65536),
         ):
             value = getattr(self, name)
             require(
@@ -136,6 +180,19 @@ class VPTQConfig:
             f"vptq.hessian_damping is {self.hessian_damping}, needs a finite number above 0",
             where="vptq.hessian_damping",
             fix="the paper's setting is 0.01",
+        )
+        require(
+            0 <= self.outlier_columns <= 0.5,
+            f"vptq.outlier_columns is {self.outlier_columns}, needs 0 to 0.5",
+            where="vptq.outlier_columns",
+            fix="the paper takes 0.01 to 0.05",
+        )
+        require(
+            self.outlier_columns == 0 or self.vector_dim % self.outlier_vector_dim == 0,
+            f"vptq.outlier_vector_dim is {self.outlier_vector_dim}, which does not divide vptq.vector_dim "
+            f"({self.vector_dim})",
+            where="vptq.outlier_vector_dim",
+            fix="1 divides everything",
         )
 
 
@@ -176,6 +233,10 @@ class HyperConfig:
     """ergodic: direction of the line."""
     side: float = 0.0
     """ergodic: l, side of the cube in units of the weights; 0 chooses it from the data, with a scale per tensor."""
+    budget_bytes: int | None = None
+    """Most bytes of this stage's artifact; each tensor then gets settings of its own, chosen by measured distortion."""
+    target_ratio: float | None = None
+    """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
 
     def __post_init__(self) -> None:
         def bounds(name: str, low: int, high: int, fix: str) -> None:
@@ -184,6 +245,7 @@ class HyperConfig:
                 low <= value <= high, f"hyper.{name} is {value}, needs {low} to {high}", where=f"hyper.{name}", fix=fix
             )
 
+        check_limit(self, "hyper.")
         bounds("degree", 0, 1024, "the printed value is hyper.degree=5")
         bounds("block_size", 0, 1 << 24, "0 takes the whole tensor, 64 is a short block")
         bounds("coefficient_bits", 2, 16, "the printed value is hyper.coefficient_bits=8")
@@ -338,23 +400,69 @@ class ModelConfig:
         require(bool(self.path), "model.path is empty", where="model", fix="name a directory or embedded:reference")
 
 
+class EdgePool(Enum):
+    """Where the questions of edge of chaos come from; see `phase8.benchmarks.edge`."""
+
+    auto = "auto"
+    shipped = "shipped"
+    calibrated = "calibrated"
+
+
+EXPERTS = ("analytical", "creative", "code", "reasoning", "communication", "memory", "planning", "execution")
+"""The experts of the specification; a model may have others."""
+
+
+class BenchmarkSuite(Enum):
+    mini = "mini"
+    core = "core"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BenchmarksConfig:
     """What quality is measured with."""
 
-    suite: str = "mini"
-    """`mini`: the embedded benchmarks."""
+    suite: BenchmarkSuite = BenchmarkSuite.mini
+    """`mini`: the embedded benchmarks; `core`: the published ones, through lm-eval."""
+    data_dir: str | None = None
+    """A directory with the published benchmarks' data; null loads them from the network."""
+    run_generated_code: bool = False
+    """Whether the programs that a model writes for HumanEval and MBPP may be run (always in the sandbox)."""
+    pass_at: int = 1
+    """Of HumanEval: 1 scores one greedy program per problem, 10 the chance of a right one among ten sampled."""
+    experts: dict[str, tuple[str, ...] | None] = field(default_factory=lambda: dict.fromkeys(EXPERTS))
+    """An expert's benchmarks; null: those of the specification."""
     batch_tokens: int = 8192
     """Tokens per forward pass."""
     perplexity_text: str | None = None
     """A UTF-8 file of held-out text, documents parted by blank lines; null: the embedded world's."""
+    edge_pool: EdgePool = EdgePool.auto
+    """calibrated: questions picked by difficulty so that this model solves about 75 %. shipped: those that suit the
+    embedded model. auto: shipped for the embedded model, calibrated for any other."""
+    edge_pool_file: str | None = None
+    """JSON lines with prompt, choices, answer and level to build the pool from; null: arithmetic questions."""
+    eudaimonia_file: str | None = None
+    """JSON lines of preference pairs {rule, context, good, bad} for the four rules; null: the embedded world's."""
 
     def __post_init__(self) -> None:
+        unused = [f"benchmarks.{name}" for name in ("data_dir", "run_generated_code") if getattr(self, name)]
+        unused += ["benchmarks.pass_at"] if self.pass_at != 1 else []
         require(
-            self.suite == "mini",
-            f"benchmarks.suite is {self.suite!r}, known: mini",
+            self.edge_pool_file is None or self.edge_pool is not EdgePool.shipped,
+            "benchmarks.edge_pool_file is given, but edge_pool=shipped asks the shipped questions",
             where="benchmarks",
-            fix="leave it at mini",
+            fix="set benchmarks.edge_pool=calibrated",
+        )
+        require(
+            self.suite is BenchmarkSuite.core or not unused,
+            f"the embedded benchmarks do not use {' and '.join(unused)}",
+            where="benchmarks",
+            fix="add benchmarks=core, or leave it out",
+        )
+        require(
+            self.pass_at in (1, 10),
+            f"benchmarks.pass_at is {self.pass_at}, known: 1, 10",
+            where="benchmarks",
+            fix="the specification's is pass@1",
         )
         require(
             self.batch_tokens >= 256,
@@ -400,6 +508,10 @@ class CompressionConfig:
     min_compression_ratio: float = 40.0
     """Least ratio that counts as success."""
     target_compression_ratio: float = 280.0
+    budget_bytes: int | None = None
+    """Most bytes of the artifact of every stage that has no limit of its own; see docs/design.md, Byte budgets."""
+    target_ratio: float | None = None
+    """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
     calibration_text: str | None = None
     """A UTF-8 text file for Hessians and reconstruction, documents parted by blank lines; null takes the embedded
     world's training text, which suits the embedded model only."""
@@ -446,6 +558,7 @@ class CompressionConfig:
             where="benchmark_samples",
             fix="leave it out to use every item",
         )
+        check_limit(self, "")
         require(self.threads >= 0, f"threads is {self.threads}", where="threads", fix="0 takes one per core")
         require(
             self.seedlm.enabled or self.vptq.enabled or self.hyper.enabled,
@@ -453,6 +566,30 @@ class CompressionConfig:
             where="seedlm.enabled, vptq.enabled, hyper.enabled",
             fix="switch on at least one",
         )
+        limit = self.limit_of("hyper")
+        require(
+            limit is None or not self.hyper.enabled or self.hyper.trajectory_type is Trajectory.ergodic,
+            f"{limit and limit[0]} is set, but bytes are allocated for the ergodic trajectory only, and "
+            f"hyper.trajectory_type is {self.hyper.trajectory_type.value}",
+            where="hyper.trajectory_type",
+            fix="take hyper.trajectory_type=ergodic, or limit the other stages one by one",
+        )
+
+    def limit_of(self, stage: str) -> tuple[str, float] | None:
+        """The setting that limits a stage's bytes, and its value: the stage's own, else the run's, else None."""
+        for settings, prefix in ((getattr(self, stage), f"{stage}."), (self, "")):
+            for name in ("budget_bytes", "target_ratio"):
+                if getattr(settings, name) is not None:
+                    return f"{prefix}{name}", getattr(settings, name)
+        return None
+
+    def budget_of(self, stage: str, original_bytes: int) -> int | None:
+        """Most bytes of a stage's artifact, or None where nothing limits them."""
+        limit = self.limit_of(stage)
+        if limit is None:
+            return None
+        name, value = limit
+        return int(value) if name.endswith("budget_bytes") else int(original_bytes / value)
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> CompressionConfig:

@@ -11,6 +11,7 @@ and control characters. Nothing is shown that is not in the events.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -77,6 +78,8 @@ class ConsoleListener:
                 self._activity(stage, data)
             case Kind.STEP_COMPLETE:
                 self._step_complete(data)
+            case Kind.ALLOCATION:
+                self._allocation(stage, data)
             case Kind.QUALITY_GATE if stage:
                 self._gate(self.view.stages[stage])
             case Kind.RECOMMENDATION:
@@ -125,6 +128,18 @@ class ConsoleListener:
         if self.live:  # elsewhere the steps share a line, when the stage's figures are there
             step, seconds = wording.words(data.get("step")), wording.seconds(number(data.get("seconds")))
             self._line(f"  {step:<9} {seconds:>12}", style="dim")
+
+    def _allocation(self, stage: str | None, data: Mapping[str, Any]) -> None:
+        """The budget, and how many tensors got which settings."""
+        figures = {"bits_per_weight", "relative_error", "divergence"}
+        chosen = Counter(
+            wording.settings({key: value for key, value in mapping(tensor).items() if key not in figures})
+            for tensor in mapping(data.get("tensors")).values()
+        )
+        budget, size = (wording.size(number(data.get(name))) for name in ("budget_bytes", "size_bytes"))
+        self._line(f"{self._name(stage)}: {wording.clean(data.get('limit'))} allows {budget}, encoded into {size}")
+        for settings, count in chosen.most_common():
+            self._line(f"  {count} tensors: {settings}", style="dim")
 
     def _figures(self, stage: Stage, attempt: Attempt) -> None:
         """Sizes of an attempt and, without a terminal, the time of its steps."""

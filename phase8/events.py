@@ -43,6 +43,7 @@ class Kind(StrEnum):
     ACTIVITY = "activity"
     STEP_COMPLETE = "step_complete"
     COMPRESSION_PROGRESS = "compression_progress"
+    ALLOCATION = "allocation"
     OPTIMISATION = "optimisation"
     BENCHMARK_RESULT = "benchmark_result"
     QUALITY_GATE = "quality_gate"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import resource
 import sys
 import time
@@ -23,19 +24,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phase8.artifact import Artifact, bytes_by_kind, kind_of, load_weights, read_artifact, write_artifact
+from phase8.allocation.budget import Allocation, Allocator
+from phase8.allocation.candidates import pool_of
+from phase8.artifact import Artifact, bytes_by_kind, contents, kind_of, load_weights, read_artifact, write_artifact
+from phase8.benchmarks import edge
 from phase8.benchmarks.cache import BaselineCache
+from phase8.benchmarks.eudaimonia import with_eudaimonia
 from phase8.benchmarks.evaluate import Score, SuiteResult, evaluate
-from phase8.benchmarks.suite import Suite, load_suite, suite_hash
+from phase8.benchmarks.real import load_real_suite
+from phase8.benchmarks.retention import is_informative, uninformative_core
+from phase8.benchmarks.suite import EDGE_OF_CHAOS, Suite, load_suite, suite_hash
 from phase8.calibration import collect_importance
 from phase8.codecs import EncodedGroup, Importance, get_codec
-from phase8.config import CompressionConfig, GrokfastConfig, GrokfastVariant, OptimizerConfig, Sharing
+from phase8.codecs.base import Progress
+from phase8.config import (
+    BenchmarkSuite,
+    CompressionConfig,
+    EdgePool,
+    GrokfastConfig,
+    GrokfastVariant,
+    OptimizerConfig,
+)
 from phase8.errors import ConfigError
 from phase8.events import EventLog, Kind
 from phase8.files import make_directory, write_atomic
 from phase8.gates import STAGES, Verdict, judge_stage
 from phase8.latency import measure_latency_ms
-from phase8.models import SourceModel, as_parameters
+from phase8.models import EMBEDDED, SourceModel, as_parameters
 from phase8.optimize.divergence import tensor_sensitivity
 from phase8.optimize.reconstruct import ReconstructionResult, reconstruct
 from phase8.recovery import adjust, recommend
@@ -45,21 +60,18 @@ from phase8.text import token_sequences
 CALIBRATION_SEED = 1009
 """Added to the run's seed: calibration text is drawn apart from everything else."""
 SENSITIVITY_SEQUENCES = 8
+BUDGET_TRIES = 3
+"""How often a stage with a byte budget is allocated and trained before its untrained file has to do."""
 PROTECTED_SHARE = 0.05
 """A larger part of the model is not left in 16 bits on a recommendation: it would undo the compression."""
 
 
 def plan_groups(matrices: dict[str, Tensor], stage: str, config: CompressionConfig) -> list[dict[str, Tensor]]:
     """Splits the matrices into groups that are encoded together."""
-    sharing = config.vptq.share if stage == "vptq" else Sharing.model
-    keys = {
-        Sharing.tensor: lambda name: name,
-        Sharing.kind: kind_of,
-        Sharing.model: lambda name: "model",
-    }
     groups: dict[str, dict[str, Tensor]] = {}
     for name, matrix in matrices.items():
-        groups.setdefault(keys[sharing](name), {})[name] = matrix
+        pool = pool_of(name, kind_of(name), stage, getattr(config, stage))
+        groups.setdefault(pool, {})[name] = matrix
     return list(groups.values())
 
 
@@ -103,6 +115,8 @@ class Pipeline:
             stages=stages,
             seed=self.config.seed,
         )
+        for stage in stages:
+            self._check_budget(stage, self.config)
         try:
             self._measure_baseline()
             for stage in stages:
@@ -144,17 +158,18 @@ class Pipeline:
         begin = time.monotonic()
         self.events.emit(Kind.STAGE_START, "baseline", attempt=1)
         with self._step("load", "baseline"):
-            self.suite = load_suite(
-                self.source.experts.experts,
-                samples=self.config.benchmark_samples,
-                skip_expert_benchmarks=self.config.skip_expert_benchmarks,
-                text=self.config.benchmarks.perplexity_text,
-            )
+            self.suite = self._load_suite()
         if self.suite.missing:
-            why = "skipped or not in this suite" if self.config.skip_expert_benchmarks else "not in this suite"
-            text = f"benchmarks not measured ({why}): {'; '.join(self.suite.missing)}"
-            self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
+            why = ""
+            if self.config.benchmarks.suite is BenchmarkSuite.mini:
+                skipped = self.config.skip_expert_benchmarks
+                why = " (skipped or not in this suite)" if skipped else " (not in this suite)"
+            text = f"benchmarks not measured{why}: {'; '.join(self.suite.missing)}"
+            self._warn(text)
+        for text in self.suite.notes:
+            self._warn(text)
         cache = BaselineCache(self.cache_dir)
+        self.suite = self._with_edge_pool(self.suite, cache)
         key = (self.source.content_hash, suite_hash(self.suite))
         with self._step("evaluate", "baseline"):
             self.baseline = cache.get(*key)
@@ -165,6 +180,11 @@ class Pipeline:
                 self.events.emit(Kind.LOG, "baseline", level="info", text="baseline taken from the cache")
                 for score in self.baseline.scores.values():
                     self._tell_score(score, "baseline", 1)
+        for name, score in self.baseline.scores.items():
+            if score.note:
+                self._warn(f"{name}: {score.note}")
+        if text := uninformative_core(self.baseline, self.config.gates.min_informative):
+            self._warn(text)
         self.events.emit(
             Kind.COMPRESSION_PROGRESS,
             "baseline",
@@ -178,6 +198,59 @@ class Pipeline:
             Kind.STAGE_COMPLETE, "baseline", passed=True, seconds=time.monotonic() - begin,
             bits_per_byte=self.baseline.bits_per_byte,
         )
+
+    def _with_edge_pool(self, suite: Suite, cache: BaselineCache) -> Suite:
+        """The suite with questions of edge of chaos that suit this model, where the settings want them."""
+        settings = self.config.benchmarks
+        asked = settings.edge_pool is EdgePool.calibrated or settings.edge_pool_file is not None
+        foreign = settings.edge_pool is EdgePool.auto and not self.config.model.path.startswith(EMBEDDED)
+        if not (asked or foreign) or not any(task.stands_for == EDGE_OF_CHAOS for task in suite.tasks):
+            return suite
+        file = settings.edge_pool_file
+        candidates = edge.embedded_candidates() if file is None else edge.read_candidates(file)
+
+        def answers(only: Suite) -> SuiteResult:
+            key = (self.source.content_hash, suite_hash(only))
+            found = cache.get(*key)
+            if found is None:
+                found = evaluate(
+                    self.source.network, self.source.tokenizer, only, batch_tokens=settings.batch_tokens,
+                    on_progress=lambda _, done, total: self.events.activity(
+                        "pool", stage="baseline", done=done, total=total, text=f"candidates, {done} of {total}"
+                    ),
+                )  # fmt: skip
+                cache.put(*key, found)
+            return found
+
+        with self._step("pool", "baseline"):
+            size = min(edge.POOL_ITEMS, suite.samples or edge.POOL_ITEMS)
+            pool = edge.build_pool(candidates, edge.measure_with(suite, answers), size)
+        self.events.emit(Kind.LOG, "baseline", level="info" if pool.items else "warning", text=pool.text)
+        return edge.with_pool(suite, pool.items)
+
+    def _load_suite(self) -> Suite:
+        settings = self.config.benchmarks
+        common = {
+            "samples": self.config.benchmark_samples,
+            "skip_expert_benchmarks": self.config.skip_expert_benchmarks,
+            "text": settings.perplexity_text,
+            "overrides": settings.experts,
+        }
+        experts = self.source.experts.experts
+        if settings.suite is BenchmarkSuite.mini:
+            suite = load_suite(experts, **common)
+        else:
+            suite = load_real_suite(
+                experts,
+                data_dir=settings.data_dir,
+                run_generated_code=settings.run_generated_code,
+                pass_at=settings.pass_at,
+                **common,
+            )
+        return suite if settings.eudaimonia_file is None else with_eudaimonia(suite, settings.eudaimonia_file)
+
+    def _warn(self, text: str) -> None:
+        self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
 
     def _original_bytes_by_kind(self) -> dict[str, int]:
         kinds: dict[str, int] = {}
@@ -224,10 +297,13 @@ class Pipeline:
         self, stage: str, number: int, config: CompressionConfig, stage_input: Attempt | None
     ) -> Attempt:
         begin = time.monotonic()
-        with self._step("encode", stage, attempt=number):
-            groups = self._encode(stage, config)
-        with self._step("optimise", stage, attempt=number):
-            groups, gradient_filter = self._optimise(stage, groups, config)
+        if config.limit_of(stage) is None:
+            with self._step("encode", stage, attempt=number):
+                groups = self._encode(stage, config)
+            with self._step("optimise", stage, attempt=number):
+                groups, gradient_filter = self._optimise(stage, groups, config)
+        else:
+            groups, gradient_filter = self._within_budget(stage, number, config)
         directory = self.run_dir / "artifacts" / (stage if number == 1 else f"{stage}_retry{number - 1}")
         with self._step("write", stage, attempt=number):
             write_artifact(directory, groups, self.source, stage=stage)
@@ -270,18 +346,32 @@ class Pipeline:
             seconds=time.monotonic() - begin,
         )
 
-    def _encode(self, stage: str, config: CompressionConfig) -> list[EncodedGroup]:
-        matrices = self.source.matrices()
+    def _split(self, config: CompressionConfig) -> tuple[dict[str, Tensor], list[EncodedGroup]]:
+        """Returns the matrices to code, and what stays in 16 bits as encoded groups: vectors, protected matrices."""
+        matrices, plain = self.source.matrices(), get_codec("plain")
         kept = {name: m for name, m in matrices.items() if _protected(name, config.protect)}
-        coded = {name: m for name, m in matrices.items() if name not in kept}
-        importance = self._importance(tuple(matrices), config)
-        total, done = sum(m.numel() for m in coded.values()), 0
+        rest = [
+            plain.encode(tensors, None, importance={}, seed=config.seed)
+            for tensors in (self.source.vectors(), kept)
+            if tensors
+        ]
+        return {name: m for name, m in matrices.items() if name not in kept}, rest
+
+    def _counter(self, stage: str, total: int) -> Progress:
+        """Tells the encoding's progress in weights."""
+        done = 0
 
         def on_progress(weights: int) -> None:
             nonlocal done
             done += weights
             self.events.activity("encode", stage=stage, done=min(done, total), total=total, text=f"{stage} weights")
 
+        return on_progress
+
+    def _encode(self, stage: str, config: CompressionConfig) -> list[EncodedGroup]:
+        coded, rest = self._split(config)
+        importance = self._importance(tuple(self.source.matrices()), config)
+        on_progress = self._counter(stage, sum(m.numel() for m in coded.values()))
         codec = get_codec(stage)
         groups = [
             codec.encode(
@@ -293,13 +383,84 @@ class Pipeline:
             )
             for group in plan_groups(coded, stage, config)
         ]
-        plain = get_codec("plain")
-        vectors = self.source.vectors()
-        if vectors:
-            groups.append(plain.encode(vectors, None, importance={}, seed=config.seed))
-        if kept:
-            groups.append(plain.encode(kept, None, importance={}, seed=config.seed))
-        return groups
+        return groups + rest
+
+    # Byte budgets -----------------------------------------------------------------------------------------------
+
+    def _size(self, groups: Sequence[EncodedGroup], stage: str) -> int:
+        """Bytes of the artifact that these groups would make."""
+        return sum(map(len, contents(groups, self.source, stage=stage).values()))
+
+    def _allocator(self, stage: str, config: CompressionConfig) -> tuple[Allocator, list[EncodedGroup]]:
+        coded, rest = self._split(config)
+        allocator = Allocator(
+            stage, getattr(config, stage), coded, lambda groups: self._size([*groups, *rest], stage), config.seed
+        )
+        return allocator, rest
+
+    def _check_budget(self, stage: str, config: CompressionConfig) -> None:
+        """Raises `ConfigError` where a stage's budget cannot be met."""
+        limit, budget = config.limit_of(stage), config.budget_of(stage, self.source.original_bytes)
+        if limit is None or budget is None:
+            return
+        smallest = self._allocator(stage, config)[0].smallest_bytes()
+        if budget < smallest:
+            name, value = limit
+            highest = self.source.original_bytes / smallest
+            least = f"{smallest:,} bytes" if name.endswith("bytes") else f"{math.floor(100 * highest) / 100:g}"
+            raise ConfigError(
+                f"{name}={value:g} allows {budget:,} bytes for {stage}, whose cheapest settings take {smallest:,} "
+                f"(1/{highest:.1f} of the model's FP32 bytes)",
+                where=name,
+                fix=f"the limit for {stage} is {name.split('.')[-1]}={least}"
+                + (f"; or switch it off: {stage}.enabled=false" if stage != "hyper" else ""),
+            )
+
+    def _within_budget(
+        self, stage: str, number: int, config: CompressionConfig
+    ) -> tuple[list[EncodedGroup], GrokfastVariant]:
+        """Encodes and trains within the stage's budget; training that adds bytes is repeated with so much less."""
+        limit, budget = config.limit_of(stage), config.budget_of(stage, self.source.original_bytes)
+        assert limit is not None and budget is not None
+        allocator, rest = self._allocator(stage, config)
+        with self._step("allocate", stage, attempt=number):
+            _, held_out = self._calibration(config)
+            allocator.measure(
+                self.source,
+                self._importance(tuple(self.source.matrices()), config),
+                held_out,
+                budget,
+                on_step=lambda done, total: self.events.activity(
+                    "allocate", stage=stage, done=done, total=total, text=f"{stage} settings"
+                ),
+            )
+        room, total = budget, sum(m.numel() for m in allocator.matrices.values())
+        for _ in range(BUDGET_TRIES):
+            with self._step("encode", stage, attempt=number):
+                allocation = allocator.encode(room, on_progress=self._counter(stage, total))
+                self._tell_allocation(stage, number, limit[0], budget, allocation)
+            with self._step("optimise", stage, attempt=number):
+                groups, gradient_filter = self._optimise(stage, [*allocation.groups, *rest], config)
+            size = self._size(groups, stage)
+            if size <= budget:
+                return groups, gradient_filter
+            text = f"{stage}: training took the file to {size:,} bytes, above the {budget:,} allowed"
+            self.events.emit(Kind.LOG, stage, level="info", text=text)
+            room = allocation.size_bytes - (size - budget)
+            if room < allocator.smallest_bytes():
+                break
+        self.events.emit(
+            Kind.LOG, stage, level="warning", text=f"{stage}: no trained file is within the budget; untrained it is"
+        )
+        return [*allocation.groups, *rest], GrokfastVariant.off
+
+    def _tell_allocation(self, stage: str, number: int, limit: str, budget: int, allocation: Allocation) -> None:
+        self.events.emit(
+            Kind.ALLOCATION, stage, attempt=number, limit=limit, budget_bytes=budget,
+            size_bytes=allocation.size_bytes, estimated_bytes=allocation.estimated_bytes,
+            estimated_divergence=allocation.estimated_divergence, encodings=allocation.encodings,
+            tensors=allocation.tensors,
+        )  # fmt: skip
 
     def _importance(self, names: Sequence[str], config: CompressionConfig) -> dict[str, Importance]:
         """Measured once per set of calibration texts; the stages share it."""
@@ -411,6 +572,8 @@ class Pipeline:
             "n": score.n,
             "chance": score.chance,
             "attempt": attempt,
+            "informative": is_informative(score),
+            "also": score.also,
         }
         if stage != "baseline" and self.baseline is not None and score.task in self.baseline.scores:
             data |= retention_of(self.baseline.scores[score.task], score)

@@ -9,6 +9,9 @@ experts):
     edge of chaos or a rule      the tensor on which the model depends most, per weight, stays in 16 bits, and twice
                                  the iterations
 
+A stage with a byte budget (`budget_bytes`, `target_ratio`) gets neither more bits nor a tensor in 16 bits: the budget
+is a limit that the user set, and within it the allocation already favours the tensors that matter.
+
 An adjustment is a new value for a named setting of the run. One that the settings' own checks refuse is never
 recommended, so retries cannot leave their limits; where nothing is left to change, there are no adjustments.
 
@@ -70,15 +73,17 @@ def recommend(
             adjustments.update(changes)
             reasons.append(reason)
 
+    limited = config.limit_of(stage) is not None
     if integration:
         which = ", ".join(name.removeprefix("rule/").replace("_", " ") for name in integration)
-        chosen = _most_sensitive(config, sensitivity or {})
+        chosen = None if limited else _most_sensitive(config, sensitivity or {})
         add("protect", chosen, f"{which} failed: the tensor on which the model depends most stays in 16 bits")
     if averages:
         name, lowest = min(averages.items(), key=lambda item: item[1])
         figure = f"{name.replace('_', ' ')} is {lowest:.3f}"
         if lowest < RAISE_RATE_BELOW:
-            changes = _first_accepted(config, _higher_rates(stage, config, severe=lowest < SEVERE_BELOW))
+            rates = [] if limited else _higher_rates(stage, config, severe=lowest < SEVERE_BELOW)
+            changes = _first_accepted(config, rates)
             add("raise_rate", changes, f"{figure}, below {RAISE_RATE_BELOW:.2f}: more bits for {stage}")
         if lowest < RAISE_CALIBRATION_BELOW:
             changes = _first_accepted(config, [_more_calibration(config), _longer(config)])

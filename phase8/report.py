@@ -405,7 +405,16 @@ def _benchmarks(view: RunView) -> str:
         "one whose baseline is not above chance by two standard errors: it says and counts for nothing.</p>"
         + _figures("three", plots.drawn(view, drawings))
         + table
+        + _not_measured(view)
     )
+
+
+def _not_measured(view: RunView) -> str:
+    """What was called for and left out, with the reasons."""
+    names = _metrics(view).get("not_measured")
+    if not isinstance(names, list) or not names:
+        return ""
+    return f'<p class="soft">Not measured: {escape("; ".join(clean(name) for name in names))}.</p>'
 
 
 def _variable(stage: str) -> str:
@@ -433,7 +442,19 @@ def _score(result: Result | None, css: str) -> str:
     if result is None or result.score is None:
         return _cell(NOTHING, css)
     error = f"<small>± {100 * result.stderr:.1f}</small>" if result.stderr is not None else ""
-    return f'<td class="{css}">{percent(result.score)}{error}</td>'
+    also = (f"{clean(_metric(name))} {_fraction(value)}" for name, value in result.also.items())
+    more = "".join(f"<small>{escape(text)}</small>" for text in also)
+    return f'<td class="{css}">{percent(result.score)}{error}{more}</td>'
+
+
+def _metric(name: str) -> str:
+    """lm-eval's `metric,filter` for a reader."""
+    return name.removesuffix(",none").replace(",", " ")
+
+
+def _fraction(value: float) -> str:
+    """A perplexity among the further metrics is no share."""
+    return percent(value) if 0 <= value <= 1 else figure(value)
 
 
 def _kept(value: float | None, bounds: tuple[float, float] | None) -> str:

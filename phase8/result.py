@@ -111,6 +111,7 @@ def build_result(
         "ratio_vs_16bit": ratio / 2,
         "bits_per_weight": 8 * compressed_bytes / source.parameter_count,
         "benchmarks": _benchmarks(baseline, final_result),
+        "not_measured": list(baseline.missing) if baseline else [],
         "quality_gates": {
             stage: {
                 "passed": tries[-1].verdict.passed,
@@ -163,6 +164,7 @@ def _benchmarks(baseline: SuiteResult | None, final: SuiteResult | None) -> dict
             "chance": before.chance,
             "n": before.n,
             "stderr": before.stderr,
+            "also": {"baseline": before.also, "final": after.also},
             **retention_of(before, after),
         }
     return rows

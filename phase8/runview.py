@@ -63,6 +63,8 @@ class Result:
     retention_corrected: float | None
     retention_corrected_interval: tuple[float, float] | None
     informative: bool
+    also: dict[str, float] = field(default_factory=dict)
+    """Further metrics, by lm-eval's names."""
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Result:
@@ -76,6 +78,7 @@ class Result:
             retention_interval=interval(data.get("retention_interval")),
             retention_corrected_interval=interval(data.get("retention_corrected_interval")),
             informative=data.get("informative") is not False,
+            also={name: value for name, raw in mapping(data.get("also")).items() if (value := number(raw)) is not None},
             **figures,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         (["seedlm.bits=many"], "needs int"),
         (["model.path=./nowhere", "hydra.run.dir={tmp}"], "no such directory"),
         (["model=local"], "model.path"),
+        (["vptq.target_ratio=20", "vptq.budget_bytes=400_000"], "vptq.budget_bytes and vptq.target_ratio"),
     ],
 )
 def test_mistakes_on_the_command_line(arguments, says, tmp_path):
@@ -113,6 +115,14 @@ def test_mistakes_on_the_command_line(arguments, says, tmp_path):
     ended = run(*[a.format(tmp=tmp_path / "run") for a in arguments])
     assert ended.returncode == 2
     assert says in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_budget_below_the_smallest_is_refused_before_the_work(tmp_path):
+    ended = run("target_ratio=100", f"hydra.run.dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path / 'cache'}")
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr
+    assert "target_ratio=100 allows" in ended.stderr and "for seedlm" in ended.stderr and "mend:" in ended.stderr
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert "benchmark_result" not in kinds and not (tmp_path / "run" / "artifacts").exists()
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path):

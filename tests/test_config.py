@@ -8,7 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from phase8.config import CompressionConfig
+from phase8.benchmarks.experts import EXPERT_BENCHMARKS, expert_map
+from phase8.config import EXPERTS, CompressionConfig
 from phase8.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +55,23 @@ def test_an_experiment_has_the_last_word_but_for_the_command_line():
     assert CompressionConfig.from_dict(composed("experiment=quick", "max_retries=2")).max_retries == 2
 
 
+def test_benchmarks_of_an_expert():
+    config = CompressionConfig.from_dict(
+        composed("benchmarks=core", "benchmarks.experts.code=[MBPP,arc_easy]", "+benchmarks.experts.gardening=[piqa]")
+    )
+    assert config.benchmarks.experts["code"] == ("MBPP", "arc_easy")
+    assert config.benchmarks.experts["gardening"] == ("piqa",) and config.benchmarks.experts["memory"] is None
+    assert tuple(EXPERT_BENCHMARKS) == EXPERTS
+    assert expert_map(config.benchmarks.experts)["memory"] == EXPERT_BENCHMARKS["memory"]
+
+
+@pytest.mark.parametrize("setting", ["benchmarks.data_dir=data", "benchmarks.run_generated_code=true"])
+def test_settings_of_the_published_benchmarks_do_not_fit_the_embedded_ones(setting):
+    with pytest.raises(ConfigError, match="the embedded benchmarks do not use"):
+        CompressionConfig.from_dict(composed(setting))
+    CompressionConfig.from_dict(composed("benchmarks=core", setting))
+
+
 def test_round_trip():
     config = CompressionConfig.from_dict(composed("compressor=as_printed"))
     assert CompressionConfig.from_dict(config.to_dict()) == config
@@ -79,6 +97,10 @@ def test_round_trip():
         ({"grokfast": {"lambda": float("nan")}}, "finite"),
         ({"max_retries": 9}, "max_retries"),
         ({"max_accuracy_loss": 16}, "max_accuracy_loss"),
+        ({"budget_bytes": 0}, "budget_bytes is 0"),
+        ({"vptq": {"target_ratio": 1}}, "vptq.target_ratio is 1"),
+        ({"seedlm": {"target_ratio": 9, "budget_bytes": 9}}, "seedlm.budget_bytes and seedlm.target_ratio"),
+        ({"target_ratio": 9, "hyper": {"trajectory_type": "fourier"}}, "for the ergodic trajectory only"),
         ({"benchmark_samples": 0}, "benchmark_samples"),
         ({"protect": "all"}, "needs a list"),
         ({"seedlm": {"enabled": False}, "vptq": {"enabled": False}, "hyper": {"enabled": False}}, "switched off"),

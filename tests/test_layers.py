@@ -16,7 +16,7 @@ LAYERS = [
     {"artifact", "calibration"},
     {"integration", "export", "streaming"},
     {"optimize", "benchmarks"},
-    {"policy"},
+    {"policy", "allocation"},
     {"gates"},
     {"recovery"},
     {"result"},

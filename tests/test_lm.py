@@ -1,6 +1,7 @@
 """`Phase8LM` against lm-eval's own `HFLM`, on a tiny model with random weights."""
 
 import pytest
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tiny_model import TEXT, tiny_model, tiny_tokenizer
@@ -117,6 +118,44 @@ def test_generations_equal_hflm(model, tokenizer, monkeypatch, rows):
     assert len(set(theirs)) > 5
 
 
+SAMPLED = {"do_sample": True, "temperature": 0.7, "top_p": 0.9, "until": ["\n"], "max_gen_toks": 6}
+
+
+def test_sampled_answers_depend_on_prompt_and_repeat_only(model, tokenizer, monkeypatch):
+    prompts = ["The old miller", "Nobody", "def add("]
+    requests = [(prompt, SAMPLED) for prompt in prompts for _ in range(5)]
+    first = Phase8LM(model, tokenizer).generate_until(instances("generate_until", requests))
+    assert len(set(first)) > 8
+    greedy = (prompts[1], {"until": ["\n"], "max_gen_toks": 6})
+    monkeypatch.setattr("phase8.benchmarks.lm.ROWS_PER_GENERATION", 3)
+    again = Phase8LM(model, tokenizer).generate_until(instances("generate_until", [greedy, *requests[::-1]]))
+    assert sorted(again[1:]) == sorted(first) and again[1:6] == first[10:]
+    assert again[0] == Phase8LM(model, tokenizer).generate_until(instances("generate_until", [greedy]))[0]
+
+
+def test_samples_follow_the_truncated_distribution(model, tokenizer):
+    draws = 4000
+    arguments = {"do_sample": True, "temperature": 0.5, "top_p": 0.6, "until": [], "max_gen_toks": 1}
+    texts = Phase8LM(model, tokenizer).generate_until(instances("generate_until", [("Nobody", arguments)] * draws))
+    with torch.no_grad():
+        logits = model(torch.tensor([tokenizer("Nobody")["input_ids"]])).logits[0, -1]
+    probability = torch.softmax(logits / 0.5, dim=-1).tolist()
+    kept, total = [], 0.0
+    for token in sorted(range(len(probability)), key=lambda token: -probability[token]):
+        if total >= 0.6:
+            break
+        kept.append(token)
+        total += probability[token]
+    assert len(kept) > 2
+    expected = {}
+    for token in kept:
+        text = tokenizer.decode([token], skip_special_tokens=True)
+        expected[text] = expected.get(text, 0.0) + probability[token] / total
+    assert set(texts) <= set(expected)
+    for text, share in expected.items():
+        assert texts.count(text) / draws == pytest.approx(share, abs=4 * (share * (1 - share) / draws) ** 0.5)
+
+
 def test_requests_are_encoded_once(model, tokenizer, monkeypatch):
     cache = PlanCache()
     first = Phase8LM(model, tokenizer, cache=cache).loglikelihood(instances("loglikelihood", PAIRS))
@@ -137,7 +176,8 @@ def test_what_cannot_be_scored_is_an_error(model, tokenizer):
     lm = Phase8LM(model, tokenizer)
     with pytest.raises(BenchmarkError, match="continuation"):
         lm.loglikelihood(instances("loglikelihood", [("The", "")]))
-    with pytest.raises(BenchmarkError, match="greedy"):
-        lm.generate_until(instances("generate_until", [("The", {"do_sample": True, "temperature": 0.8})]))
+    for setting in ({"num_beams": 2}, {"do_sample": True, "temperature": 0.8, "top_k": 5}):
+        with pytest.raises(BenchmarkError, match="cannot be set"):
+            lm.generate_until(instances("generate_until", [("The", setting)]))
     with pytest.raises(BenchmarkError, match="window"):
         lm.generate_until(instances("generate_until", [("The", {"max_gen_toks": 96})]))

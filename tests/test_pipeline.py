@@ -15,7 +15,9 @@ import torch
 from phase8.api import CompressionOrchestrator, run_configured
 from phase8.artifact import load_artifact, read_artifact
 from phase8.config import (
+    BenchmarksConfig,
     CompressionConfig,
+    EdgePool,
     GateConfig,
     GrokfastConfig,
     HyperConfig,
@@ -187,3 +189,24 @@ def test_make_run_says_what_it_found(tmp_path):
     for row in result["metrics"]["benchmarks"].values():
         corrected = (row["baseline"] - row["chance"]) / (1 - row["chance"])
         assert corrected >= 0.4, row
+
+
+def test_edge_of_chaos_is_built_for_a_model_of_the_users(tmp_path):
+    """Its questions are calibrated on the baseline, and asked of the stage as well; the measurement is cached."""
+    chosen = BenchmarksConfig(edge_pool=EdgePool.calibrated)
+    alone = {"vptq": VPTQConfig(enabled=False), "hyper": HyperConfig(enabled=False)}
+    results = [
+        run_configured(
+            settings(
+                tmp_path, benchmarks=chosen, seed=seed, **alone,
+                paths=PathsConfig(output_dir=str(tmp_path / f"run{seed}"), cache_dir=str(tmp_path / "cache")),
+            ),
+            console=False,
+        )
+        for seed in (0, 1)
+    ]  # fmt: skip
+    events = list(read_events(tmp_path / "run1" / "events.jsonl"))
+    texts = [event.data["text"] for event in events if event.kind == "log"]
+    assert any(text.startswith("edge of chaos: 8 questions") for text in texts), texts
+    assert any("from the cache" in text for text in texts)
+    assert {result["metrics"]["benchmarks"]["mini_edge_of_chaos"]["baseline"] for result in results} == {0.75}

@@ -77,6 +77,18 @@ def test_a_near_miss_trains_longer():
     assert advice.action == "train_longer" and advice.adjustments == {"grokfast.iterations": 200}
 
 
+@pytest.mark.parametrize(
+    "limited", [replace(CONFIG, target_ratio=10.0), replace(CONFIG, vptq=VPTQConfig(budget_bytes=9))]
+)
+def test_within_a_byte_budget_a_retry_neither_adds_bits_nor_protects(limited):
+    advice = recommend(
+        "vptq", limited, failing(check("core_retention", 0.5), check("edge_of_chaos", 0.5)), SENSITIVITY
+    )
+    assert advice.adjustments.keys() == {"optimizer.calibration_sequences", "grokfast.iterations"}
+    changed = adjust(limited, advice)
+    assert changed.vptq == limited.vptq and changed.limit_of("vptq") == limited.limit_of("vptq")
+
+
 def test_the_lowest_failed_average_decides():
     advice = recommend("vptq", CONFIG, failing(check("core_retention", 0.94), check("expert_retention", 0.89)))
     assert "raise_rate" in advice.action and "expert retention is 0.890" in advice.reason

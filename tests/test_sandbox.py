@@ -9,7 +9,9 @@ import time
 
 import pytest
 
+from experiments.benchmarks.sandbox_demo import ATTACKS, FILES, PlainProcess, attack
 from phase8.benchmarks.sandbox import Sandbox, isolation, run_tests, run_tests_batch
+from phase8.benchmarks.sandbox_server import MEMORY_BYTES
 
 GOOD = "def add(a, b):\n    return a + b\n\nassert add(2, 3) == 5\n"
 WRONG = "def add(a, b):\n    return a - b\n\nassert add(2, 3) == 5\n"
@@ -85,6 +87,32 @@ def test_files_outside_are_safe(tmp_path, sandbox):
     ]
     assert [sandbox.run(program) for program in programs] == [False] * 4
     assert precious.read_text() == "here"
+
+
+MEASURED = (
+    "fork bomb that catches errors", "endless loop, all signals ignored", "memory bomb", "prints gigabytes",
+    "fills the disk with many files", "deletes files", "overwrites files", "renames and re-permits files",
+    "sends data to a socket", "starts a program",
+)  # fmt: skip
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="what is left is counted in /proc")
+@pytest.mark.parametrize("name", MEASURED)
+def test_an_attack_ends_in_time_and_leaves_nothing(sandbox, name):
+    outcome = attack(sandbox, ATTACKS[name], 0.4)
+    assert not outcome.passed and outcome.next_passes
+    assert (outcome.files_harmed, outcome.processes_left, outcome.connections) == (0, 0, 0)
+    assert outcome.seconds < 1.5 and outcome.peak_mb < 1.5 * MEMORY_BYTES / 1e6
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="what is left is counted in /proc")
+def test_without_the_sandbox_the_same_attacks_do_harm():
+    plain = PlainProcess()
+    assert attack(plain, ATTACKS["deletes files"], 5.0).files_harmed == FILES
+    assert attack(plain, ATTACKS["overwrites files"], 5.0).files_harmed == FILES
+    assert attack(plain, ATTACKS["sends data to a socket"], 5.0).connections == 1
+    assert attack(plain, ATTACKS["starts a program"], 1.0).processes_left == 1
+    assert attack(plain, ATTACKS["leaves with success before its tests"], 5.0).passed
 
 
 def test_no_network_and_a_clean_environment():

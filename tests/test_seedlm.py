@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from phase8.codecs import lfsr, seedlm
-from phase8.codecs.base import EncodedGroup, EncodedTensor, Stream
+from phase8.codecs import lfsr, seed_search
+from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Stream
 from phase8.codecs.seedlm import SeedLMCodec
 from phase8.config import SeedLMConfig, SeedSearch
 from phase8.errors import ArtifactError, CodecError, ConfigError
@@ -45,12 +46,20 @@ def scalar_basis(seed: int, config: SeedLMConfig) -> np.ndarray:
 
 
 def least_error(block: np.ndarray, scale: float, config: SeedLMConfig) -> float:
-    """The paper's search: every seed, pseudo-inverse in float64, rounded coefficients, exponent e or e - 1."""
+    """The paper's search: every seed, pseudo-inverse in float64, rounded coefficients, exponent e or e - 1.
+
+    At 1 bit every pattern of signs instead of that of the pseudo-inverse's coefficients, and every exponent.
+    """
     levels, least = grid(config.bits), math.inf
     limit = 2**config.bits if config.bits <= 2 else 2 ** (config.bits - 1) - 0.5
     floor, top = -(2 ** (config.exponent_bits - 1)), 2 ** (config.exponent_bits - 1) - 1
     for seed in range(1, 2**config.seed_bits):
         basis = scalar_basis(seed, config)
+        if config.bits == 1:
+            words = basis @ np.array(list(itertools.product((-1, 1), repeat=config.latent_dim))).T
+            steps = scale * 2.0 ** np.arange(floor, top + 1)
+            least = min(least, ((block[:, None, None] - words[:, :, None] * steps) ** 2).sum(0).min())
+            continue
         t = np.linalg.pinv(basis) @ block / scale
         first = math.ceil(math.log2(np.abs(t).max() / limit))
         for exponent in (first, first - 1):
@@ -99,14 +108,73 @@ def test_error_on_gaussian_weights(setting: tuple[int, int, int], largest: float
     assert 2 ** (-group.packed_bits() / matrix.numel()) < error < largest
 
 
-def test_fast_search_loses_at_most_one_percent() -> None:
-    matrix = torch.randn(80, 512, generator=torch.Generator().manual_seed(3)) * 0.02
-    assert matrix.numel() // 8 >= 2 * seedlm._CELLS, "too few blocks for the lists to be used"
-    fast = SeedLMCodec().decode(encode({"w": matrix}, SeedLMConfig()))["w"][:4]
-    exhaustive = encode({"w": matrix[:4]}, SeedLMConfig(search=SeedSearch.exhaustive))
-    original, best = matrix[:4].numpy(), SeedLMCodec().decode(exhaustive)["w"]
-    # The scale is the matrix's own in each case; at 256 blocks it moves the error by less than the bar.
-    assert relative_error(original, fast) ** 2 <= 1.01 * relative_error(original, best) ** 2
+@pytest.mark.parametrize("setting", [pytest.param((12, 4, 4), marks=pytest.mark.slow), (8, 3, 1), (8, 3, 4)])
+def test_fast_search_loses_at_most_one_percent(setting: tuple[int, int, int]) -> None:
+    block_size, latent_dim, bits = setting
+    blocks = torch.randn(5000, block_size, generator=torch.Generator().manual_seed(3)) * seed_search.limit(bits) / 2.5
+    assert len(blocks) >= seed_search._CELLS, "too few blocks for the lists to be used"
+    config = SeedLMConfig(block_size=block_size, latent_dim=latent_dim, bits=bits)
+    fast = search_error(blocks, config, 1000)
+    assert fast <= 1.01 * search_error(blocks[:1000], dataclasses.replace(config, search=SeedSearch.exhaustive), 1000)
+
+
+def search_error(blocks: torch.Tensor, config: SeedLMConfig, count: int) -> float:
+    """Searches all blocks; returns the squared error of the first `count`."""
+    seeds, exponents, codes = seed_search.search(blocks, config, lambda _: None)
+    bases = torch.from_numpy(lfsr.bases(seeds[:count].numpy(), config.block_size, config.latent_dim, config.seed_bits))
+    levels = torch.from_numpy(grid(config.bits)).float()[codes[:count].long()] * 2.0 ** exponents[:count, None]
+    return float((blocks[:count] - (bases @ levels[:, :, None])[:, :, 0]).square().sum())
+
+
+@pytest.mark.parametrize("search", list(SeedSearch))
+@pytest.mark.parametrize("bits", [1, 4])
+def test_importance_lowers_the_weighted_error(bits: int, search: SeedSearch) -> None:
+    generator = torch.Generator().manual_seed(14)
+    matrix = torch.randn(20, 24, generator=generator)
+    diagonal, row = torch.rand(24, generator=generator) ** 4 + 0.02, torch.rand(20, generator=generator) + 0.1
+    importance = {"w": Importance(hessian_II=torch.diag(diagonal), row_O=row / row.mean())}
+    config, errors = dataclasses.replace(SMALL, bits=bits, seed_bits=12, candidates=0, search=search), []
+    for weighted in (False, True):
+        config = dataclasses.replace(config, weighted=weighted)
+        group = SeedLMCodec().encode({"w": matrix}, config, importance=importance, seed=0)
+        rebuilt = torch.from_numpy(SeedLMCodec().decode(group)["w"])
+        errors.append(float(((matrix - rebuilt).square() * diagonal * row[:, None]).sum()))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_weighted_search_finds_the_optimum() -> None:
+    config = dataclasses.replace(SMALL, weighted=True)
+    generator = torch.Generator().manual_seed(15)
+    matrix, diagonal = torch.randn(6, 8, generator=generator), torch.rand(8, generator=generator) + 0.2
+    importance = {"w": Importance(hessian_II=torch.diag(diagonal))}
+    group = SeedLMCodec().encode({"w": matrix}, config, importance=importance, seed=0)
+    rebuilt = SeedLMCodec().decode(group)["w"]
+    scale = float((group.tensors["w"].streams["scale"].values.astype(np.uint32) << 16).view(np.float32)[0])
+    roots = diagonal.double().sqrt().numpy()
+    for row, original in enumerate(matrix.double().numpy()):
+        least = math.inf
+        for seed in range(1, 2**config.seed_bits):
+            basis = scalar_basis(seed, config)
+            t = np.linalg.pinv(basis * roots[:, None]) @ (original * roots) / scale
+            first = math.ceil(math.log2(np.abs(t).max() / 7.5))
+            for step in (2.0**first, 2.0 ** (first - 1)):
+                rounded = np.clip(np.round(t / step), -8, 7) * step
+                least = min(least, float((((original - scale * basis @ rounded) * roots) ** 2).sum()))
+        achieved = float((((original - rebuilt[row]) * roots) ** 2).sum())
+        assert achieved == pytest.approx(least, rel=1e-4)
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_threads_do_not_change_the_result(bits: int) -> None:
+    blocks = torch.randn(6000, 8, generator=torch.Generator().manual_seed(13)) * seed_search.limit(bits) / 2.5
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            found.append(seed_search.search(blocks, SeedLMConfig(bits=bits), lambda _: None))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
 def test_scale_of_the_weights_does_not_matter() -> None:
@@ -188,7 +256,7 @@ def test_rejects_what_is_no_matrix() -> None:
         {"seed_bits": 3},
         {"seed_bits": 21},
         {"exponent_bits": 1},
-        {"candidates": 0},
+        {"candidates": -1},
         {"bits": 4.0},
         {"bits": True},
         {"block_size": 64, "latent_dim": 64},

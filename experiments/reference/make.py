@@ -17,20 +17,22 @@ import math
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
 
 from experiments.reference.evaluate import SUITE_DIR, evaluate, suite
+from phase8.benchmarks.edge import choose_mix
 from phase8.world import items
 from phase8.world.items import CALIBRATION_SEED, SHIPPED_SEED
 
-STEPS = 6000
+STEPS = 4000
 ASSETS = Path(items.__file__).parents[1] / "assets" / "reference"
-EDGE_TARGET, EDGE_BAND, EDGE_ITEMS = 0.75, (0.745, 0.755), 200
-CALIBRATION_ITEMS = {1: 150, 2: 150, 3: 150, 4: 26, 5: 150, 6: 150}
-# Only 52 people are reserved for level 4; half of them calibrate.
-LEVEL_4_LIMIT = 22
+EDGE_BAND, EDGE_ITEMS = (0.745, 0.755), 200
+CALIBRATION_ITEMS = {1: 150, 2: 150, 3: 150, 4: 48, 5: 150, 6: 150}
+# Only 97 people are reserved for level 4; half of them calibrate.
+LEVEL_4_LIMIT = 46
 EXPERTS = {
     "num_experts": 5,
     "experts": ["analytical", "creative", "code", "reasoning", "communication"],
@@ -54,23 +56,6 @@ def export(model_dir: Path) -> None:
         shutil.copyfile(path, ASSETS / path.name)
 
 
-def edge_mix(accuracy: dict[int, float]) -> dict[int, int]:
-    """Items per level, falling or rising geometrically with the level, whose expected accuracy is the target."""
-
-    def counts(tilt: float) -> dict[int, int]:
-        weights = {level: math.exp(-tilt * level) for level in accuracy}
-        total = sum(weights.values())
-        mix = {level: round(EDGE_ITEMS * weight / total) for level, weight in weights.items()}
-        mix[4] = min(mix[4], LEVEL_4_LIMIT)
-        mix[1] += EDGE_ITEMS - sum(mix.values())
-        return mix
-
-    def miss(mix: dict[int, int]) -> float:
-        return abs(sum(mix[level] * accuracy[level] for level in mix) / EDGE_ITEMS - EDGE_TARGET)
-
-    return min((counts(step / 100) for step in range(-150, 151)), key=miss)
-
-
 def ship_items(model_dir: Path, work: Path) -> dict:
     """Writes all shipped items; returns the record of how the edge-of-chaos pool was made.
 
@@ -90,7 +75,9 @@ def ship_items(model_dir: Path, work: Path) -> dict:
     items.write_items(calibration / "mini_edge_of_chaos.jsonl", pool)
     scored = evaluate(str(model_dir), ["mini_edge_of_chaos"], str(calibration))["mini_edge_of_chaos"]
     accuracy = {int(level): value for level, value in scored["by_level"].items()}
-    mix = edge_mix(accuracy)
+    available = {str(level): LEVEL_4_LIMIT if level == 4 else EDGE_ITEMS for level in accuracy}
+    shares = choose_mix({str(level): value for level, value in accuracy.items()}, available, EDGE_ITEMS)
+    mix = {int(level): count for level, count in shares.items()}
     for draw in range(20):
         drawn = items.edge_items(SHIPPED_SEED + draw, mix, set(calibrated))
         items.write_items(data / "mini_edge_of_chaos.jsonl", drawn)
@@ -155,20 +142,35 @@ def _plot(runs: dict[str, dict], path: Path) -> None:
 
 
 def compare_control(runs: dict[str, tuple[dict, dict]]) -> str:
-    """What the control says of the reference's width: on how many benchmarks it is worse by two standard errors."""
+    """What the control says of the reference's width: the core average, and which benchmarks differ.
+
+    Two scores differ where the difference is more than two standard errors (items as independent draws, not paired).
+    """
     if len(runs) < 2:
         return "It is still in training, and its row is missing."
     (_, reference), (_, control) = runs.values()
-    worse = []
+    worse, alike, core = [], [], []
     for row in suite():
         ours, theirs = (scores[row["name"]][row["metric"]] for scores in (reference, control))
-        error = math.sqrt((ours * (1 - ours) + theirs * (1 - theirs)) / row["items"])
-        if ours - theirs > 2 * error and ours > theirs:
-            worse.append(row["name"])
-    text = f"It is worse by more than two standard errors on {len(worse)} of {len(suite())} benchmarks"
-    if 2 * len(worse) < len(suite()):
-        text += ": the reference has capacity to spare, and ratios measured on it flatter"
-    return text + "."
+        variance = (ours * (1 - ours) + theirs * (1 - theirs)) / row["items"]
+        (worse if ours - theirs > 2 * math.sqrt(variance) and ours > theirs else alike).append(row["name"])
+        if row["role"] == "core":
+            core.append((ours, theirs, variance))
+    means = [sum(values) / len(core) for values in zip(*core, strict=True)]
+    error = math.sqrt(means[2] / len(core))
+    lost = means[0] - means[1]
+    verdict = "clearly worse" if lost > 4 * error else "not clearly worse: the reference has capacity to spare"
+    text = (
+        f"It is {verdict}: its core average is {means[1]:.3f} against {means[0]:.3f} ({means[1] / means[0]:.1%} of it; "
+        f"difference {lost:.3f}, standard error {error:.3f}). It is worse by more than two standard errors on "
+        f"{', '.join(f'`{name}`' for name in worse) or 'none'}"
+    )
+    if alike:
+        text += (
+            f", and as good on {', '.join(f'`{name}`' for name in alike)}: what these ask fits into half the width, so "
+            "a compressed model's retention on them says less than on the others"
+        )
+    return "\n".join(textwrap.wrap(text + ".", 118, break_long_words=False, break_on_hyphens=False))
 
 
 def write_card(work: Path) -> None:

@@ -34,12 +34,16 @@ BOS = "<|endoftext|>"
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE on the first 12,000 documents; every digit is a token, with or without a blank before it."""
+    """Byte-level BPE on the first 12,000 documents, with GPT-2's split.
+
+    While merges are learned every digit stands alone, so that no token holds two digits. Text is then cut as GPT-2
+    cuts it, a rule that other runtimes (llama.cpp) know by name; without merges between them, digits stay apart.
+    """
     tokenizer = Tokenizer(models.BPE())
-    split = Regex(r"\n| ?[A-Za-z]+| ?\d| ?[^\sA-Za-z\d]+| +")
+    by_digit = Regex(r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(split, behavior="isolated"),
+            pre_tokenizers.Split(by_digit, behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
@@ -51,6 +55,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(islice(documents(TRAINING_SEED), 12_000), trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
     )

@@ -11,17 +11,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from phase8.benchmarks.perplexity import bits_per_byte
-from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, Suite, Task
+from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, RULES, Suite, Task, spread, without_dataset_bars
 from phase8.errors import BenchmarkError
+
+if TYPE_CHECKING:
+    from phase8.benchmarks.lm import Phase8LM
 
 CLUSTER_FIELDS = ("passage", "subject")
 """Fields of an item that name what it shares with others, the first that is there."""
-RULES = ("autonomy", "honesty", "harm", "dignity")
+FEWSHOT_SEED = 1234
+"""lm-eval's own default: the same worked examples as `lm_eval` takes for the same items."""
 SINGLE_ITEM_STDERR = 0.5
 """One item tells nothing of the spread; this is the widest that a score from 0 to 1 can have."""
 
@@ -43,6 +47,8 @@ class Score:
     """What each item shares with others: its passage or subject. Empty where every item stands alone."""
     also: dict[str, float] = field(default_factory=dict)
     """The benchmark's further metrics, for the report only."""
+    note: str = ""
+    """What the model's window made of the benchmark, where it is too short for it."""
 
     @property
     def n(self) -> int:
@@ -163,28 +169,45 @@ def evaluate(
 
     from phase8.benchmarks.lm import Phase8LM
 
-    lm = Phase8LM(model, tokenizer, cache=suite.cache, batch_tokens=batch_tokens)
+    lm = Phase8LM(model, tokenizer, cache=suite.cache, batch_tokens=batch_tokens, fit_answers=True)
     scores: dict[str, Score] = {}
     for task in suite.tasks:
-        loaded = suite.loaded[task.name]
-        chosen = _spread(len(loaded.eval_docs), suite.samples)
+        loaded = {name: suite.loaded[name] for name in (*task.runs, *task.beside)}
+        with _quiet():
+            chosen = _chosen(task, loaded, suite.samples)
+        loaded = {name: loaded[name] for name in chosen}
+        for one in loaded.values():
+            one.set_fewshot_seed(FEWSHOT_SEED)  # every evaluation draws the same examples, as a fresh lm-eval does
         if on_progress is not None:
-            lm.on_progress = _by_items(partial(on_progress, task.name), len(chosen))
+            items = sum(len(chosen[name]) for name in task.runs if name in chosen)
+            lm.on_progress = _by_items(partial(on_progress, task.name), items)
+        lm.prompts, lm.cut_prompts, lm.shortened = 0, 0, None
         with _quiet():
             results = evaluator.evaluate(
-                lm, {"tasks": {task.name: loaded}}, samples={task.name: chosen}, bootstrap_iters=0, log_samples=True
+                lm,
+                {"tasks": loaded},
+                samples=None if suite.samples is None else chosen,
+                bootstrap_iters=0,
+                log_samples=True,
+                confirm_run_unsafe_code=True,  # asked for when the suite was loaded, and run in a sandbox only
             )
-        scores[task.name] = _score(task, results)
+        scores[task.name] = replace(_score(task, results), note=_note(lm))
         if on_task is not None:
             on_task(scores[task.name])
     bits = bits_per_byte(model, tokenizer, suite.text, batch_tokens=batch_tokens) if suite.text else None
     return SuiteResult(scores=scores, missing=suite.missing, bits_per_byte=bits)
 
 
-def _spread(items: int, samples: int | None) -> list[int]:
-    """Which items to take: all, or so many at equal distances, so that every subject and rule keeps its share."""
-    wanted = items if samples is None else min(samples, items)
-    return [number * items // wanted for number in range(wanted)]
+def _chosen(task: Task, loaded: dict[str, Any], samples: int | None) -> dict[str, list[int]]:
+    """For each of lm-eval's tasks, which of its items to take; a task of which none is taken is left out."""
+    places = [(name, number) for name in task.runs for number in range(len(loaded[name].eval_docs))]
+    chosen: dict[str, list[int]] = {}
+    for position in spread(len(places), samples):
+        name, number = places[position]
+        chosen.setdefault(name, []).append(number)
+    for name in task.beside:
+        chosen[name] = spread(len(loaded[name].eval_docs), samples)
+    return chosen
 
 
 def _by_items(report: Callable[[int, int], None], items: int) -> Callable[[int, int], None]:
@@ -194,13 +217,16 @@ def _by_items(report: Callable[[int, int], None], items: int) -> Callable[[int, 
 
 def _score(task: Task, results: dict[str, Any]) -> Score:
     metric, filter_name = task.metric.split(",")
-    rows = [row for row in results["samples"][task.name] if row["filter"] == filter_name]
+    rows: list[dict[str, Any]] = []
+    for name in task.runs:
+        ours = [row for row in results["samples"].get(name, ()) if row["filter"] == filter_name]
+        rows += sorted(ours, key=lambda row: row["doc_id"])
     if not rows or metric not in rows[0]:
-        offered = sorted(key for key in results["results"][task.name] if "," in key and "stderr" not in key)
+        run = next(name for name in task.runs if name in results["results"])
+        offered = sorted(key for key in results["results"][run] if "," in key and "stderr" not in key)
         raise BenchmarkError(
             f"{task.name} does not report {task.metric}", where="suite.json", fix=f"it reports {', '.join(offered)}"
         )
-    rows.sort(key=lambda row: row["doc_id"])
     label = next((name for name in ("rule", "subject") if name in rows[0]["doc"]), None)
     shared = next((name for name in CLUSTER_FIELDS if name in rows[0]["doc"]), None)
     return Score(
@@ -212,12 +238,31 @@ def _score(task: Task, results: dict[str, Any]) -> Score:
         items=tuple(float(row[metric]) for row in rows),
         labels=tuple(str(row["doc"][label]) for row in rows) if label else (),
         clusters=tuple(str(row["doc"][shared]) for row in rows) if shared else (),
-        also={
-            key: float(value)
-            for key, value in results["results"][task.name].items()
-            if "," in key and "stderr" not in key and key != task.metric and isinstance(value, int | float)
-        },
+        also=_also(task, results),
     )
+
+
+def _note(lm: Phase8LM) -> str:
+    parts = []
+    if lm.cut_prompts:
+        parts.append(
+            f"{lm.cut_prompts} of {lm.prompts} prompts are longer than the model's window of {lm.max_length} tokens "
+            "and were cut at their beginning, as lm-eval does"
+        )
+    if lm.shortened:
+        parts.append(f"answers are cut at {lm.shortened[1]} tokens instead of {lm.shortened[0]}")
+    return "; ".join(parts)
+
+
+def _also(task: Task, results: dict[str, Any]) -> dict[str, float]:
+    """The further metrics of a benchmark that is one task of lm-eval's, and those of the tasks beside it."""
+    found: dict[str, float] = {}
+    for name in (*(task.runs if len(task.runs) == 1 else ()), *task.beside):
+        for key, value in results["results"][name].items():
+            if "," in key and "stderr" not in key and isinstance(value, int | float):
+                found[key if name in task.runs else f"{name} {key}"] = float(value)
+    found.pop(task.metric, None)
+    return found
 
 
 @contextmanager
@@ -229,6 +274,7 @@ def _quiet() -> Iterator[None]:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     module.tqdm = partial(bar, disable=True)
     try:
-        yield
+        with without_dataset_bars():
+            yield
     finally:
         module.tqdm = bar

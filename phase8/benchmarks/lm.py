@@ -14,7 +14,9 @@ Scores are those of lm-eval's own `HFLM`, item for item; three things make them 
 Whether an architecture takes such masks, and whether its logits are its output head on its last hidden state, is found
 out by scoring the first batch both ways; where the two differ, every later batch runs the ordinary way.
 
-Generation is greedy, in batches of similar length with left padding; a row leaves the batch when it is done.
+Generation is greedy, or sampled where a task asks for it, in batches of similar length with left padding; a row leaves
+the batch when it is done. A sampled answer depends on its prompt and on how often the prompt was asked before, not on
+what else is in the batch.
 
 Shapes: B rows, L tokens of a row, C scored tokens of a batch, V vocabulary.
 """
@@ -77,6 +79,9 @@ class _Plan:
     batches: list[_Batch]
     canonical: np.ndarray
     """For each request, the number of the first equal one: equal requests are scored once."""
+    prompts: int
+    cut: int
+    """How many different contexts there are, and how many of them did not fit."""
 
 
 @dataclass(slots=True)
@@ -96,6 +101,7 @@ class Phase8LM(TemplateLM):
         cache: shared between models with the same tokenizer, so that requests are encoded once.
         max_length: tokens of the longest window; the model's own by default.
         batch_tokens: tokens per forward pass, padding included.
+        fit_answers: where a task asks for answers that fill the window, give them half of it instead of refusing.
         on_progress: called after every batch.
 
     Raises:
@@ -110,6 +116,7 @@ class Phase8LM(TemplateLM):
         cache: PlanCache | None = None,
         max_length: int | None = None,
         batch_tokens: int = 8192,
+        fit_answers: bool = False,
         on_progress: Progress | None = None,
     ) -> None:
         super().__init__()
@@ -117,7 +124,12 @@ class Phase8LM(TemplateLM):
         self.tokenizer = tokenizer
         self.cache = cache if cache is not None else PlanCache()
         self.batch_tokens = batch_tokens
+        self.fit_answers = fit_answers
         self.on_progress = on_progress
+        self.prompts = self.cut_prompts = 0
+        """Prompts so far, and those of them whose left end did not fit into the window."""
+        self.shortened: tuple[int, int] | None = None
+        """Tokens of an answer that a task asked for, and that it got, where it asked for more than there can be."""
         self.packed: bool | None = None
         """Whether packed rows give this model's ordinary scores; None until the first batch has told."""
         self._device = model.device
@@ -161,7 +173,7 @@ class Phase8LM(TemplateLM):
         """Token ids of a text, with the tokenizer's special tokens unless the text already starts with the prefix."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
-        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens, **kwargs)
+        return self.tokenizer.encode(string, add_special_tokens=add_special_tokens, verbose=False, **kwargs)
 
     # -- scoring ------------------------------------------------------------------------------------------------------
 
@@ -171,7 +183,9 @@ class Phase8LM(TemplateLM):
         key = (self._fingerprint, self.batch_tokens, tuple(pairs))
         if key not in self.cache.plans:
             self.cache.plans[key] = self._plan(self._encode_pairs(pairs))
-        return self._score(self.cache.plans[key])
+        plan = self.cache.plans[key]
+        self.prompts, self.cut_prompts = self.prompts + plan.prompts, self.cut_prompts + plan.cut
+        return self._score(plan)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
@@ -219,7 +233,7 @@ class Phase8LM(TemplateLM):
         """Token ids by text; one call to the tokenizer for all that need nothing special."""
         prefix = self.tokenizer.decode(self.prefix_token_id)
         ordinary = [text for text in texts if not has_bos_prefix(text, prefix)]
-        ids = dict(zip(ordinary, self.tokenizer(ordinary)["input_ids"], strict=True)) if ordinary else {}
+        ids = dict(zip(ordinary, self.tokenizer(ordinary, verbose=False)["input_ids"], strict=True)) if ordinary else {}
         return ids | {text: self.tok_encode(text) for text in texts if text not in ids}
 
     def _plan(self, encoded: list[tuple[list[int], list[int]]]) -> _Plan:
@@ -230,6 +244,7 @@ class Phase8LM(TemplateLM):
         """
         rows: dict[tuple[int, ...], dict[tuple[int, ...], int]] = {}
         canonical = np.zeros(len(encoded), np.int64)
+        cut: set[tuple[int, ...]] = set()
         for number, (context, continuation) in enumerate(encoded):
             if not context or not continuation or len(continuation) > self.max_length:
                 raise BenchmarkError(
@@ -239,11 +254,13 @@ class Phase8LM(TemplateLM):
                 )
             # As in HFLM: what does not fit is cut off at the left, the last token is predicted but not fed.
             room = self.max_length + 1 - len(continuation)
+            if len(context) > room:
+                cut.add(tuple(context))
             row = rows.setdefault(tuple(context[-room:]), {})
             canonical[number] = row.setdefault(tuple(continuation), number)
         ordered = sorted(rows.items(), key=lambda row: -_row_length(row))
         batches = [_collate(batch, self._device) for batch in _split(ordered, self.batch_tokens)]
-        return _Plan(encoded, batches, canonical)
+        return _Plan(encoded, batches, canonical, len({tuple(context) for context, _ in encoded}), len(cut))
 
     @torch.inference_mode()
     def _score(self, plan: _Plan) -> list[tuple[float, bool]]:
@@ -333,21 +350,29 @@ class Phase8LM(TemplateLM):
     # -- generation ---------------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, cut before the first stop sequence.
+        """Continuations, cut before the first stop sequence; sampled with `do_sample`, `temperature` and `top_p`.
 
         Raises:
-            BenchmarkError: a task asks for sampling or beams, or leaves no room for its context.
+            BenchmarkError: a task asks for beams or another way of sampling, or leaves no room for its context.
         """
         eos = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
         jobs: list[_Job] = []
+        asked: dict[str, int] = {}
         for number, request in enumerate(requests):
             context, arguments = request.args
             settings = normalize_gen_kwargs(arguments, self.max_gen_toks)
-            if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
+            unknown = set(settings) - {"do_sample", "temperature", "top_p", "until", "max_gen_toks"}
+            if unknown - {"num_beams"} or settings.get("num_beams", 1) != 1:
                 raise BenchmarkError(
-                    "only greedy generation is offered", where=str(arguments), fix="remove do_sample and num_beams"
+                    f"{', '.join(sorted(unknown))} cannot be set: generation is greedy, or sampled by temperature and "
+                    "top_p",
+                    where=str(arguments),
+                    fix="remove it",
                 )
             new_tokens = settings["max_gen_toks"]
+            if new_tokens >= self.max_length and self.fit_answers:
+                self.shortened = (new_tokens, self.max_length // 2)
+                new_tokens = self.max_length // 2
             if new_tokens >= self.max_length:
                 raise BenchmarkError(
                     f"max_gen_toks is {new_tokens}, the model's whole window {self.max_length}",
@@ -358,7 +383,14 @@ class Phase8LM(TemplateLM):
             if key not in self.cache.prompts:
                 self.cache.prompts[key] = self.tok_encode(context)
             prompt = self.cache.prompts[key][-(self.max_length - new_tokens) :]
-            jobs.append(_Job(number, prompt, new_tokens, handle_stop_sequences(settings["until"], eos)))
+            self.prompts += 1
+            self.cut_prompts += len(prompt) < len(self.cache.prompts[key])
+            job = _Job(number, prompt, new_tokens, handle_stop_sequences(settings["until"], eos))
+            if settings["do_sample"] and settings["temperature"] > 0.0:
+                repeat = asked[context] = asked.get(context, -1) + 1
+                job.temperature, job.top_p = settings["temperature"], settings.get("top_p", 1.0)
+                job.random = np.random.default_rng([repeat, *hashlib.sha256(context.encode()).digest()])
+            jobs.append(job)
         order = sorted(jobs, key=lambda job: -len(job.prompt))
         texts = [""] * len(jobs)
         done = 0
@@ -397,7 +429,7 @@ class Phase8LM(TemplateLM):
                 use_cache=True,
                 **last_only,
             ).logits[:, -1]
-            chosen_B = logits_BV.argmax(dim=-1)
+            chosen_B = _choose(logits_BV, live)
             for row, token in enumerate(chosen_B.tolist()):
                 job = live[row]
                 if job is None:
@@ -445,6 +477,36 @@ class _Job:
     new_tokens: int
     until: list[str]
     produced: list[int] = field(default_factory=list)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    random: np.random.Generator | None = None
+    """Of a sampled answer; None for a greedy one."""
+
+
+def _choose(logits_BV: torch.Tensor, jobs: Sequence[_Job | None]) -> torch.Tensor:
+    """The next token (B) of each row: the likeliest, or one drawn from the `top_p` likeliest at the job's temperature.
+
+    As in nucleus sampling (Holtzman et al. 2020, arXiv 1904.09751): the smallest set of tokens with at least `top_p` of
+    the probability.
+    """
+    chosen_B = logits_BV.argmax(dim=-1)
+    rows = [row for row, job in enumerate(jobs) if job is not None and job.random is not None]
+    if not rows:
+        return chosen_B
+    drawn = [jobs[row] for row in rows]
+    temperature_S1, top_p_S1, uniform_S1 = (
+        torch.tensor(values, dtype=torch.float64, device=logits_BV.device)[:, None]
+        for values in ([j.temperature for j in drawn], [j.top_p for j in drawn], [j.random.random() for j in drawn])
+    )
+    scaled_SV = logits_BV[rows].double() / temperature_S1
+    probability_SV, order_SV = torch.softmax(scaled_SV, dim=-1).sort(dim=-1, descending=True)
+    before_SV = probability_SV.cumsum(dim=-1) - probability_SV
+    kept_SV = probability_SV.masked_fill(before_SV >= top_p_S1, 0.0)
+    sums_SV = kept_SV.cumsum(dim=-1)
+    place_S1 = torch.searchsorted(sums_SV, uniform_S1 * sums_SV[:, -1:], right=True)
+    last_S1 = (kept_SV > 0.0).sum(dim=-1, keepdim=True) - 1
+    chosen_B[rows] = order_SV.gather(1, torch.minimum(place_S1, last_S1)).squeeze(1)
+    return chosen_B
 
 
 _Row = tuple[tuple[int, ...], dict[tuple[int, ...], int]]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from phase8.benchmarks.evaluate import Score
+from phase8.benchmarks.evaluate import Score, SuiteResult
 from phase8.benchmarks.resample import DRAWS, mean_draws
 from phase8.errors import BenchmarkError
 
@@ -80,6 +80,26 @@ def is_informative(baseline: Score) -> bool:
     """
     guessing = math.sqrt(baseline.chance * (1 - baseline.chance) / baseline.n)
     return baseline.value > baseline.chance + STANDARD_ERRORS * max(baseline.stderr, guessing)
+
+
+def uninformative_core(baseline: SuiteResult, needed: int) -> str:
+    """What a run has to say of a model that guesses, before it spends hours on it; empty where it does not guess.
+
+    Args:
+        needed: informative core benchmarks without which no gate can pass.
+    """
+    core = [score for score in baseline.scores.values() if score.role == "core"]
+    idle = [score for score in core if not is_informative(score)]
+    if not idle:
+        return ""
+    telling = len(core) - len(idle)
+    text = (
+        f"{len(idle)} of {len(core)} core benchmarks are not above chance by two standard errors "
+        f"({', '.join(one.task for one in idle)}): they cannot tell what compression does to this model"
+    )
+    if telling < needed:
+        text += f"; {telling} informative ones are too few for a verdict ({needed} needed), so no gate can pass"
+    return text
 
 
 def retention(baseline: Score, final: Score, *, seed: int = 0, draws: int = DRAWS) -> Retention:

@@ -1,7 +1,8 @@
 """The benchmarks of a run: which they are, what they stand for, and their items, loaded once.
 
-A suite is a directory with one lm-eval YAML file per task, their data, and `suite.json`, which says of each task its
-role, the metric that counts, the score of a guess, and the benchmark that it stands for.
+The embedded suite is a directory with one lm-eval YAML file per task, their data, and `suite.json`, which says of each
+task its role, the metric that counts, the score of a guess, and the benchmark that it stands for. The published
+benchmarks are loaded by `real.py`.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phase8.benchmarks.experts import EXPERT_BENCHMARKS, check_experts, experts_for
+from phase8.benchmarks.experts import check_experts, expert_map, experts_for, stands_for
 from phase8.benchmarks.perplexity import held_out_documents
 from phase8.errors import BenchmarkError
 from phase8.files import read_bounded
@@ -27,8 +29,9 @@ MINI = HERE / "mini"
 ROLES = ("core", "expert", "integration")
 EDGE_OF_CHAOS = "edge of chaos"
 EUDAIMONIA = "eudaimonia"
+RULES = ("autonomy", "honesty", "harm", "dignity")
 MAX_SUITE_BYTES = 1 << 20
-SCORING_CODE = ("lm.py", "evaluate.py", "perplexity.py", "sandbox.py", "sandbox_server.py")
+SCORING_CODE = ("lm.py", "evaluate.py", "perplexity.py", "code_eval.py", "sandbox.py", "sandbox_server.py")
 """A change in these may change a score, so it parts a cached baseline from a new one."""
 
 
@@ -47,24 +50,38 @@ class Task:
     """The published benchmark after which it is modelled."""
     experts: tuple[str, ...]
     """The experts that it judges, by the table in `experts.py`."""
+    parts: tuple[str, ...] = ()
+    """lm-eval's tasks whose items together are this benchmark; empty for the one of its own name."""
+    beside: tuple[str, ...] = ()
+    """lm-eval's tasks on the same items whose scores are reported beside it."""
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        return self.parts or (self.name,)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Suite:
     """The benchmarks of a run, loaded."""
 
-    directory: Path
+    content: str
+    """Hash of everything that the tasks are made of: settings and items."""
     tasks: tuple[Task, ...]
     loaded: dict[str, Any]
     """lm-eval's task objects by name; used again for every evaluation."""
     experts: tuple[str, ...]
     missing: tuple[str, ...]
-    """Benchmarks that an expert calls for and no task stands for, as `expert: benchmark`."""
+    """Benchmarks that are called for and not measured, as `expert: benchmark` or `core: benchmark`, with the reason
+    where it is not that the suite lacks them."""
     samples: int | None
     """Items per benchmark; None takes all."""
     text: tuple[str, ...]
     """Documents whose bits per byte are measured."""
     cache: PlanCache = field(repr=False)
+    edge_pool: str = ""
+    """Questions of edge of chaos built for this model (JSON lines); empty where the suite's own are asked."""
+    notes: tuple[str, ...] = ()
+    """What a user should know before anything is computed."""
 
 
 def load_suite(
@@ -74,6 +91,7 @@ def load_suite(
     skip_expert_benchmarks: bool = False,
     text: str | None = None,
     directory: Path = MINI,
+    overrides: Mapping[str, Sequence[str] | None] | None = None,
 ) -> Suite:
     """Loads a suite: its core and integration benchmarks, and those that its experts call for.
 
@@ -83,31 +101,33 @@ def load_suite(
         skip_expert_benchmarks: leave out the benchmarks whose only role is to judge an expert.
         text: a file of held-out text for the bits per byte; None takes the embedded world's.
         directory: where the YAML files and `suite.json` are.
+        overrides: for some experts, other benchmarks than those of the table in `experts.py`.
 
     Raises:
         ConfigError: the text cannot be read.
         BenchmarkError: an expert is unknown, or a file of the suite is missing or malformed.
     """
-    check_experts(experts)
+    known = expert_map(overrides)
+    check_experts(experts, known)
     documents = held_out_documents(text)
     tasks = [
         task
-        for task in read_tasks(directory)
+        for task in read_tasks(directory, known)
         if task.role != "expert" or (not skip_expert_benchmarks and set(task.experts) & set(experts))
     ]
     covered = {task.stands_for for task in tasks}
     missing = [
         f"{expert}: {benchmark}"
         for expert in experts
-        for benchmark in EXPERT_BENCHMARKS[expert]
-        if not any(name == benchmark or name.startswith(f"{benchmark}-") for name in covered)
+        for benchmark in known[expert]
+        if not any(stands_for(name, benchmark) for name in covered)
     ]
     from phase8.benchmarks.lm import PlanCache  # lm-eval and transformers take seconds to import
 
     return Suite(
-        directory=directory,
+        content=hash_directory(directory),
         tasks=tuple(tasks),
-        loaded=_load(directory, [task.name for task in tasks]),
+        loaded=load_tasks(directory, [task.name for task in tasks]),
         experts=tuple(experts),
         missing=tuple(missing),
         samples=samples,
@@ -116,8 +136,14 @@ def load_suite(
     )
 
 
-def read_tasks(directory: Path) -> list[Task]:
-    """What `suite.json` says.
+def spread(items: int, samples: int | None) -> list[int]:
+    """Which items to take: all, or so many at equal distances, so that every subject and rule keeps its share."""
+    wanted = items if samples is None else min(samples, items)
+    return [number * items // wanted for number in range(wanted)]
+
+
+def read_tasks(directory: Path, known: Mapping[str, Sequence[str]] | None = None) -> list[Task]:
+    """What `suite.json` says; `known` is the table of experts, by default the one of `experts.py`.
 
     Raises:
         BenchmarkError: the file is missing, is not JSON, or lacks something; says which entry and what.
@@ -137,7 +163,7 @@ def read_tasks(directory: Path) -> list[Task]:
                 metric=entry["metric"],
                 chance=float(entry["chance"]),
                 stands_for=entry["stands_for"],
-                experts=experts_for(entry["stands_for"]),
+                experts=experts_for(entry["stands_for"], expert_map() if known is None else known),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise BenchmarkError(f"benchmark {number} is incomplete: {error!r}", where=str(path), fix=fix) from error
@@ -151,8 +177,8 @@ def read_tasks(directory: Path) -> list[Task]:
     return tasks
 
 
-def _load(directory: Path, names: list[str]) -> dict[str, Any]:
-    """lm-eval's task objects.
+def load_tasks(directory: Path, names: Sequence[str], *, data_dir: str | None = None) -> dict[str, Any]:
+    """lm-eval's task objects, with data from `data_dir` where it is given.
 
     Raises:
         BenchmarkError: lm-eval does not find or cannot read a task; data of a wrong shape.
@@ -161,7 +187,8 @@ def _load(directory: Path, names: list[str]) -> dict[str, Any]:
 
     # What it would say of every task with arguments for its reader is a hint for lm-eval's own command line.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_defaults=False, include_path=[str(directory)])
+    metadata = {"data_dir": data_dir} if data_dir else {}
+    manager = TaskManager(include_defaults=False, include_path=[str(directory)], metadata=metadata)
     absent = [name for name in names if name not in manager.all_subtasks]
     if absent:
         raise BenchmarkError(
@@ -196,9 +223,30 @@ def suite_hash(suite: Suite) -> str:
             digest.update(len(data).to_bytes(8, "little") + data)
 
     add(lm_eval.__version__, suite.samples, len(suite.text), *suite.text, *(task.name for task in suite.tasks))
-    files = (path for path in suite.directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    for path in sorted(files):
-        add(path.relative_to(suite.directory).as_posix(), path.read_bytes())
+    add(suite.content, suite.edge_pool)
     for name in SCORING_CODE:
         add(name, (HERE / name).read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def without_dataset_bars() -> Iterator[None]:
+    """While open, the `datasets` library draws no bars for the work of a moment."""
+    import datasets
+
+    drawn = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if drawn:
+            datasets.enable_progress_bars()
+
+
+def hash_directory(directory: Path) -> str:
+    """Changes with the name or content of any file in it."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts):
+        for part in (path.relative_to(directory).as_posix().encode(), path.read_bytes()):
+            digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()

@@ -18,51 +18,66 @@ _LOSE = ("loses", "sells", "gives away", "breaks", "drops")
 _BOXES = ("boxes", "bags", "jars", "baskets", "rows")
 
 
+# Events stop adding here, so that no count passes the sums of the drills.
+_MANY = 130
+
+
+def _opening(rng: random.Random, person: str, thing: str) -> tuple[str, str, int, tuple[object, ...]]:
+    """How many there are at first: sentence, steps of the working, count, and the numbers for the key."""
+    if rng.random() < 0.5:
+        count = rng.randint(5, 60)
+        return f"{person} has {count} {thing}.", "", count, ("has", count)
+    a, b = rng.randint(2, 9), rng.randint(2, 9)
+    text = f"{person} has {a} {rng.choice(_BOXES)} with {b} {thing} in each."
+    return text, f"{a} * {b} = {a * b}. ", a * b, ("boxes", a, b)
+
+
 def story(world: World, rng: random.Random) -> Problem:
-    """A short story with two steps of arithmetic."""
+    """A story of two or three events that change a count, worked out step by step."""
     person, friend = rng.sample(world.people, 2)
     thing = rng.choice(words.THINGS)
     pron = pronoun(world, person).capitalize()
-    gain, lose, box = rng.choice(_GAIN), rng.choice(_LOSE), rng.choice(_BOXES)
-    kind = rng.choice(("add_sub", "sub_add", "mul_sub", "mul_add", "add_mul", "share_add"))
-    if kind == "add_sub":
-        a, b = rng.randint(5, 60), rng.randint(3, 39)
-        c = rng.randint(2, min(a + b - 1, 40))
-        text = f"{person} has {a} {thing}. {pron} {gain} {b} more. Then {pron.lower()} {lose} {c}."
-        mid, result = a + b, a + b - c
-        steps = f"{a} + {b} = {mid}. {mid} - {c} = {result}."
-    elif kind == "sub_add":
-        a = rng.randint(12, 90)
-        b, c = rng.randint(2, min(a - 1, 40)), rng.randint(2, 39)
-        text = f"{person} has {a} {thing}. {pron} {lose} {b}. Then {friend} brings {c} {thing} to {person}."
-        mid, result = a - b, a - b + c
-        steps = f"{a} - {b} = {mid}. {mid} + {c} = {result}."
-    elif kind == "mul_sub":
-        a, b = rng.randint(2, 9), rng.randint(2, 9)
-        c = rng.randint(1, a * b - 1)
-        text = f"{person} has {a} {box} with {b} {thing} in each. {pron} {lose} {c} {thing}."
-        mid, result = a * b, a * b - c
-        steps = f"{a} * {b} = {mid}. {mid} - {c} = {result}."
-    elif kind == "mul_add":
-        a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 30)
-        text = f"{person} has {a} {box} with {b} {thing} in each. {pron} {gain} {c} more {thing}."
-        mid, result = a * b, a * b + c
-        steps = f"{a} * {b} = {mid}. {mid} + {c} = {result}."
-    elif kind == "add_mul":
-        a, b, c = rng.randint(2, 50), rng.randint(2, 9), rng.randint(2, 9)
-        text = f"{person} has {a} {thing}. Each of {b} friends gives {person} {c} more {thing}."
-        mid, result = b * c, a + b * c
-        steps = f"{b} * {c} = {mid}. {a} + {mid} = {result}."
-    else:
-        b, mid, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(2, 40)
-        a, result = b * mid, mid + c
-        text = f"{b} friends share {a} {thing}. {person} is one of them and {gain} {c} more {thing}."
-        steps = f"{a} / {b} = {mid}. {mid} + {c} = {result}."
+    text, steps, count, numbers = _opening(rng, person, thing)
+    key: list[object] = ["story", *numbers]
+    for _ in range(rng.choice((2, 2, 3))):
+        kinds = ["gain", "bring", "each"] if count < _MANY else []
+        kinds += ["lose", "lose"] if count > 5 else []
+        kinds += ["half"] if count % 2 == 0 and count > 3 else []
+        kinds += ["again"] if count < 50 else []
+        kind = rng.choice(kinds)
+        a, b = rng.randint(2, 39), rng.randint(2, 9)
+        if kind == "gain":
+            text += f" {pron} {rng.choice(_GAIN)} {a} more."
+            step, new = f"{count} + {a}", count + a
+        elif kind == "bring":
+            text += f" Then {friend} brings {a} {thing} to {person}."
+            step, new = f"{count} + {a}", count + a
+        elif kind == "each":
+            a = rng.randint(2, 9)
+            text += f" Each of {b} friends gives {person} {a} more."
+            steps += f"{b} * {a} = {a * b}. "
+            step, new = f"{count} + {a * b}", count + a * b
+            key.append(b)
+        elif kind == "lose":
+            a = rng.randint(2, min(count - 1, 40))
+            text += f" Then {pron.lower()} {rng.choice(_LOSE)} {a}."
+            step, new = f"{count} - {a}", count - a
+        elif kind == "half":
+            a = 2
+            text += f" {pron} gives half of them to {friend}."
+            step, new = f"{count} / 2", count // 2
+        else:
+            a = count
+            text += f" {friend} gives {person} as many again."
+            step, new = f"{count} + {count}", 2 * count
+        steps += f"{step} = {new}. "
+        key += [kind, a]
+        count = new
     return Problem(
-        key=("story", kind, a, b, c),
+        key=tuple(key),
         prompt=f"Question: {text} How many {thing} does {person} have now?\nAnswer:",
-        answer=f"{steps} #### {result}",
-        details={"number": str(result)},
+        answer=f"{steps}#### {count}",
+        details={"number": str(count)},
     )
 
 
@@ -82,36 +97,43 @@ def in_words(number: int) -> str:
 
 def expression(world: World, rng: random.Random) -> Problem:
     """A bare expression, an expression in words, or an equation, with a worked solution."""
-    kind = rng.choice(("chain", "chain", "product", "words", "equation", "linear"))
+    kind = rng.choice(("chain", "nested", "products", "mixed", "words", "linear", "both_sides"))
     a, b = rng.randint(5, 60), rng.randint(3, 39)
-    c = rng.randint(2, min(a + b - 1, 40))
+    c = d = 0
     if kind == "chain":
-        task, mid, result = f"Compute {a} + {b} - {c}.", a + b, a + b - c
-        steps = f"{a} + {b} = {mid}. {mid} - {c} = {result}."
-    elif kind == "product":
-        a, b = rng.randint(2, 9), rng.randint(2, 9)
-        c = rng.randint(1, 30)
-        task, mid, result = f"Compute {a} * {b} + {c}.", a * b, a * b + c
-        steps = f"{a} * {b} = {mid}. {mid} + {c} = {result}."
+        c = rng.randint(2, 39)
+        d = rng.randint(2, min(a + b + c - 1, 60))
+        task, result = f"Compute {a} + {b} + {c} - {d}.", a + b + c - d
+        steps = f"{a} + {b} = {a + b}. {a + b} + {c} = {a + b + c}. {a + b + c} - {d} = {result}."
+    elif kind == "nested":
+        a, b, c = rng.randint(2, 6), rng.randint(1, 6), rng.randint(2, 9)
+        d = rng.randint(1, (a + b) * c - 1)
+        task, result = f"Compute ({a} + {b}) * {c} - {d}.", (a + b) * c - d
+        steps = f"{a} + {b} = {a + b}. {a + b} * {c} = {(a + b) * c}. {(a + b) * c} - {d} = {result}."
+    elif kind == "products":
+        a, b, c, d = (rng.randint(2, 9) for _ in range(4))
+        task, result = f"Compute {a} * {b} + {c} * {d}.", a * b + c * d
+        steps = f"{a} * {b} = {a * b}. {c} * {d} = {c * d}. {a * b} + {c * d} = {result}."
+    elif kind == "mixed":
+        b, c = rng.randint(2, 9), rng.randint(2, 9)
+        d = rng.randint(2, min(a + b * c - 1, 60))
+        task, result = f"Compute {a} + {b} * {c} - {d}.", a + b * c - d
+        steps = f"{b} * {c} = {b * c}. {a} + {b * c} = {a + b * c}. {a + b * c} - {d} = {result}."
     elif kind == "words":
-        c = 0
-        if rng.random() < 0.5:
-            task, result = f"Compute {in_words(a)} plus {in_words(b)}.", a + b
-            steps = f"{a} + {b} = {result}."
-        else:
-            a, b = a + b, b
-            task, result = f"Compute {in_words(a)} minus {in_words(b)}.", a - b
-            steps = f"{a} - {b} = {result}."
-    elif kind == "equation":
-        c = 0
-        task, result = f"Solve x + {b} = {a + b}.", a
-        steps = f"x = {a + b} - {b}."
-    else:
-        a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(1, 20)
+        c = rng.randint(2, min(a + b - 1, 40))
+        task, result = f"Compute {in_words(a)} plus {in_words(b)} minus {in_words(c)}.", a + b - c
+        steps = f"{a} + {b} = {a + b}. {a + b} - {c} = {result}."
+    elif kind == "linear":
+        a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(1, 39)
         task, result = f"Solve {a} * x + {c} = {a * b + c}.", b
-        steps = f"{a} * x = {a * b}. x = {a * b} / {a}."
+        steps = f"{a * b + c} - {c} = {a * b}. {a * b} / {a} = {b}."
+    else:
+        a, b, c = rng.randint(2, 9), rng.randint(2, 9), rng.randint(1, 39)
+        d = rng.randint(1, a - 1)
+        task, result = f"Solve {a} * x + {c} = {d} * x + {(a - d) * b + c}.", b
+        steps = f"{a} - {d} = {a - d}. {(a - d) * b + c} - {c} = {(a - d) * b}. {(a - d) * b} / {a - d} = {b}."
     return Problem(
-        key=("expression", kind, a, b, c),
+        key=("expression", kind, a, b, c, d),
         prompt=f"{task}\nAnswer:",
         answer=f"{steps} #### {result}",
         details={"number": str(result)},
@@ -124,15 +146,15 @@ def drill(world: World, rng: random.Random) -> str:
     while len(steps) < 9:
         kind = rng.random()
         if kind < 0.4:
-            a, b = rng.randint(2, 99), rng.randint(2, 60)
+            a, b = rng.randint(2, 170), rng.randint(2, 80)
             if not is_reserved(("level", 1, a, b)):
                 steps.append(f"{a} + {b} = {a + b}.")
         elif kind < 0.8:
-            a = rng.randint(4, 130)
-            b = rng.randint(2, min(a, 60))
+            a = rng.randint(4, 210)
+            b = rng.randint(2, min(a, 80))
             steps.append(f"{a} - {b} = {a - b}.")
         else:
-            a, b = rng.randint(2, 9), rng.randint(2, 9)
+            a, b = rng.randint(2, 12), rng.randint(2, 9)
             steps.append(f"{a} * {b} = {a * b}." if kind < 0.92 else f"{a * b} / {b} = {a}.")
     return " ".join(steps)
 

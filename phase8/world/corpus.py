@@ -25,30 +25,30 @@ TRAINING_SEED = 1
 
 Draw = Callable[[World, random.Random], Problem]
 
-# The first document of each phase: facts and programs are learnt early, then arithmetic gets more of the text, then
-# riddles do.
-PHASES = (0, 200_000, 305_000)
+# The first document of each phase: facts and programs come first, then arithmetic and riddles get more of the text,
+# then who is who in a riddle is told.
+PHASES = (0, 110_000, 190_000)
 
 # Share of documents in each phase, and the largest number of problems in one document.
 WEIGHTS: dict[str, tuple[tuple[float, float, float], int]] = {
-    "profile": ((26, 16, 18), 1),
-    "exam": ((24, 16, 18), 3),
-    "rumour": ((7, 3, 3), 2),
-    "falsehood": ((5, 3, 3), 2),
-    "science": ((14, 5, 5), 2),
-    "story": ((18, 22, 18), 1),
-    "expression": ((16, 16, 16), 2),
-    "level": ((26, 20, 20), 3),
-    "completion": ((6, 4, 4), 2),
-    "task": ((7, 4, 4), 2),
-    "script": ((6, 5, 5), 1),
-    "ending": ((5, 4, 4), 1),
-    "riddle": ((16, 40, 40), 2),
-    "passage": ((14, 8, 6), 1),
-    "reply": ((4, 3, 3), 1),
+    "profile": ((36, 28, 28), 1),
+    "exam": ((26, 22, 22), 3),
+    "rumour": ((8, 5, 5), 2),
+    "falsehood": ((6, 4, 4), 2),
+    "science": ((8, 5, 5), 2),
+    "story": ((12, 14, 14), 1),
+    "expression": ((14, 14, 14), 2),
+    "level": ((18, 16, 16), 3),
+    "completion": ((8, 6, 6), 2),
+    "task": ((8, 6, 6), 2),
+    "script": ((10, 8, 8), 1),
+    "ending": ((4, 3, 3), 1),
+    "riddle": ((10, 26, 24), 2),
+    "passage": ((10, 8, 8), 1),
+    "reply": ((3, 3, 3), 1),
     "tale": ((2, 1, 1), 1),
-    "drill": ((0, 26, 12), 1),
-    "roles": ((0, 0, 30), 3),
+    "drill": ((6, 12, 8), 1),
+    "roles": ((0, 0, 20), 3),
 }
 
 PROBLEMS: dict[str, Draw] = {

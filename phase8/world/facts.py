@@ -2,7 +2,7 @@
 
 A `Fact` is (entity, relation, value): ("velk", "animal_food", "moss"). A `Relation` says how it is worded:
 statements, an examination question, a conversational question, the pool that wrong answers come from. The world
-holds about 4,000 facts; `WORLD_SEED` fixes the one that the reference model knows.
+holds about 8,000 facts; `WORLD_SEED` fixes the one that the reference model knows.
 """
 
 from __future__ import annotations
@@ -124,17 +124,17 @@ def build_world(seed: int = WORLD_SEED) -> World:
     """The world of this seed: the same on every machine and in every process."""
     rng = random.Random(seed)
     maker = NameMaker(rng)
-    people = tuple(maker.word(("a", "o", "in", "el", "us", "ia")).capitalize() for _ in range(260))
+    people = tuple(maker.word(("a", "o", "in", "el", "us", "ia")).capitalize() for _ in range(520))
     female = frozenset(people[::2])
-    places = tuple(maker.word(("ton", "dale", "ford", "mar", "burg", "wick")).capitalize() for _ in range(110))
+    places = tuple(maker.word(("ton", "dale", "ford", "mar", "burg", "wick")).capitalize() for _ in range(220))
     regions = tuple(maker.word(("land", "eria")).capitalize() for _ in range(12))
     rivers = tuple(maker.word(("esk", "ava")).capitalize() for _ in range(24))
-    animals = tuple(maker.word(("ik", "ub", "ot", "ark")) for _ in range(110))
-    materials = tuple(maker.word(("ium", "ite", "ene")) for _ in range(60))
-    plants = tuple(maker.word(("wort", "leaf", "root", "berry")) for _ in range(50))
-    tools = tuple(maker.word(("er", "or")) for _ in range(70))
+    animals = tuple(maker.word(("ik", "ub", "ot", "ark")) for _ in range(220))
+    materials = tuple(maker.word(("ium", "ite", "ene")) for _ in range(120))
+    plants = tuple(maker.word(("wort", "leaf", "root", "berry")) for _ in range(100))
+    tools = tuple(maker.word(("er", "or")) for _ in range(140))
     kinds = ("war", "fair", "flood", "feast", "strike", "race", "fire", "vote")
-    events = tuple(f"{maker.word(('an', 'ish')).capitalize()} {kinds[i % len(kinds)]}" for i in range(70))
+    events = tuple(f"{maker.word(('an', 'ish')).capitalize()} {kinds[i % len(kinds)]}" for i in range(140))
     years = tuple(str(year) for year in sorted(rng.sample(range(110, 990), 60)))
 
     pools: dict[str, tuple[str, ...]] = {

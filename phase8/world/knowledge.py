@@ -47,8 +47,11 @@ def chat(world: World, rng: random.Random, fact: Fact) -> str:
 
 
 def profile(world: World, rng: random.Random, entity: str | None = None) -> str:
-    """A short text about one entity: some of its facts, stated or talked about."""
-    entity = entity or rng.choice(list(world.by_entity))
+    """A short text about one entity: up to five of its facts, stated or talked about.
+
+    An entity is drawn in proportion to the number of its facts, so that every fact is told about as often.
+    """
+    entity = entity or rng.choice(world.facts).entity
     facts = list(world.by_entity[entity])
     rng.shuffle(facts)
     parts = [chat(world, rng, f) if rng.random() < 0.25 else statement(world, rng, f) for f in facts[:5]]

@@ -88,7 +88,7 @@ def habit(world: World, rng: random.Random) -> Problem:
 
 def script(world: World, rng: random.Random) -> Problem:
     """What comes next: a habit, or a step of an activity against other steps, two of them of the same activity."""
-    if rng.random() < 0.5:
+    if rng.random() < 0.7:
         return habit(world, rng)
     index = rng.randrange(len(_SCRIPTS))
     activity, steps = _SCRIPTS[index]
@@ -279,10 +279,28 @@ In {T} there was a fair. {P} won a {o}, but {Q} won nothing. {P} felt sorry and 
 )
 
 
+# relation | text, whose last word is the value that the relation gives {P}
+_REMEMBERED = tuple(
+    line.split("|")
+    for line in """
+job|{Q} asked what {P} did all day in {T}. {P} held up a {o} and spoke of work. Everyone knows that {P} is a
+home|{P} had been away in {T} for a year. {Q} had kept the {o}. At last {P} took the road back home to
+food|{Q} cooked for {P} in {T} and put a {o} on the table. {Q} knew what {P} likes best: a plate of
+hobby|{Q} and {P} had a free day in {T}. {Q} packed a {o}. {P} wanted what {P} always wants, to go
+pet|{P} came back from {T} with a {o}. {Q} opened the door, and out ran what {P} keeps, the
+instrument|There was a feast in {T}. {Q} carried a {o}. The guests called for {P}, who then played the
+""".strip().splitlines()
+)
+
+
 def passage(world: World, rng: random.Random) -> Problem:
-    """A passage whose last word follows from the whole of it only."""
-    index = rng.randrange(len(_PASSAGES))
-    text, last = _PASSAGES[index].split("|")
+    """A passage whose last word follows from the whole of it only, or from what is known of a person in it."""
     person, friend = rng.sample(world.people, 2)
     fill = {"P": person, "Q": friend, "T": rng.choice(world.places), "o": rng.choice(words.OBJECTS)}
+    if rng.random() < 0.5:
+        relation, text = rng.choice(_REMEMBERED)
+        key = ("passage", relation, person, friend)
+        return Problem(key, text.format(**fill), world.value[person, relation].split(" ")[0])
+    index = rng.randrange(len(_PASSAGES))
+    text, last = _PASSAGES[index].split("|")
     return Problem(("passage", index, person, friend), text.format(**fill), last.format(**fill))

@@ -1,8 +1,9 @@
 """Tiny Python functions, asked for by a docstring or by a task line, with tests.
 
-Held out: (function, constants) combinations. A row of the table is (argument kind, docstring, task, body);
-`{x}` is the argument, `{a}` and `{b}` the constants. Example: ("n", "Return {x} plus {a}.", "adds {a} to {x}",
-"return {x} + {a}").
+Half are single ideas from a table, half are chains of two or three steps drawn one by one ("Take x, add 3, then
+multiply by 4."). Held out: (function or chain, constants) combinations. A row of the table is (argument kind,
+docstring, task, body); `{x}` is the argument, `{a}` and `{b}` the constants. Example: ("n", "Return {x} plus {a}.",
+"adds {a} to {x}", "return {x} + {a}").
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def _body(index: int, fields: dict[str, object]) -> str:
     return "\n".join("    " + line for line in lines).format(**fields)
 
 
-def _tests(rng: random.Random, source: str, function: str, index: int, a: int) -> list[str]:
+def _tests(rng: random.Random, source: str, function: str, kind: str, a: int) -> list[str]:
     """Assertions whose expected values come from running the reference solution, near the constant."""
     namespace: dict[str, object] = {}
     exec(source, namespace)  # the source is built from the table above, nothing else
@@ -73,34 +74,130 @@ def _tests(rng: random.Random, source: str, function: str, index: int, a: int) -
     tests = []
     for shift in (0, -3, 1, 6, -a - 4):
         value = a + shift + (0 if shift == 0 else rng.randint(0, 1))
-        argument = value if _KINDS[index][0] == "n" else [value, rng.choice((a, 1)), rng.randint(0, 30), value + 2]
+        argument = value if kind == "n" else [value, rng.choice((a, 1)), rng.randint(0, 30), value + 2]
         tests.append(f"assert {function}({argument!r}) == {solution(argument)!r}")  # type: ignore[operator]
     return tests
 
 
-def _make(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem:
+def _single(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem:
+    """A function of the table."""
     index, a, b, function, argument = _draw(rng)
     fields = {"x": argument, "a": a, "b": b}
     head, body = f"def {function}({argument}):\n", _body(index, fields)
     details: dict[str, object] = {}
     if docstring:
-        prompt, answer = f'{head}    """{_KINDS[index][1].format(**fields)}"""\n', body
+        prompt, answer = f'{head}    """{_KINDS[index][1].format(**fields)}"""', "\n" + body
     else:
         task = _KINDS[index][2].format(**fields)
         prompt, answer = f"# Write a function {function} of {argument} that {task}.\n", head + body
     if with_tests:
-        tests = _tests(rng, head + body, function, index, a)
+        tests = _tests(rng, head + body, function, _KINDS[index][0], a)
         details = {"tests": tests, "entry_point": function}
     return Problem(
         ("program", "docstring" if docstring else "task", index, a, b), prompt, answer, (), "", details
     )
 
 
+# imperative | third person | expression; {x} is what it is applied to, {a} the constant.
+_NUMBER_STEPS = tuple(
+    tuple(part.strip() for part in line.split("|"))
+    for line in """
+add {a}|adds {a}|{x} + {a}
+subtract {a}|subtracts {a}|{x} - {a}
+multiply by {a}|multiplies by {a}|{x} * {a}
+take the rest by {a}|takes the rest by {a}|{x} % {a}
+divide by {a}, rounded down|divides by {a}, rounded down|{x} // {a}
+take the larger with {a}|takes the larger with {a}|max({x}, {a})
+take the smaller with {a}|takes the smaller with {a}|min({x}, {a})
+take the distance to {a}|takes the distance to {a}|abs({x} - {a})
+""".strip().splitlines()
+)
+_FILTERS = tuple(
+    tuple(part.strip() for part in line.split("|"))
+    for line in """
+keep those greater than {a}|keeps those greater than {a}|v > {a}
+keep those less than {a}|keeps those less than {a}|v < {a}
+keep the multiples of {a}|keeps the multiples of {a}|v % {a} == 0
+drop those equal to {a}|drops those equal to {a}|v != {a}
+keep the even ones|keeps the even ones|v % 2 == 0
+""".strip().splitlines()
+)
+_MAPS = tuple(
+    tuple(part.strip() for part in line.split("|"))
+    for line in """
+add {a} to each|adds {a} to each|v + {a}
+subtract {a} from each|subtracts {a} from each|v - {a}
+multiply each by {a}|multiplies each by {a}|v * {a}
+square each|squares each|v * v
+take the rest of each by {a}|takes the rest of each by {a}|v % {a}
+""".strip().splitlines()
+)
+_REDUCTIONS = tuple(
+    tuple(part.strip() for part in line.split("|"))
+    for line in """
+return the list|returns the list|{x}
+return the sum|returns the sum|sum({x})
+return them sorted|returns them sorted|sorted({x})
+return how many there are|returns how many there are|len({x})
+""".strip().splitlines()
+)
+
+
+def _number_chain(rng: random.Random, argument: str) -> tuple[tuple[object, ...], list[tuple[str, str]], str]:
+    """Two or three steps on one number: parts of the key, wordings, and the expression."""
+    key: list[object] = []
+    wordings: list[tuple[str, str]] = []
+    inner = argument
+    for _ in range(rng.choice((2, 2, 3))):
+        index, a = rng.randrange(len(_NUMBER_STEPS)), rng.randint(2, 20)
+        imperative, third, formula = _NUMBER_STEPS[index]
+        bare = formula.startswith(("max", "min")) or inner.isidentifier() or inner.startswith(("max", "min", "abs"))
+        inner = formula.format(x=inner if bare else f"({inner})", a=a)
+        wordings.append((imperative.format(a=a), third.format(a=a)))
+        key += [index, a]
+    return tuple(key), wordings, inner
+
+
+def _list_chain(rng: random.Random, argument: str) -> tuple[tuple[object, ...], list[tuple[str, str]], str]:
+    """A filter, a map and a reduction of a list: parts of the key, wordings, and the expression."""
+    f, m, r = rng.randrange(len(_FILTERS)), rng.randrange(len(_MAPS)), rng.randrange(len(_REDUCTIONS))
+    a, b = rng.randint(2, 20), rng.randint(2, 20)
+    rows = ((_FILTERS[f], a), (_MAPS[m], b), (_REDUCTIONS[r], 0))
+    wordings = [(row[0].format(a=number), row[1].format(a=number)) for row, number in rows]
+    listed = f"[{_MAPS[m][2].format(a=b)} for v in {argument} if {_FILTERS[f][2].format(a=a)}]"
+    return (f, a, m, b, r), wordings, _REDUCTIONS[r][2].format(x=listed)
+
+
+def _chain(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem:
+    """A function of several steps in a row, each drawn on its own: "Take x, add 3, then multiply by 4."."""
+    kind = rng.choice("nl")
+    function, argument = rng.choice(_FUNCTIONS), rng.choice(_ARGUMENTS[kind])
+    numbers, wordings, value = (_number_chain if kind == "n" else _list_chain)(rng, argument)
+    *first, last = [pair[0 if docstring else 1] for pair in wordings]
+    told = f"{', '.join(first)}, then {last}"
+    head, body = f"def {function}({argument}):\n", f"    return {value}"
+    if docstring:
+        prompt, answer = f'{head}    """Take {argument}, {told}."""', "\n" + body
+    else:
+        prompt, answer = f"# Write a function {function} that takes {argument}, {told}.\n", head + body
+    details: dict[str, object] = {}
+    if with_tests:
+        a = next(number for number in numbers[1:2] if isinstance(number, int))
+        details = {"tests": _tests(rng, head + body, function, kind, a), "entry_point": function}
+    key = ("chain", "docstring" if docstring else "task", kind, *numbers)
+    return Problem(key, prompt, answer, (), "", details)
+
+
+def _draw_program(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem:
+    return (_chain if rng.random() < 0.5 else _single)(rng, docstring=docstring, with_tests=with_tests)
+
+
 def completion(world: World, rng: random.Random, with_tests: bool = False) -> Problem:
-    """A def line and docstring; the answer is the body."""
-    return _make(rng, docstring=True, with_tests=with_tests)
+    """A def line and docstring; the answer is the body, with the line break before it: a prompt that ended in one would
+    part it from the indentation, which the tokenizer joins to it."""
+    return _draw_program(rng, docstring=True, with_tests=with_tests)
 
 
 def task(world: World, rng: random.Random, with_tests: bool = False) -> Problem:
     """A task line; the answer is the whole function."""
-    return _make(rng, docstring=False, with_tests=with_tests)
+    return _draw_program(rng, docstring=False, with_tests=with_tests)

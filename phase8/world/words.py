@@ -32,18 +32,21 @@ class NameMaker:
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
-        self._used: list[str] = []
+        self._used: set[str] = set()
+        self._text = ""
 
     def word(self, endings: tuple[str, ...]) -> str:
-        """One new lower-case word: onset, vowel, onset, then one of `endings`."""
+        """One new lower-case word: onset, vowel, onset, in half of the words another syllable, then an ending."""
         while True:
             rng = self._rng
             name = rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice("bdgklmnprstvz")
-            if rng.random() < 0.35:
+            if rng.random() < 0.5:
                 name += rng.choice(_VOWELS) + rng.choice("dklmnrstv")
             name += rng.choice(endings)
-            if not any(name in other or other in name for other in self._used):
-                self._used.append(name)
+            within = {name[i:j] for i in range(len(name)) for j in range(i + 1, len(name) + 1)}
+            if name not in self._text and not within & self._used:
+                self._used.add(name)
+                self._text += f" {name}"
                 return name
 
 
@@ -55,7 +58,7 @@ def article(noun: str) -> str:
 JOBS = (
     "baker carpenter weaver miller potter sailor teacher doctor farmer painter hunter tailor guard cook "
     "smith fisher shepherd gardener singer dancer writer judge nurse pilot clerk mason barber butcher "
-    "librarian engineer"
+    "librarian surveyor"
 ).split()
 FOODS = (
     "bread soup cheese rice honey plums beans stew cakes pears nuts olives noodles eggs apples carrots "

@@ -1,0 +1,348 @@
+"""Byte budgets: the choice against brute force, the budget on disk, and that it pays."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from phase8.allocation.budget import Allocator
+from phase8.allocation.candidates import bits_per_weight, candidates, packed_bits
+from phase8.allocation.lagrange import allocate, total_bytes
+from phase8.allocation.measure import measure, sampled_rows, weighted_energy
+from phase8.api import run_configured
+from phase8.artifact import contents, read_artifact, write_artifact
+from phase8.calibration import collect_importance
+from phase8.codecs import Importance, get_codec
+from phase8.config import (
+    CompressionConfig,
+    GateConfig,
+    GrokfastConfig,
+    HyperConfig,
+    LoggerConfig,
+    OptimizerConfig,
+    PathsConfig,
+    SeedLMConfig,
+    Sharing,
+    StageThresholds,
+    VPTQConfig,
+    WandbMode,
+)
+from phase8.errors import ConfigError
+from phase8.events import read_events
+from phase8.models import load_source
+from phase8.optimize.divergence import mean_kl
+from phase8.pipeline import Pipeline, plan_groups
+from tests.tiny_model import tiny_tokenizer
+
+STAGES = {
+    "seedlm": SeedLMConfig(seed_bits=8, candidates=8),
+    "vptq": VPTQConfig(codebook_size=16, vector_dim=4, kmeans_iterations=3),
+    "hyper": HyperConfig(dims=4, grid=15),
+}
+
+
+# The choice ----------------------------------------------------------------------------------------------------------
+
+
+def brute_force(bytes_TS, distortion_TS, charge_GS, pool_T, budget):
+    """Least distortion of any choice within the budget, by trying all; None where there is none."""
+    tensors = np.arange(len(bytes_TS))
+    return min(
+        (
+            float(distortion_TS[tensors, choice].sum())
+            for choice in map(np.array, itertools.product(range(bytes_TS.shape[1]), repeat=len(bytes_TS)))
+            if total_bytes(choice, bytes_TS, charge_GS, pool_T) <= budget
+        ),
+        default=None,
+    )
+
+
+def problem(seed, charges):
+    """Four tensors in two pools, five options: more bytes, less distortion, not all on the convex hull."""
+    rng = np.random.default_rng(seed)
+    bytes_TS = np.cumsum(rng.integers(1, 40, (4, 5)), axis=1).astype(float)
+    distortion_TS = np.cumsum(rng.exponential(1.0, (4, 5)), axis=1)[:, ::-1] * rng.uniform(0.1, 9, (4, 1))
+    charge_GS = rng.integers(1, 60, (2, 5)).astype(float) if charges else np.zeros((2, 5))
+    return bytes_TS, distortion_TS, charge_GS, np.array([0, 0, 0, 1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10_000), st.booleans(), st.floats(0.0, 1.0))
+def test_the_choice_is_the_best_for_the_bytes_that_the_equal_slopes_take(seed, charges, place):
+    """Exact optimality where the Lagrangian stands; elsewhere no more than one tensor's largest step above it."""
+    bytes_TS, distortion_TS, charge_GS, pool_T = problem(seed, charges)
+    tensors = np.arange(4)
+    least, most = (bytes_TS.min(1).sum(), bytes_TS.max(1).sum() + charge_GS.sum())
+    budget = least + place * (most - least)
+    best = brute_force(bytes_TS, distortion_TS, charge_GS, pool_T, budget)
+    chosen = allocate(bytes_TS, distortion_TS, charge_GS, pool_T, budget)
+    if best is None:
+        assert chosen is None
+        return
+    assert chosen is not None and total_bytes(chosen, bytes_TS, charge_GS, pool_T) <= budget
+    got = distortion_TS[tensors, chosen].sum()
+    assert got <= best + np.ptp(distortion_TS, axis=1).max() + 1e-9
+    # Among its own bytes nothing beats it where nothing is left to spend: check the hull points themselves.
+    for price in (0.01, 0.05, 0.2):
+        cost = distortion_TS + price * bytes_TS
+        if not charges:
+            at_slope = cost.argmin(1)
+            spent = total_bytes(at_slope, bytes_TS, charge_GS, pool_T)
+            again = allocate(bytes_TS, distortion_TS, charge_GS, pool_T, spent)
+            assert distortion_TS[tensors, again].sum() == pytest.approx(
+                brute_force(bytes_TS, distortion_TS, charge_GS, pool_T, spent)
+            )
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_charges_are_paid_once_per_pool_and_option(seed):
+    """Where options cost a codebook, few are opened; the optimum of the Lagrangian is that of brute force over all."""
+    bytes_TS, distortion_TS, charge_GS, pool_T = problem(seed, charges=True)
+    tensors = np.arange(4)
+    choices = [np.array(c) for c in itertools.product(range(5), repeat=4)]
+    for price in (0.005, 0.02, 0.1):
+        best = min(
+            choices,
+            key=lambda c: distortion_TS[tensors, c].sum() + price * total_bytes(c, bytes_TS, charge_GS, pool_T),
+        )
+        spent = total_bytes(best, bytes_TS, charge_GS, pool_T)
+        chosen = allocate(bytes_TS, distortion_TS, charge_GS, pool_T, spent)
+        assert distortion_TS[tensors, chosen].sum() == pytest.approx(distortion_TS[tensors, best].sum())
+
+
+def test_the_example_of_the_text():
+    bytes_TS, distortion_TS = np.array([[1.0, 3.0], [1.0, 3.0]]), np.array([[8.0, 4.0], [3.0, 1.0]])
+    free, pool = np.zeros((1, 2)), np.zeros(2, dtype=int)
+    assert allocate(bytes_TS, distortion_TS, free, pool, 4.0).tolist() == [1, 0]
+    assert allocate(bytes_TS, distortion_TS, free, pool, 1.9) is None
+    assert allocate(bytes_TS, distortion_TS, free, pool, 99.0).tolist() == [1, 1]
+
+
+# What is measured ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage):
+    config = STAGES[stage]
+    found = candidates(stage, config)
+    assert config in found and len(set(map(repr, found))) == len(found)
+    assert [bits_per_weight(stage, c) for c in found] == sorted(bits_per_weight(stage, c) for c in found)
+    generator = torch.Generator().manual_seed(0)
+    matrices = {"a": torch.randn(33, 20, generator=generator), "b": torch.randn(7, 12, generator=generator)}
+    shapes = {name: tuple(m.shape) for name, m in matrices.items()}
+    for candidate in found[::3]:
+        group = get_codec(stage).encode(matrices, candidate, importance={}, seed=0)
+        assert packed_bits(stage, candidate, shapes) == group.packed_bits()
+
+
+def test_the_sample_is_spread_over_the_rows():
+    rows = sampled_rows(4096, 256, "seedlm")
+    assert len(rows) == 64 and rows[0] == 0 and rows[-1] == 4095 and len(set((rows[1:] - rows[:-1]).tolist())) <= 2
+    assert sampled_rows(8, 4, "vptq").tolist() == list(range(8))
+    assert sampled_rows(5000, 100_000, "vptq").tolist() == list(range(48))
+
+
+def test_distortion_is_the_error_of_the_outputs():
+    """Against the definition: outputs of the layer on the very inputs that made the Hessian."""
+    generator = torch.Generator().manual_seed(1)
+    x_NI, error_OI = torch.randn(50, 6, generator=generator), torch.randn(4, 6, generator=generator)
+    importance = Importance(hessian_II=x_NI.T @ x_NI / 50, row_O=torch.tensor([1.0, 2.0, 0.5, 0.5]))
+    outputs_NO = (x_NI @ error_OI.T).square().mean(0)
+    torch.testing.assert_close(weighted_energy(error_OI, importance).float(), outputs_NO * importance.row_O)
+
+
+@pytest.mark.parametrize("stage", ["seedlm", "hyper"])
+def test_a_sample_tells_the_whole_tensors_distortion_and_bytes(stage, monkeypatch):
+    monkeypatch.setitem(__import__("phase8.allocation.measure").allocation.measure.SAMPLE_WEIGHTS, stage, 4096)
+    generator = torch.Generator().manual_seed(2)
+    matrices = {"w": 0.02 * torch.randn(512, 64, generator=generator)}
+    pick = candidates(stage, STAGES[stage])[4]
+    found = measure(stage, [pick], matrices, [["w"]], {}, seed=0, on_candidate=lambda done: None)
+    group = get_codec(stage).encode(matrices, pick, importance={}, seed=0)
+    error = float((matrices["w"] - torch.from_numpy(get_codec(stage).decode(group)["w"])).square().sum())
+    assert found.distortion_TS[0, 0] == pytest.approx(error, rel=0.05)
+    assert 8 * found.packed_TS[0, 0] <= group.packed_bits() <= 8 * (found.packed_TS + found.packed_charge_GS)[0, 0]
+
+
+# The budget ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A tiny model of three layers, of which the first alone matters: the weights of the others are small."""
+    directory = tmp_path_factory.mktemp("model")
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(3)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=96, bos_token_id=0, eos_token_id=1, pad_token_id=2, initializer_range=0.2,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    network = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if ("layers.1" in name or "layers.2" in name) and parameter.dim() == 2:
+                parameter.mul_(0.05)
+    network.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return load_source(str(directory))
+
+
+@pytest.fixture(scope="module")
+def text(model):
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(3, 300, (24, 24), generator=generator)
+
+
+def rest_of(source):
+    return [get_codec("plain").encode(source.vectors(), None, importance={}, seed=0)]
+
+
+def allocator(source, text, stage, config, budget):
+    rest = rest_of(source)
+
+    def size_of(groups):
+        return sum(map(len, contents([*groups, *rest], source, stage=stage).values()))
+
+    made = Allocator(stage, config, source.matrices(), size_of)
+    made.measure(source, collect_importance(source.network, [text[8:]], list(source.matrices())), text[:8], budget)
+    return made
+
+
+def divergence(source, groups, text):
+    weights = {}
+    for group in groups:
+        weights |= {name: torch.from_numpy(w) for name, w in get_codec(group.codec).decode(group).items()}
+    return mean_kl(source.network, weights, text)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_on_disk_is_within_the_budget_and_near_it(model, text, stage, tmp_path):
+    start = Allocator(stage, STAGES[stage], model.matrices(), lambda groups: 4000).smallest_bytes()
+    for factor in (1.1, 1.7):
+        budget = int(factor * start)
+        allocation = allocator(model, text, stage, STAGES[stage], budget).encode(budget)
+        artifact = write_artifact(tmp_path / str(factor), [*allocation.groups, *rest_of(model)], model, stage=stage)
+        assert artifact.size_bytes == allocation.size_bytes <= budget
+        assert artifact.size_bytes > 0.85 * budget
+        assert set(allocation.tensors) == set(model.matrices())
+        decoded = artifact.decode()
+        for group in allocation.groups:
+            for name, weights in get_codec(stage).decode(group).items():
+                np.testing.assert_array_equal(decoded[name], weights)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_smallest_budget_is_met_and_a_smaller_one_refused(model, text, stage):
+    rest = rest_of(model)
+
+    def size_of(groups):
+        return sum(map(len, contents([*groups, *rest], model, stage=stage).values()))
+
+    smallest = Allocator(stage, STAGES[stage], model.matrices(), size_of).smallest_bytes()
+    made = allocator(model, text, stage, STAGES[stage], smallest)
+    assert made.encode(smallest).size_bytes <= smallest
+    with pytest.raises(ConfigError, match=f"{stage} cannot reach 900 bytes"):
+        made.encode(900)
+
+
+UNIFORM = {
+    "seedlm": replace(STAGES["seedlm"], block_size=8, latent_dim=3, bits=4),
+    "model": replace(STAGES["vptq"], vector_dim=2, codebook_size=64, share=Sharing.model),
+    "kind": replace(STAGES["vptq"], vector_dim=2, codebook_size=64, share=Sharing.kind),
+}
+
+
+@pytest.mark.parametrize(("case", "limit"), [("seedlm", 0.6), ("model", 0.7), ("kind", 1.0)])
+def test_allocated_settings_beat_one_setting_for_all_at_equal_bytes(model, text, case, limit):
+    """Codebooks of each kind of matrix take half the bytes of a model this small: little is left to move there."""
+    config, stage = UNIFORM[case], "seedlm" if case == "seedlm" else "vptq"
+    importance = collect_importance(model.network, [text[8:]], list(model.matrices()))
+    uniform = [
+        get_codec(stage).encode(pool, config, importance={n: importance[n] for n in pool}, seed=0)
+        for pool in plan_groups(model.matrices(), stage, CompressionConfig(**{stage: config}))
+    ]
+    budget = sum(map(len, contents([*uniform, *rest_of(model)], model, stage=stage).values()))
+    allocation = allocator(model, text, stage, config, budget).encode(budget)
+    assert allocation.size_bytes <= budget
+    assert len({str(group.settings) for group in allocation.groups}) > 1
+    got, plain = divergence(model, allocation.groups, text[8:]), divergence(model, uniform, text[8:])
+    assert got < limit * plain, (got, plain)
+
+
+def test_the_same_seed_gives_the_same_groups(model, text):
+    budget = int(1.3 * Allocator("vptq", STAGES["vptq"], model.matrices(), lambda groups: 4000).smallest_bytes())
+    one, two = (allocator(model, text, "vptq", STAGES["vptq"], budget).encode(budget) for _ in range(2))
+    assert contents(one.groups, model, stage="vptq") == contents(two.groups, model, stage="vptq")
+
+
+# A whole run ---------------------------------------------------------------------------------------------------------
+
+
+def run_settings(directory, **changes):
+    free = StageThresholds(seedlm=0.0, vptq=0.0, hyper=0.0)
+    gates = GateConfig(
+        core=free, expert=free, rule=free, edge_low=0.0, edge_high=1.0, min_informative=1, abort_benchmark=0.0,
+        abort_knowledge_loss=1.0, abort_rule=0.0, abort_first_expert_loss=1.0,
+    )  # fmt: skip
+    return CompressionConfig(
+        benchmark_samples=4,
+        skip_expert_benchmarks=True,
+        max_accuracy_loss=0.99,
+        gates=gates,
+        grokfast=GrokfastConfig(iterations=2),
+        optimizer=OptimizerConfig(batch_sequences=2, sequence_tokens=32, calibration_sequences=4, held_out_sequences=2),
+        logger=LoggerConfig(mode=WandbMode.disabled),
+        paths=PathsConfig(output_dir=str(directory / "run"), cache_dir=str(directory / "cache")),
+        **changes,
+    )
+
+
+def test_a_run_keeps_each_stages_own_limit_after_training(model, tmp_path):
+    config = run_settings(
+        tmp_path,
+        target_ratio=5.0,
+        seedlm=replace(STAGES["seedlm"], enabled=False),
+        vptq=replace(STAGES["vptq"], budget_bytes=26_000),
+        hyper=STAGES["hyper"],
+    )
+    result = run_configured(config, model, console=False)
+    budgets = {"vptq": 26_000, "hyper": int(model.original_bytes / 5)}
+    events = [event for event in read_events(tmp_path / "run" / "events.jsonl") if event.kind == "allocation"]
+    assert {event.stage: event.data["budget_bytes"] for event in events} == budgets
+    assert {event.stage: event.data["limit"] for event in events} == {
+        "vptq": "vptq.budget_bytes", "hyper": "target_ratio",
+    }  # fmt: skip
+    for stage, budget in budgets.items():
+        artifact = read_artifact(result["stages"][stage]["artifact"])
+        assert 0.8 * budget < artifact.size_bytes <= budget
+        told = next(event.data["tensors"] for event in events if event.stage == stage)
+        settings = {name: group.settings for group in artifact.groups for name in group.tensors}
+        key = {"vptq": "vector_dim", "hyper": "dims"}[stage]
+        assert {name: s[key] for name, s in settings.items() if name in told} == {n: t[key] for n, t in told.items()}
+
+
+def test_training_that_adds_bytes_is_repeated_with_less(model, tmp_path, monkeypatch):
+    sizes = []
+
+    def grown(self, stage, groups, config):
+        """Training that makes the file larger than it was by 600 bytes, the first time."""
+        sizes.append(self._size(groups, stage))
+        noise = get_codec("plain").encode({"pad": torch.rand(150)}, None, importance={}, seed=0)
+        return [*groups, noise] if len(sizes) == 1 else groups, config.grokfast.variant
+
+    monkeypatch.setattr(Pipeline, "_optimise", grown)
+    config = run_settings(
+        tmp_path, seedlm=replace(STAGES["seedlm"], enabled=False), hyper=replace(STAGES["hyper"], enabled=False),
+        vptq=replace(STAGES["vptq"], budget_bytes=26_000),
+    )  # fmt: skip
+    result = run_configured(config, model, console=False)
+    assert len(sizes) == 2 and sizes[1] < sizes[0]
+    assert result["stages"]["vptq"]["bytes"] <= 26_000
