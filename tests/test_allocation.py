@@ -342,9 +342,9 @@ def test_training_that_adds_bytes_is_repeated_with_less(model, tmp_path, monkeyp
     sizes = []
 
     def grown(self, stage, groups, config):
-        """Training that makes the file larger by some 3,000 bytes, the first time."""
+        """Training that makes the file larger by some 12,000 bytes, the first time."""
         sizes.append(self._size(groups, stage))
-        noise = get_codec("plain").encode({"pad": torch.rand(1500)}, None, importance={}, seed=0)
+        noise = get_codec("plain").encode({"pad": torch.rand(6000)}, None, importance={}, seed=0)
         return [*groups, noise] if len(sizes) == 1 else groups, config.grokfast.variant
 
     monkeypatch.setattr(Pipeline, "_optimise", grown)
