@@ -75,7 +75,8 @@ def scaled_blocks(name: str, matrix: Tensor, config: SeedLMConfig) -> tuple[Tens
 def _scale_bits(flat: Tensor, config: SeedLMConfig) -> int:
     """bfloat16 pattern of the scale that brings typical blocks to exponent 0 and keeps the largest in range."""
     top = 2.0 ** ((1 << (config.exponent_bits - 1)) - 1)
-    typical = max(float(flat.double().square().mean().sqrt()), float(flat.abs().max()) / top)
+    norm, (low, high) = torch.linalg.vector_norm(flat, dtype=torch.float64), flat.aminmax()
+    typical = max(float(norm) / math.sqrt(flat.numel()), max(-float(low), float(high)) / top)
     return int(_bfloat16_bits(torch.tensor(_TYPICAL * typical / limit(config.bits)))[0])
 
 
@@ -131,8 +132,13 @@ class SeedLMCodec:
                 on_progress(finished)
 
         with torch.no_grad():
-            every = torch.cat(roots).view(-1, config.block_size) if roots else None
-            found = search(torch.cat(blocks), config, on_blocks, every) if blocks else (torch.empty(0),) * 3
+            found: tuple[Tensor, ...] = (torch.empty(0),) * 3
+            if blocks:
+                joined = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+                every = torch.cat(roots).view(-1, config.block_size) if roots else None
+                blocks.clear()
+                roots.clear()
+                found = search(joined, config, on_blocks, every)
         tensors = {}
         parts = zip(weights.items(), scales, *(each.split(counts) for each in found), strict=True)
         for (name, matrix), scale, seeds, exponents, codes in parts:
