@@ -10,7 +10,7 @@ import base64
 import json
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,49 +35,48 @@ from phase8.runtime.container import (
 )
 
 __all__ = [
-    "COUNTED_FILES", "FORMAT", "VERSION", "WEIGHTS_FILE", "Artifact", "Pool", "account", "bytes_by_kind", "contents",
-    "file_bytes", "kind_of", "load_artifact", "load_weights", "read_artifact", "write_artifact",
+    "COUNTED_FILES", "FORMAT", "VERSION", "WEIGHTS_FILE", "Artifact", "Pool", "account", "bytes_by_kind", "code_pools",
+    "config_text", "contents", "describe_group", "file_bytes", "file_header", "kind_of", "load_artifact",
+    "load_weights", "read_artifact", "write_artifact",
 ]  # fmt: skip
 
 
-def _pools(groups: Iterable[EncodedGroup]) -> dict[tuple[int, str, bool, int], list[Stream]]:
-    """Streams by (group, role, shared, bits), in manifest order."""
-    pools: dict[tuple[int, str, bool, int], list[Stream]] = {}
-    for index, group in enumerate(groups):
-        for role, stream in group.shared.items():
-            pools.setdefault((index, role, True, stream.bits), []).append(stream)
-        for tensor in group.tensors.values():
-            for role, stream in tensor.streams.items():
-                pools.setdefault((index, role, False, stream.bits), []).append(stream)
-    return pools
+def code_pools(index: int, group: EncodedGroup) -> Iterator[tuple[list[Any], bytes]]:
+    """Codes the streams of one group; `index` is its place in the manifest.
 
-
-def file_bytes(groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any]) -> bytes:
-    """Returns `model.safetensors`; `source` has at least `parameters`, how many weights the groups hold."""
-    groups = tuple(groups)
-    pools, blobs = [], []
-    for (index, role, shared, bits), streams in _pools(groups).items():
+    Yields:
+        Every pool's entry of the manifest, with its bytes, in the order of the payload.
+    """
+    pools: dict[tuple[str, bool, int], list[Stream]] = {}
+    for role, stream in group.shared.items():
+        pools.setdefault((role, True, stream.bits), []).append(stream)
+    for tensor in group.tensors.values():
+        for role, stream in tensor.streams.items():
+            pools.setdefault((role, False, stream.bits), []).append(stream)
+    for (role, shared, bits), streams in pools.items():
         values = np.concatenate([stream.values.astype(np.uint32) for stream in streams])
         coding, blob = entropy.encode(values, bits)
-        pools.append([index, role, int(shared), bits, int(values.size), coding, len(blob), zlib.crc32(blob)])
-        blobs.append(blob)
-    manifest = {
-        "stage": stage,
-        "source": source,
-        "groups": [
-            {
-                "codec": group.codec,
-                "settings": group.settings,
-                "shared": [[role, s.bits, int(s.values.size)] for role, s in group.shared.items()],
-                "tensors": [
-                    [name, list(t.shape), [[role, s.bits, int(s.values.size)] for role, s in t.streams.items()]]
-                    for name, t in group.tensors.items()
-                ],
-            }
-            for group in groups
+        yield [index, role, int(shared), bits, int(values.size), coding, len(blob), zlib.crc32(blob)], blob
+
+
+def describe_group(group: EncodedGroup) -> dict[str, Any]:
+    """A group's entry of the manifest."""
+    return {
+        "codec": group.codec,
+        "settings": group.settings,
+        "shared": [[role, s.bits, int(s.values.size)] for role, s in group.shared.items()],
+        "tensors": [
+            [name, list(t.shape), [[role, s.bits, int(s.values.size)] for role, s in t.streams.items()]]
+            for name, t in group.tensors.items()
         ],
-        "pools": pools,
     }
+
+
+def file_header(
+    stage: str, source: dict[str, Any], groups: list[dict[str, Any]], pools: list[list[Any]], payload_bytes: int
+) -> bytes:
+    """Everything of `model.safetensors` that stands before the payload."""
+    manifest = {"stage": stage, "source": source, "groups": groups, "pools": pools}
     raw = json.dumps(manifest, separators=(",", ":"), allow_nan=False).encode()
     metadata = {
         "format": FORMAT,
@@ -85,22 +84,31 @@ def file_bytes(groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any
         "manifest": base64.b64encode(zlib.compress(raw, 9)).decode(),
         "manifest_crc32": str(zlib.crc32(raw)),
     }
-    payload = b"".join(blobs)
     # Written here and not by the safetensors library, whose order of metadata differs from process to process.
-    entry = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
+    entry = {"dtype": "U8", "shape": [payload_bytes], "data_offsets": [0, payload_bytes]}
     header = json.dumps({"__metadata__": metadata, "payload": entry}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
-    return struct.pack("<Q", len(header)) + header + payload
+    return struct.pack("<Q", len(header)) + header
+
+
+def file_bytes(groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any]) -> bytes:
+    """Returns `model.safetensors`; `source` has at least `parameters`, how many weights the groups hold."""
+    listed, pools, blobs = [], [], []
+    for index, group in enumerate(groups):
+        listed.append(describe_group(group))
+        for pool, blob in code_pools(index, group):
+            pools.append(pool)
+            blobs.append(blob)
+    payload = b"".join(blobs)
+    return file_header(stage, source, listed, pools, len(payload)) + payload
 
 
 def contents(groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str) -> dict[str, bytes]:
     """The counted files of an artifact by name; their lengths add up to `size_bytes` of what `write_artifact` makes."""
-    config = json.loads(architecture_json(source.network))
-    config["quantization_config"] = {"quant_method": FORMAT, "format_version": VERSION, "stage": stage}
     details = {"hash": source.content_hash, "parameters": source.parameter_count}
     return {
         WEIGHTS_FILE: file_bytes(groups, stage, details),
-        "config.json": (json.dumps(config, separators=(",", ":"), sort_keys=True) + "\n").encode(),
+        "config.json": config_text(source.network, stage).encode(),
     }
 
 
@@ -118,6 +126,13 @@ def write_artifact(
             write_atomic(fresh / name, content)
         source.tokenizer.save_pretrained(fresh)
     return read_artifact(directory)
+
+
+def config_text(network: PreTrainedModel, stage: str) -> str:
+    """The artifact's `config.json`: the network's own configuration, and how its weights are stored."""
+    config = json.loads(architecture_json(network))
+    config["quantization_config"] = {"quant_method": FORMAT, "format_version": VERSION, "stage": stage}
+    return json.dumps(config, separators=(",", ":"), sort_keys=True) + "\n"
 
 
 def kind_of(name: str) -> str:

@@ -28,6 +28,8 @@ from phase8.errors import ModelError
 
 UNSEEN_WEIGHT = 0.1
 """Added to every token's share (mean 1), so that a token which the calibration text lacks keeps some weight."""
+LOGITS_AT_ONCE = 1 << 23
+"""Outputs of the network computed at a time, 32 MiB: with a large vocabulary they are more than the model."""
 
 
 class _SecondMoment:
@@ -125,7 +127,8 @@ def collect_importance(
         model.eval()
         with torch.no_grad():
             for batch_BT in batches:
-                model(input_ids=batch_BT.to(model.device), use_cache=False)
+                for part_BT in batch_BT.split(max(1, LOGITS_AT_ONCE // (batch_BT.shape[1] * vocabulary))):
+                    model(input_ids=part_BT.to(model.device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,4 +1,4 @@
-"""What a person does with an artifact: `python -m phase8 inspect | generate | export | lm-eval`."""
+"""Artifacts on the command line: `python -m phase8 encode | inspect | generate | export | lm-eval`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from phase8.errors import ArtifactError, Phase8Error
+from phase8.errors import ArtifactError, ConfigError, Phase8Error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,6 +39,14 @@ def _parser() -> argparse.ArgumentParser:
         epilog="An ARTIFACT is a directory such as outputs/DATE/TIME/artifacts/vptq.",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    encode = commands.add_parser("encode", help="compress a model from disk to disk: no run, no gates, little memory")
+    encode.add_argument("model", type=Path, metavar="MODEL", help="a directory with safetensors, see save_pretrained")
+    encode.add_argument("out", type=Path, metavar="OUT", help="the artifact's directory; replaced if it exists")
+    encode.add_argument("--stage", choices=["seedlm", "vptq", "hyper"], required=True)
+    encode.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as vptq.vector_dim=8")
+    encode.add_argument("--group-weights", type=int, default=1 << 23, help="weights held at once (default 8388608)")
+    encode.set_defaults(command=_encode)
 
     inspect = commands.add_parser("inspect", help="what is inside, every byte accounted for")
     inspect.add_argument("artifact", type=Path, metavar="ARTIFACT")
@@ -72,6 +80,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     harness.set_defaults(command=_lm_eval)
     return parser
+
+
+def _encode(options: argparse.Namespace) -> int:
+    import yaml
+
+    from phase8.config import CompressionConfig
+    from phase8.streaming import encode_checkpoint
+
+    settings: dict = {}
+    for setting in options.set:
+        name, separator, value = setting.partition("=")
+        *path, last = name.split(".")
+        if not separator or not last:
+            raise ConfigError(f"{setting!r} is no NAME=VALUE", where="--set", fix="for example --set vptq.vector_dim=8")
+        place = settings
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = yaml.safe_load(value)
+    config, finished = CompressionConfig.from_dict(settings), 0
+
+    def on_progress(weights: int) -> None:
+        nonlocal finished
+        finished += weights
+        if sys.stderr.isatty():
+            print(f"\r{finished:,} weights", end="", file=sys.stderr, flush=True)
+
+    manifest = encode_checkpoint(
+        options.model, options.out, options.stage, config, group_weights=options.group_weights, on_progress=on_progress
+    )
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    size, weights = sum(manifest.sizes.values()), manifest.source["parameters"]
+    print(
+        f"{options.out}: {weights:,} parameters, {size:,} bytes = 1/{4 * weights / size:.2f} of FP32, "
+        f"{8 * size / weights:.3f} bits per weight; not calibrated, not judged"
+    )
+    return 0
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -90,6 +90,8 @@ class SeedLMConfig:
     """Most bytes of this stage's artifact; each tensor then gets settings of its own, chosen by measured distortion."""
     target_ratio: float | None = None
     """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
+    weighted: bool = False
+    """Weighs squared errors by the diagonal of the layer's Hessian and by token frequency, from calibration text."""
 
     def __post_init__(self) -> None:
         check_limit(self, "seedlm.")
@@ -146,6 +148,12 @@ class VPTQConfig:
     """Most bytes of this stage's artifact; each tensor then gets settings of its own, chosen by measured distortion."""
     target_ratio: float | None = None
     """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
+    outlier_columns: float = 0.0
+    """Share of a matrix's columns, those of the Hessian's largest diagonal, that have a codebook of their own."""
+    outlier_vector_dim: int = 2
+    """Elements of an outlier column's vectors; divides `vector_dim`."""
+    outlier_codebook_size: int = 1024
+    """Entries of the outliers' codebook."""
 
     def __post_init__(self) -> None:
         check_limit(self, "vptq.")
@@ -155,6 +163,8 @@ class VPTQConfig:
             ("codebook_size", 2, 65536),
             ("num_codebooks", 1, 16),
             ("kmeans_iterations", 1, 10_000),
+            ("outlier_vector_dim", 1, 1024),
+            ("outlier_codebook_size", 2, 65536),
         ):
             value = getattr(self, name)
             require(
@@ -171,6 +181,19 @@ class VPTQConfig:
             f"vptq.hessian_damping is {self.hessian_damping}, needs a finite number above 0",
             where="vptq.hessian_damping",
             fix="the paper's setting is 0.01",
+        )
+        require(
+            0 <= self.outlier_columns <= 0.5,
+            f"vptq.outlier_columns is {self.outlier_columns}, needs 0 to 0.5",
+            where="vptq.outlier_columns",
+            fix="the paper takes 0.01 to 0.05",
+        )
+        require(
+            self.outlier_columns == 0 or self.vector_dim % self.outlier_vector_dim == 0,
+            f"vptq.outlier_vector_dim is {self.outlier_vector_dim}, which does not divide vptq.vector_dim "
+            f"({self.vector_dim})",
+            where="vptq.outlier_vector_dim",
+            fix="1 divides everything",
         )
 
 

@@ -141,9 +141,11 @@ def small_grid(monkeypatch):
 # What is measured ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage):
-    config = STAGES[stage]
+OUTLIERS = replace(STAGES["vptq"], outlier_columns=0.1, outlier_vector_dim=4, outlier_codebook_size=16)
+
+
+@pytest.mark.parametrize(("stage", "config"), [*STAGES.items(), ("vptq", OUTLIERS)])
+def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage, config):
     found = candidates(stage, config)
     assert config in found and len(set(map(repr, found))) == len(found)
     assert [bits_per_weight(stage, c) for c in found] == sorted(bits_per_weight(stage, c) for c in found)

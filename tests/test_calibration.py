@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from phase8 import calibration
 from phase8.calibration import UNSEEN_WEIGHT, collect_importance
 from phase8.errors import ModelError
 
@@ -124,6 +125,20 @@ def test_hooks_are_removed_when_the_model_fails(batches: list[torch.Tensor], mon
         collect_importance(model, batches, ["lm_head.weight", "model.layers.0.mlp.up_proj.weight"])
     assert model.training
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_large_vocabulary_runs_fewer_sequences_at_a_time(
+    batches: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, name, sizes = _llama(), "model.layers.0.self_attn.q_proj.weight", []
+    whole = collect_importance(model, batches, [name])[name]
+    monkeypatch.setattr(calibration, "LOGITS_AT_ONCE", 2 * 7 * VOCABULARY)
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: sizes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    parts = collect_importance(model, batches, [name])[name]
+    assert sizes == [(2, 7), (1, 7), (1, 11)]
+    torch.testing.assert_close(parts.hessian_II, whole.hessian_II, rtol=1e-5, atol=1e-7)
 
 
 def test_same_text_same_importance(batches: list[torch.Tensor]) -> None:

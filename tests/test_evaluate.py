@@ -137,6 +137,15 @@ def test_experts_choose_benchmarks_and_the_missing_are_named(directory):
     assert suite.missing == ("analytical: MATH", "analytical: GSM8K", "code: HumanEval")
 
 
+def test_an_expert_may_have_other_benchmarks(directory):
+    overrides = {"code": ["ARC"], "gardening": ["MBPP", "roses"], "memory": None}
+    suite = load_suite(["code", "gardening"], directory=directory, overrides=overrides)
+    assert {task.name: task.experts for task in suite.tasks} == {
+        "tiny_arc": ("analytical", "code"), "tiny_mbpp": ("gardening",), "tiny_eudaimonia": ()
+    }  # fmt: skip
+    assert suite.missing == ("gardening: roses",)
+
+
 def test_an_expert_nobody_knows(directory):
     with pytest.raises(BenchmarkError, match="cookery") as caught:
         load_suite(["code", "cookery"], directory=directory)

@@ -174,17 +174,25 @@ def read_seedlm(settings: dict, shape: list[int], shared: dict, own: dict) -> li
 
 def read_vptq(settings: dict, shape: list[int], shared: dict, own: dict) -> list[np.float32]:
     v, (rows, columns), books = settings["vector_dim"], shape, []
-    for m in range(len(settings["codebook_sizes"])):
-        stored = shared[f"codebook_{m}"]
+    roles = [f"codebook_{m}" for m in range(len(settings["codebook_sizes"]))]
+    special = own.get("outlier_column", [])
+    for role in [*roles, "outlier_codebook"] if "outliers" in settings else roles:
+        stored = shared[role]
         if settings["codebook_bits"] == 16:
             books.append([half(bits) for bits in stored])
         else:
-            step = half(shared[f"codebook_{m}_step"][0])
+            step = half(shared[f"{role}_step"][0])
             books.append([F32(code - 128) * step for code in stored])
+    others = [j for j in range(columns) if j not in special]
+    book = books.pop() if "outliers" in settings else []
     scale, weights = half(own["scale"][0]), []
     for row in range(rows):
         for j in range(columns):
-            place = row // v * columns + j
+            if j in special:
+                v_, t = settings["outliers"][1], special.index(j)
+                weights.append(book[own["outlier_index"][row // v_ * len(special) + t] * v_ + row % v_] * scale)
+                continue
+            place = row // v * len(others) + others.index(j)
             parts = [book[own[f"index_{m}"][place] * v + row % v] for m, book in enumerate(books)]
             total = parts[0]
             for part in parts[1:]:
@@ -311,8 +319,8 @@ def made():
 
 
 NAMES = [
-    "plain", "seedlm 4 bit", "seedlm 1 bit", "vptq 8 bit", "vptq residual", "hyper winding", "hyper published",
-    "hyper polynomial", "hyper fourier", "hyper manifold", "all codecs",
+    "plain", "seedlm 4 bit", "seedlm 1 bit", "vptq 8 bit", "vptq residual", "vptq outliers", "hyper winding",
+    "hyper published", "hyper polynomial", "hyper fourier", "hyper manifold", "all codecs",
 ]  # fmt: skip
 
 

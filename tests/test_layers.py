@@ -14,7 +14,7 @@ LAYERS = [
     {"runtime"},
     {"models", "text", "latency"},
     {"artifact", "calibration"},
-    {"integration", "export"},
+    {"integration", "export", "streaming"},
     {"optimize", "benchmarks"},
     {"policy", "allocation"},
     {"gates"},

@@ -128,6 +128,15 @@ def test_a_value_that_cannot_be_scored(tmp_path, benchmark, split, change, messa
     assert message in caught.value.what and caught.value.where.endswith(f"{split}.jsonl, line 2")
 
 
+def test_rows_of_any_other_task_have_the_same_columns(tmp_path):
+    write_lines(tmp_path / "piqa" / "validation.jsonl", [{"goal": "a", "label": 0}, {"goal": "b"}])
+    with pytest.raises(BenchmarkError, match="the columns are goal, in the first row goal, label") as caught:
+        read(tmp_path, "piqa")
+    assert caught.value.where.endswith("line 2")
+    with pytest.raises(BenchmarkError, match="no test or validation split"):
+        read(tmp_path, "boolq")
+
+
 BROKEN = {
     "empty": (b"", "holds no items"),
     "blank lines": (b"\n \n\n", "holds no items"),

@@ -18,7 +18,7 @@ import phase8
 from phase8.benchmarks.code_eval import chance_of_a_pass, pass_at_k
 from phase8.benchmarks.evaluate import evaluate
 from phase8.benchmarks.local import local_splits
-from phase8.benchmarks.real import CORE, load_real_suite
+from phase8.benchmarks.real import CORE, _load_parts, load_real_suite
 from phase8.benchmarks.suite import suite_hash
 from phase8.errors import BenchmarkError
 from phase8.models import load_source
@@ -136,7 +136,7 @@ def test_what_is_not_measured_is_said_with_the_reason(data):
     reasons = dict(entry.split(" (", 1) for entry in suite.missing)
     assert reasons["planning: ALFWorld"] == reasons["planning: BabyAI"] == "lm-eval has no task for it)"
     assert reasons["analytical: MATH"].startswith("no hendrycks_math/ in ")
-    assert reasons["HumanEval"] == "benchmarks.run_generated_code is false)"
+    assert reasons["core: HumanEval"] == "benchmarks.run_generated_code is false)"
     assert suite.notes[0].startswith("left out: HumanEval, because scoring runs programs that the model writes")
     assert "benchmarks.run_generated_code=true" in suite.notes[0]
     assert "MMLU: the data hold 2 of 57 subjects" in suite.notes
@@ -154,6 +154,8 @@ def test_an_expert_may_have_other_benchmarks(data, tmp_path):
     assert tasks["arc_easy"].metric == "acc,none" and 0.2 <= tasks["arc_easy"].chance <= 0.34
     assert "analytical" not in tasks["arc_challenge"].experts and "analytical" in tasks["gsm8k"].experts
     assert "gardening" in tasks["winogrande"].experts
+    either = load_real_suite(["gardening"], data_dir=str(data), overrides={"gardening": ["truthfulqa_mc2"]})
+    assert "gardening" in {task.name: task for task in either.tasks}["truthfulqa_mc1"].experts
     with pytest.raises(BenchmarkError, match="arc_esy") as caught:
         load_real_suite(["code"], data_dir=str(data), overrides={"code": ["arc_esy"]})
     assert "arc_easy" in caught.value.fix
@@ -211,8 +213,32 @@ def test_a_subject_nobody_knows_and_too_few_examples(tmp_path):
     with pytest.raises(BenchmarkError, match="no subject 'sorcery'"):
         load_real_suite(data_dir=str(tmp_path))
     write_data_sets(tmp_path, ROWS | {"winogrande": {"train": ROWS["winogrande"]["train"][:4]}})
-    with pytest.raises(BenchmarkError, match="winogrande has 4 examples for its prompts, which take 5"):
+    with pytest.raises(BenchmarkError, match="winogrande has 4 examples for its prompts, which take"):
         load_real_suite(data_dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("benchmark", ["gsm8k", "hellaswag", "arc_challenge", "winogrande", "mmlu"])
+def test_the_fewest_examples_that_are_taken_are_enough(tmp_path, benchmark):
+    """Lessens the examples until the suite is refused; with one more, every prompt can be made."""
+    (one,) = (one for one in CORE if one.data_folder == benchmark)
+    splits = {
+        split: [row for row in rows if row.get("subject", SUBJECTS[0]) == SUBJECTS[0]]
+        for split, rows in ROWS[benchmark].items()
+    }
+    examples = next(iter(splits))
+    few = splits[examples][: one.shots + 1]
+    while True:
+        write_data_sets(tmp_path, {benchmark: splits | {examples: few}})
+        try:
+            parts = _load_parts(one, local_splits(benchmark, tmp_path))
+        except BenchmarkError as error:
+            assert f"has {len(few)} examples" in error.what
+            break
+        (task,) = parts.values()
+        task.set_fewshot_seed(1234)
+        task.build_all_requests()
+        few = few[:-1]
+    assert len(few) in (one.shots - 1, one.shots)
 
 
 def test_the_hash_follows_items_examples_and_consent(data, tmp_path):
@@ -287,6 +313,21 @@ def plain_tasks(rows, directory):
     return tasks
 
 
+def same_answers(instances, rows):
+    """Prompts, and what the model gave for them: texts alike, log-probabilities as alike as float32 sums are."""
+    ours = sorted(instances, key=lambda one: (one.doc_id, one.idx))
+    first = rows[0]["filter"]
+    rows = sorted((row for row in rows if row["filter"] == first), key=lambda row: row["doc_id"])
+    prompts = [arguments[0] for row in rows for arguments in row["arguments"]]
+    answers = [answer[0] for row in rows for answer in row["resps"]]
+    assert [one.args[0] for one in ours] == prompts
+    if isinstance(answers[0], str):
+        assert [one.resps[0] for one in ours] == answers
+    else:
+        assert [one.resps[0][1] for one in ours] == [greedy for _, greedy in answers]
+        assert [one.resps[0][0] for one in ours] == pytest.approx([value for value, _ in answers], abs=1e-3)
+
+
 @pytest.mark.slow
 def test_scores_equal_plain_lm_eval_to_the_digit(tmp_path, monkeypatch):
     """PHASE8_BENCHMARK_DATA names a directory with real data; without it the items are invented."""
@@ -335,6 +376,9 @@ def test_scores_equal_plain_lm_eval_to_the_digit(tmp_path, monkeypatch):
             if row["filter"] == kind
         ]
         assert list(score.items) == items, task.name
+        for name in (*task.runs, *task.beside):
+            if name in chosen:
+                same_answers(suite.loaded[name].instances, theirs["samples"][name])
         if len(task.runs) == 1:
             assert score.value == pytest.approx(theirs["results"][task.name][task.metric], abs=1e-12)
     mc2 = theirs["results"]["truthfulqa_mc2"]["acc,none"]

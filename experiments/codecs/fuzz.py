@@ -72,6 +72,12 @@ CODECS: dict[str, list[tuple[str, Any]]] = {
     "seedlm 1 bit": [("seedlm", SeedLMConfig(seed_bits=6, bits=1, block_size=12, latent_dim=4))],
     "vptq 8 bit": [("vptq", VPTQConfig(codebook_size=20, vector_dim=4))],
     "vptq residual": [("vptq", VPTQConfig(codebook_size=16, vector_dim=6, num_codebooks=3, codebook_bits=16))],
+    "vptq outliers": [
+        (
+            "vptq",
+            VPTQConfig(codebook_size=12, outlier_columns=0.1, outlier_vector_dim=2, outlier_codebook_size=9),
+        )
+    ],
     "hyper winding": [("hyper", HyperConfig(dims=3, grid=60, classes=2, winding=Winding.reciprocal))],
     "hyper published": [("hyper", HyperConfig(dims=2, grid=1600, classes=3, winding=Winding.power, side=0.1))],
     "hyper polynomial": [("hyper", HyperConfig(trajectory_type=Trajectory.polynomial, block_size=16, degree=4))],

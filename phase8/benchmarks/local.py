@@ -177,10 +177,12 @@ def _rows(benchmark: str, path: Path) -> list[Row]:
     else:
         source = read_json_lines(path)
     convert = (_CSV_CONVERTERS if name.endswith(".csv") else _CONVERTERS).get(benchmark, _as_it_is)
-    rows = []
+    rows: list[Row] = []
     for line, row in source:
         try:
             rows.append(convert(row))
+            if rows[-1].keys() != rows[0].keys():
+                raise _Malformed(f"the columns are {', '.join(row)}, in the first row {', '.join(rows[0])}")
         except _Malformed as problem:
             raise BenchmarkError(
                 f"{benchmark}: {problem}",

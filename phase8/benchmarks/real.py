@@ -93,7 +93,8 @@ EXPERT = (
     Published(name="TriviaQA", task="triviaqa", folder="triviaqa", metric="exact_match,remove_whitespace"),
 )
 NO_TASK = ("ALFWorld", "BabyAI", "WebShop", "Countdown")
-"""Benchmarks of the expert map for which lm-eval 0.4.13 has no task."""
+"""Benchmarks of the expert map for which lm-eval 0.4.13 has no task. (Its `longproc_countdown` tasks are made for very
+long answers; `benchmarks.experts` may name them.)"""
 UNSAFE = {"humaneval": pass_at_k, "mbpp": pass_at_1}
 """Tasks that run programs, with the metric from the sandbox that takes the place of lm-eval's."""
 GROUPS = {"mmlu": "mmlu_", "hendrycks_math": "hendrycks_math_"}
@@ -137,29 +138,16 @@ def load_real_suite(
     check_experts(experts, known)
     directory = check_data_dir(data_dir) if data_dir is not None else None
     documents = held_out_documents(text)
-    wanted: dict[str, Published] = {one.task: one for one in CORE}
+    wanted, missing = _wanted(experts, known, directory, skip_expert_benchmarks)
     if pass_at > 1:
         wanted["humaneval"] = replace(wanted["humaneval"], metric=f"pass@{pass_at},create_test", programs=PROGRAMS)
-    missing: list[str] = []
-    for expert in experts:
-        for name in known[expert]:
-            found = _published(name)
-            if found is None:
-                missing.append(f"{expert}: {name} (lm-eval has no task for it)")
-            elif found.task not in wanted and skip_expert_benchmarks:
-                missing.append(f"{expert}: {name} (skip_expert_benchmarks)")
-            elif found.task not in wanted and directory is not None and not has_files(found.data_folder, directory):
-                missing.append(f"{expert}: {name} (no {found.data_folder}/ in {directory})")
-            else:
-                wanted.setdefault(found.task, found)
     notes: list[str] = []
     unsafe = [one for one in wanted.values() if one.task in UNSAFE and not run_generated_code]
     if unsafe:
-        names = " and ".join(one.name for one in unsafe)
-        missing += [f"{one.name} (benchmarks.run_generated_code is false)" for one in unsafe]
+        missing += [f"{_role(one)}: {one.name} (benchmarks.run_generated_code is false)" for one in unsafe]
         notes.append(
-            f"left out: {names}, because scoring runs programs that the model writes; {CONSENT} allows it, in a "
-            "sandbox with limits on time, memory, processes and files"
+            f"left out: {' and '.join(one.name for one in unsafe)}, because scoring runs programs that the model "
+            f"writes; {CONSENT} allows it, in a sandbox with limits on time, memory, processes and files"
         )
     wanted = {task: one for task, one in wanted.items() if one not in unsafe}
     # All data are read and checked before anything else that takes time.
@@ -187,7 +175,7 @@ def load_real_suite(
         tasks.append(
             Task(
                 name=one.task,
-                role="core" if one.task in CORE_TASKS else "expert",
+                role=_role(one),
                 metric=one.metric or _first_metric(parts[one.task]),
                 chance=chance,
                 stands_for=one.name,
@@ -213,10 +201,36 @@ def load_real_suite(
     )
 
 
+def _wanted(
+    experts: Sequence[str], known: Mapping[str, Sequence[str]], directory: Path | None, skip_expert_benchmarks: bool
+) -> tuple[dict[str, Published], list[str]]:
+    """The benchmarks of a run by task, and what cannot be among them, with the reason."""
+    wanted = {one.task: one for one in CORE}
+    missing: list[str] = []
+    for expert in experts:
+        for name in known[expert]:
+            found = _published(name)
+            if found is None:
+                missing.append(f"{expert}: {name} (lm-eval has no task for it)")
+            elif found.task in wanted:
+                continue
+            elif skip_expert_benchmarks:
+                missing.append(f"{expert}: {name} (skip_expert_benchmarks)")
+            elif directory is not None and not has_files(found.data_folder, directory):
+                missing.append(f"{expert}: {name} (no {found.data_folder}/ in {directory})")
+            else:
+                wanted[found.task] = found
+    return wanted, missing
+
+
+def _role(one: Published) -> str:
+    return "core" if one.task in CORE_TASKS else "expert"
+
+
 def _published(name: str) -> Published | None:
     """The benchmark of a name of the expert map, or of lm-eval; None for one that the harness lacks."""
     for one in (*CORE, *EXPERT):
-        if name == one.task or stands_for(one.name, name):
+        if name in (one.task, one.beside) or stands_for(one.name, name):
             return one
     if name in NO_TASK:
         return None
@@ -297,9 +311,11 @@ def _load_one(one: Published, name: str, splits: Splits | None) -> Any:
     if task.config.num_fewshot is None:
         task.set_config("num_fewshot", 0)
     shots, there = task.config.num_fewshot, len(task.sampler.df)
-    if shots > there:
+    # lm-eval draws one more where it thinks that the item itself may be among them, and so it does for lack of a split.
+    needed = shots + (shots > 0 and task.fewshot_cfg.split == task.config.test_split)
+    if needed > there:
         raise BenchmarkError(
-            f"{name} has {there} examples for its prompts, which take {shots}",
+            f"{name} has {there} examples for its prompts, which take {needed}",
             where=where,
             fix="give more rows in the split that the examples come from (train or dev)",
         )

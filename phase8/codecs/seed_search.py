@@ -7,7 +7,8 @@ with one pattern of signs is a single vector up to its length, and the patterns 
 vector each: what is scored is then what is stored, but for the power of two.
 
 The `candidates` best-scoring ones are compared exactly, with *quantised* coefficients; the least squared error wins,
-the lowest seed in a tie.
+the lowest seed in a tie. Where weights have importances d_c, the coefficients are those of least weighted squared error
+and the comparison is of weighted errors; the scores stay plain.
 
 - `exhaustive` scores all 2^K - 1 seeds for every block, and also compares all those exactly whose error without
   quantisation is below the best error with it: no seed is left out that could win.
@@ -38,9 +39,10 @@ from phase8.codecs.decoders.seedlm import code_values
 from phase8.config import SeedLMConfig, SeedSearch
 
 _CELLS = 4096
-_LIST_SUBSPACES, _LIST_WORDS = 40, 32  # mean length of a cell's list / C^2
-_CANDIDATES = {1: 128, 2: 64, 3: 24}  # by bits; measured: with twice as many the error falls by less than 0.1 %
+_LIST_SUBSPACES, _LIST_WORDS = 48, 32  # mean length of a cell's list / C^2
+_CANDIDATES = {1: 128, 2: 64, 3: 32}  # by bits; measured: with twice as many the error falls by less than 0.1 %
 _FEW_CANDIDATES = 8  # more bits, and words
+_WEIGHTED_FACTOR = 4  # more candidates where the scores leave out the importances
 _WORD_SIGNS = 4  # most coefficients of 1 bit whose patterns of signs are scored one by one
 _MIRRORED = 3  # weights whose signs are part of the cell's number
 _LLOYD_STEPS = 12
@@ -221,6 +223,12 @@ def _list_length(bank: _Bank) -> int:
     return (_LIST_WORDS if bank.words else _LIST_SUBSPACES) * bank.block_size**2
 
 
+def _units(x_NC: Tensor) -> Tensor:
+    """The directions; a vector of zeros gets some direction, so that its scores do not all tie."""
+    norm = x_NC.square().sum(1, keepdim=True).sqrt()
+    return torch.where(norm > 0, x_NC / norm, x_NC.shape[1] ** -0.5)
+
+
 class _Cells:
     """Directions on the sphere, and for each the entries whose bases come close to it."""
 
@@ -255,19 +263,15 @@ class _Cells:
         folded[:, : self._mirrored].abs_()
         return folded
 
-    def nearest(self, units_NC: Tensor) -> Tensor:
-        """The cell of every direction; int64 [N]."""
+    def nearest(self, blocks_NC: Tensor) -> Tensor:
+        """The cell of every block, whatever its length; int64 [N]."""
         found = []
         powers = 1 << torch.arange(self._mirrored)
-        for units in units_NC.split(1 << 14):
-            centre = _argmax(self._folded(units) @ self._centres_BC.T)
-            negative = (units[:, : self._mirrored] < 0) ^ (units[:, -1:] < 0)
+        for blocks in blocks_NC.split(1 << 14):
+            centre = _argmax(self._folded(blocks) @ self._centres_BC.T)
+            negative = (blocks[:, : self._mirrored] < 0) ^ (blocks[:, -1:] < 0)
             found.append((negative * powers).sum(1) * len(self._centres_BC) + centre)
         return torch.cat(found)
-
-
-def _units(x_NC: Tensor) -> Tensor:
-    return x_NC / x_NC.norm(dim=1, keepdim=True)
 
 
 @lru_cache(maxsize=2)
@@ -325,11 +329,7 @@ class _Search:
         self._key = config.block_size, config.latent_dim, config.seed_bits, words
         self._bank = _bank(*self._key)
         usual = _FEW_CANDIDATES if words else _CANDIDATES.get(config.bits, _FEW_CANDIDATES)
-        self._candidates = config.candidates or usual
-        self._energy = blocks_NC.square().sum(1)
-        # A block of zeros gets some direction, so that its scores do not all tie.
-        nonzero = self._energy[:, None] > 0
-        self._units = torch.where(nonzero, blocks_NC / self._energy.sqrt()[:, None], config.block_size**-0.5)
+        self._candidates = config.candidates or usual * (1 if roots_NC is None else _WEIGHTED_FACTOR)
         self.seeds = torch.empty(len(blocks_NC), dtype=torch.int64)
         self.exponents = torch.empty(len(blocks_NC))
         self.codes = torch.empty(len(blocks_NC), config.latent_dim)
@@ -337,29 +337,31 @@ class _Search:
     def run(self, on_blocks: Progress) -> None:
         bank, exhaustive = self._bank, self._config.search is SeedSearch.exhaustive
         lists_pay = bank.narrow and bank.latent_dim < bank.block_size and bank.entries >= 4 * _list_length(bank)
-        if exhaustive or not lists_pay or len(self._blocks) < _CELLS:
+        if exhaustive or not lists_pay or len(self._blocks) < 2 * _CELLS:
             # Wide blocks build all bases once per batch, so there the batches are larger.
             scores = _SCORES_AT_ONCE // 4 if bank.narrow else 8 * _SCORES_AT_ONCE
+            if exhaustive and self._roots is not None:  # nearly all pairs are compared
+                scores = _SCORES_AT_ONCE // 8
             for rows in torch.arange(len(self._blocks)).split(max(1, scores // bank.entries)):
                 self._settle(rows, *self._all(rows, exhaustive))
                 on_blocks(len(rows))
             return
         cells = _cells(*self._key)
-        cell = cells.nearest(self._units)
+        cell = cells.nearest(self._blocks)
         order = torch.argsort(cell, stable=True)
-        units = self._units[order]
         ends = torch.bincount(cell, minlength=cells.count).cumsum(0).tolist()
 
         def work(first: int) -> int:
             begin = start = ends[first - 1] if first else 0
             lists = cells.lists[first : first + _CELLS_AT_ONCE]
+            units = _units(self._blocks[order[begin : ends[first + len(lists) - 1]]])
             buffer = torch.empty(max(map(len, lists)), bank.scored_EF.shape[1])
             pairs = []
             for listed, end in zip(lists, ends[first : first + _CELLS_AT_ONCE], strict=True):
                 if start == end:
                     continue
                 scored = torch.index_select(bank.scored_EF, 0, listed, out=buffer[: len(listed)])
-                for some in units[start:end].split(_BLOCKS_AT_ONCE):
+                for some in units[start - begin : end - begin].split(_BLOCKS_AT_ONCE):
                     rows, columns = _leaders(bank.scores(some, scored), self._candidates)
                     pairs.append((rows + (start - begin), listed[columns].long()))
                     start += len(some)
@@ -379,7 +381,8 @@ class _Search:
 
     def _all(self, rows: Tensor, exhaustive: bool) -> tuple[Tensor, Tensor]:
         """The pairs to compare for the blocks `rows`, after scoring all entries."""
-        scores = self._bank.scores(self._units[rows])
+        blocks = self._blocks[rows]
+        scores = self._bank.scores(_units(blocks))
         pair_rows, entries = _leaders(scores, self._candidates)
         if not exhaustive:
             return pair_rows, entries
@@ -388,7 +391,7 @@ class _Search:
         if self._roots is not None:  # no weighted error is below the least weight times the plain one
             least = least / self._roots[rows].amin(1).square()
         slack = _FLOAT32_SLACK if self._bank.narrow else _BFLOAT16_SLACK
-        floor = 1.0 - least / self._energy[rows].clamp_min(1e-30) - slack
+        floor = 1.0 - least / blocks.square().sum(1).clamp_min(1e-30) - slack
         return _above(scores, torch.minimum(floor, scores.amax(1)).numpy())
 
     def _fit(self, rows: Tensor, pair_rows: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:

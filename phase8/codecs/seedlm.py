@@ -46,17 +46,49 @@ from phase8.codecs.streams import bfloat16_values
 from phase8.config import SeedLMConfig
 from phase8.errors import CodecError
 
+_LEAST_WEIGHT = 0.01  # of the mean: calibration text that never used an input does not show that it is never used
 _TYPICAL = 2.5  # largest coefficient of a typical block / root mean square of the weights
 
 
 # ---------------------------------------------------------------------------------------------------------- the codec
 
 
+def scaled_blocks(name: str, matrix: Tensor, config: SeedLMConfig) -> tuple[Tensor, np.ndarray]:
+    """Cuts a matrix into blocks, divided by the matrix's scale.
+
+    Returns:
+        float32 [N, C]; the scale's bfloat16 pattern, uint16 [1].
+
+    Raises:
+        CodecError: what is no matrix, is empty, or holds NaN or infinite values.
+    """
+    if matrix.ndim != 2 or matrix.numel() == 0:
+        raise CodecError(f"seedlm takes matrices, not shape {tuple(matrix.shape)}", where=name)
+    if not torch.isfinite(matrix).all():
+        raise CodecError("the tensor holds NaN or infinite values", where=name, fix="train the model anew")
+    flat = matrix.detach().float().reshape(-1)
+    bits = np.array([_scale_bits(flat, config)], dtype=np.uint16)
+    flat = nn.functional.pad(flat, (0, -flat.numel() % config.block_size))
+    return (flat / (float(bfloat16_values(bits)[0]) or 1.0)).view(-1, config.block_size), bits
+
+
 def _scale_bits(flat: Tensor, config: SeedLMConfig) -> int:
     """bfloat16 pattern of the scale that brings typical blocks to exponent 0 and keeps the largest in range."""
     top = 2.0 ** ((1 << (config.exponent_bits - 1)) - 1)
-    typical = max(float(flat.double().square().mean().sqrt()), float(flat.abs().max()) / top)
+    norm, (low, high) = torch.linalg.vector_norm(flat, dtype=torch.float64), flat.aminmax()
+    typical = max(float(norm) / math.sqrt(flat.numel()), max(-float(low), float(high)) / top)
     return int(_bfloat16_bits(torch.tensor(_TYPICAL * typical / limit(config.bits)))[0])
+
+
+def _weights(matrix: Tensor, importance: Importance) -> Tensor:
+    """What a squared error in each weight counts, mean about 1: Hessian's diagonal times row weight; float32 [O, I]."""
+    weights = torch.ones(matrix.shape)
+    for each, shape in ((importance.hessian_II, (1, -1)), (importance.row_O, (-1, 1))):
+        if each is not None:
+            diagonal = each.diagonal() if each.ndim == 2 else each
+            mean = float(diagonal.mean())
+            weights = weights * (diagonal / mean if mean > 0 else torch.ones_like(diagonal)).view(shape)
+    return weights.clamp_min(_LEAST_WEIGHT)
 
 
 def _bfloat16_bits(x: Tensor) -> np.ndarray:
@@ -79,19 +111,16 @@ class SeedLMCodec:
     ) -> EncodedGroup:
         """Encodes float32 matrices [O, I]; the more of them in one call, the faster per weight. See `Codec.encode`.
 
-        `importance` and `seed` have no influence: all weights count alike, and nothing here is drawn at random.
+        `importance` has influence where `config.weighted` is set, `seed` never: nothing here is drawn at random.
         """
-        scales, blocks = [], []
+        scales, blocks, roots = [], [], []
         for name, matrix in weights.items():
-            if matrix.ndim != 2 or matrix.numel() == 0:
-                raise CodecError(f"seedlm takes matrices, not shape {tuple(matrix.shape)}", where=name)
-            if not torch.isfinite(matrix).all():
-                raise CodecError("the tensor holds NaN or infinite values", where=name, fix="train the model anew")
-            flat = matrix.detach().float().reshape(-1)
-            scales.append(np.array([_scale_bits(flat, config)], dtype=np.uint16))
-            flat = nn.functional.pad(flat, (0, -flat.numel() % config.block_size))
-            scale = float(bfloat16_values(scales[-1])[0])
-            blocks.append((flat / (scale or 1.0)).view(-1, config.block_size))
+            scaled, scale = scaled_blocks(name, matrix, config)
+            blocks.append(scaled)
+            scales.append(scale)
+            if config.weighted:
+                weight = _weights(matrix, importance.get(name, Importance())).sqrt().reshape(-1)
+                roots.append(nn.functional.pad(weight, (0, -weight.numel() % config.block_size), value=_LEAST_WEIGHT))
         counts = [len(part) for part in blocks]
         remaining = sum(matrix.numel() for matrix in weights.values())
 
@@ -103,7 +132,13 @@ class SeedLMCodec:
                 on_progress(finished)
 
         with torch.no_grad():
-            found = search(torch.cat(blocks), config, on_blocks) if blocks else (torch.empty(0),) * 3
+            found: tuple[Tensor, ...] = (torch.empty(0),) * 3
+            if blocks:
+                joined = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+                every = torch.cat(roots).view(-1, config.block_size) if roots else None
+                blocks.clear()
+                roots.clear()
+                found = search(joined, config, on_blocks, every)
         tensors = {}
         parts = zip(weights.items(), scales, *(each.split(counts) for each in found), strict=True)
         for (name, matrix), scale, seeds, exponents, codes in parts:

@@ -24,7 +24,10 @@ Example: v = 2, scale 1, codebook_0 = {(1, 1), (-1, -1)}, codebook_1 = {(0.25, 0
 
 Deviations from the paper: one scale per matrix in place of its layer norms; rows may carry weights (token frequency
 of an embedding), which multiply the k-means weights and enter the choice of an entry; codebooks are rounded to their
-stored precision before the loop, so that it compensates that rounding too; no codebooks of their own for outliers.
+stored precision before the loop, so that it compensates that rounding too.
+
+Outlier columns (section 3.3 of the paper): the share `outlier_columns` of a matrix's columns, those of the largest
+Hessian diagonal, come first in the loop and have one codebook of their own, of shorter vectors.
 
 Shape legend: O output rows, P rows padded to a multiple of v, I input columns, G = P / v vectors of a column,
 V elements of a vector, N vectors, K entries of a codebook.
@@ -42,6 +45,7 @@ from torch.nn import functional as F
 
 from phase8.codecs import decoders
 from phase8.codecs.base import (
+    JSON,
     EncodedGroup,
     EncodedTensor,
     Importance,
@@ -51,7 +55,8 @@ from phase8.codecs.base import (
     float16_bits,
     round_through,
 )
-from phase8.codecs.decoders.vptq import EIGHT_BIT_OFFSET, codebooks, parts
+from phase8.codecs.bitpack import narrowest
+from phase8.codecs.decoders.vptq import EIGHT_BIT_OFFSET, codebooks, parts, settings_of
 from phase8.codecs.kmeans import kmeans
 from phase8.config import VPTQConfig
 from phase8.errors import CodecError
@@ -90,51 +95,50 @@ class VPTQCodec:
             name: _prepare(name, weight, importance.get(name, Importance()), config) for name, weight in weights.items()
         }
         generator = np.random.default_rng(seed)
-        residual_IP = [m.weight_IP for m in matrices.values()]
-        mass_N = np.concatenate([m.mass_IG.numpy().reshape(-1) for m in matrices.values()])
-        codebooks: list[_Codebook] = []
-        indices: list[list[Tensor]] = []
-        for number in range(config.num_codebooks):
-            x_NV = torch.cat([r_IP.reshape(-1, v) for r_IP in residual_IP]).numpy()
+
+        def fit(x_NV: Tensor, mass_N: Tensor, size: int) -> _Codebook:
             found = kmeans(
-                x_NV,
-                min(config.codebook_size, len(x_NV)),
+                x_NV.numpy(),
+                min(size, len(x_NV)),
                 iterations=config.kmeans_iterations,
                 generator=generator,
-                weights_N=mass_N,
+                weights_N=mass_N.numpy(),
             )
-            codebooks.append(_round_codebook(torch.from_numpy(found.centroids_KD), config.codebook_bits))
+            return _round_codebook(torch.from_numpy(found.centroids_KD), config.codebook_bits)
+
+        outliers: _Codebook | None = None
+        if any(m.outliers for m in matrices.values()):
+            x_NV = [m.weight_IP[: m.outliers].reshape(-1, config.outlier_vector_dim) for m in matrices.values()]
+            mass_N = [m.outlier_mass_N(config.outlier_vector_dim) for m in matrices.values()]
+            outliers = fit(torch.cat(x_NV), torch.cat(mass_N), config.outlier_codebook_size)
+        residual_IP = [m.weight_IP[m.outliers :] for m in matrices.values()]
+        mass_N = torch.cat([m.mass_IG[m.outliers :].reshape(-1) for m in matrices.values()])
+        codebooks: list[_Codebook] = []
+        coded: list[_Coded] = []
+        for number in range(config.num_codebooks):
+            x_NV = torch.cat([r_IP.reshape(-1, v) for r_IP in residual_IP])
+            codebooks.append(fit(x_NV, mass_N, config.codebook_size))
             entries = [codebook.values_KV for codebook in codebooks]
-            residual_IP, indices = [], []
+            coded = []
             for matrix in matrices.values():
-                index_IG, left_IP = _code_matrix(matrix, entries)
-                residual_IP.append(left_IP)
-                indices.append(index_IG)
+                coded.append(_code_matrix(matrix, entries, None if outliers is None else outliers.values_KV))
                 if on_progress is not None:
                     # Every pass over the columns counts as an equal part of the matrix's work.
                     size, passes = matrix.shape[0] * matrix.shape[1], config.num_codebooks
                     on_progress(size * (number + 1) // passes - size * number // passes)
+            residual_IP = [each.left_IP for each in coded]
 
         sizes = [len(codebook.values_KV) for codebook in codebooks]
+        settings = {"vector_dim": v, "codebook_bits": config.codebook_bits, "codebook_sizes": sizes}
+        shared = {f"codebook_{m}": codebook for m, codebook in enumerate(codebooks)}
+        if outliers is not None:
+            shared["outlier_codebook"] = outliers
+            settings["outliers"] = [_share(config), config.outlier_vector_dim, len(outliers.values_KV)]
         tensors = {
-            name: EncodedTensor(
-                shape=matrix.shape,
-                streams={
-                    "scale": Stream(values=float16_bits(np.array([matrix.scale])), bits=16),
-                    **{
-                        f"index_{m}": _index_stream(_restore_order(index_IG, matrix.order_I), sizes[m])
-                        for m, index_IG in enumerate(per_codebook)
-                    },
-                },
-            )
-            for (name, matrix), per_codebook in zip(matrices.items(), indices, strict=True)
+            name: EncodedTensor(shape=matrix.shape, streams=_matrix_streams(matrix, each, settings))
+            for (name, matrix), each in zip(matrices.items(), coded, strict=True)
         }
-        return EncodedGroup(
-            codec=self.name,
-            settings={"vector_dim": v, "codebook_bits": config.codebook_bits, "codebook_sizes": sizes},
-            tensors=tensors,
-            shared=_codebook_streams(codebooks),
-        )
+        return EncodedGroup(codec=self.name, settings=settings, tensors=tensors, shared=_codebook_streams(shared))
 
     def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
         """Returns every matrix, float32 [O, I]; see `Codec.decode`."""
@@ -152,14 +156,34 @@ class _Matrix:
     shape: tuple[int, int]
     scale: float
     order_I: Tensor
+    outliers: int
+    """How many of the columns, the first in that order, are outliers."""
     weight_IP: Tensor
     """float32, contiguous; the rows that pad O to a multiple of v are 0."""
+    diagonal_I: Tensor
+    """The damped Hessian's diagonal."""
     mass_IG: Tensor
     """k-means weight of each vector."""
     factor_II: Tensor | None
     """Upper Cholesky factor of the inverse Hessian; None where columns are coded independently."""
     row_GV: Tensor | None
     """Weights of the rows, 0 for padding; None where they are all 1."""
+
+    def outlier_rows(self, outlier_v: int) -> Tensor | None:
+        """`row_GV` for the outliers' vectors."""
+        return None if self.row_GV is None else self.row_GV.reshape(-1, outlier_v)
+
+    def outlier_mass_N(self, outlier_v: int) -> Tensor:
+        """k-means weight of each vector of the outlier columns."""
+        rows_GV = self.outlier_rows(outlier_v)
+        groups = self.weight_IP.shape[1] // outlier_v
+        row_G = torch.ones(groups) if rows_GV is None else rows_GV.mean(dim=1)
+        return (self.diagonal_I[: self.outliers, None] * row_G).reshape(-1)
+
+
+def _share(config: VPTQConfig) -> int:
+    """Outlier columns in thousandths of all, as they are stored."""
+    return round(1000 * config.outlier_columns)
 
 
 def _prepare(name: str, weight_OI: Tensor, importance: Importance, config: VPTQConfig) -> _Matrix:
@@ -176,7 +200,7 @@ def _prepare(name: str, weight_OI: Tensor, importance: Importance, config: VPTQC
         raise CodecError(
             f"the row weights must be {rows} finite numbers, none negative, not all 0", where=name, fix="calibrate anew"
         )
-    order_I, diagonal_I, factor_II = _second_order(name, importance.hessian_II, columns, config)
+    order_I, diagonal_I, factor_II = _second_order(name, weight_OI, importance.hessian_II, config)
 
     v = config.vector_dim
     padding = -rows % v
@@ -186,7 +210,9 @@ def _prepare(name: str, weight_OI: Tensor, importance: Importance, config: VPTQC
         shape=(rows, columns),
         scale=scale,
         order_I=order_I,
+        outliers=columns * _share(config) // 1000,
         weight_IP=weight_IP,
+        diagonal_I=diagonal_I,
         mass_IG=diagonal_I[:, None] * row_GV.mean(dim=1),
         factor_II=factor_II,
         row_GV=None if bool((row_GV == 1).all()) else row_GV,
@@ -203,11 +229,14 @@ def _scale(name: str, weight_OI: Tensor) -> float:
 
 
 def _second_order(
-    name: str, hessian_II: Tensor | None, columns: int, config: VPTQConfig
+    name: str, weight_OI: Tensor, hessian_II: Tensor | None, config: VPTQConfig
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns the order of the columns, the damped diagonal in that order, and the factor U or None."""
+    columns = weight_OI.shape[1]
     if hessian_II is None:
-        return torch.arange(columns), torch.ones(columns), None
+        # The outliers are then the columns of the largest weights; without outliers the order has no influence.
+        energy_I = weight_OI.square().sum(0) if config.outlier_columns else torch.ones(columns)
+        return energy_I.argsort(descending=True, stable=True), torch.ones(columns), None
     if hessian_II.shape != (columns, columns) or not torch.isfinite(hessian_II).all():
         raise CodecError(
             f"the Hessian must be {columns} x {columns} finite numbers, it is {tuple(hessian_II.shape)}",
@@ -237,23 +266,44 @@ def _second_order(
     return order_I, diagonal_I, factor_II.float()
 
 
-def _code_matrix(matrix: _Matrix, entries: list[Tensor]) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Coded:
+    """A matrix after the loop, in the loop's order of columns; the first T columns are outliers."""
+
+    index_MIG: Tensor
+    """int64 [codebooks, I - T, G]."""
+    outlier_IG: Tensor
+    """int64 [T, G v / v']."""
+    left_IP: Tensor
+    """What is left over of the compensated weights of the other columns, float32 [I - T, P]."""
+
+
+def _code_matrix(matrix: _Matrix, entries: list[Tensor], outlier_KV: Tensor | None) -> _Coded:
     """Runs the loop over one matrix.
 
     Args:
         matrix: what to code; not changed.
         entries: the codebooks so far, each float32 [K, V].
-
-    Returns:
-        index int64 [codebooks, I, G] and what is left over of the compensated weights, float32 [I, P]; both in the
-        order of the loop.
+        outlier_KV: the outliers' codebook.
     """
     columns, padded = matrix.weight_IP.shape
-    v = entries[0].shape[1]
+    v, special = entries[0].shape[1], matrix.outliers
     chooser = _Chooser(entries, matrix.row_GV)
+    outlier_IG = torch.empty(0, 0, dtype=torch.int64)
+    if special and outlier_KV is not None:
+        outlier_v = outlier_KV.shape[1]
+        outlier_chooser = _Chooser([outlier_KV], matrix.outlier_rows(outlier_v))
+        outlier_IG = torch.empty(special, padded // outlier_v, dtype=torch.int64)
     if matrix.factor_II is None:
-        index_MN, left_NV = chooser.choose(matrix.weight_IP.reshape(-1, v))
-        return index_MN.reshape(len(entries), columns, -1), left_NV.reshape(columns, padded)
+        if special:
+            found, _ = outlier_chooser.choose(matrix.weight_IP[:special].reshape(-1, outlier_v))
+            outlier_IG = found.reshape(special, -1)
+        index_MN, left_NV = chooser.choose(matrix.weight_IP[special:].reshape(-1, v))
+        return _Coded(
+            index_MIG=index_MN.reshape(len(entries), columns - special, -1),
+            outlier_IG=outlier_IG,
+            left_IP=left_NV.reshape(columns - special, padded),
+        )
 
     target_IP, left_IP = matrix.weight_IP.clone(), torch.empty_like(matrix.weight_IP)
     index_MIG = torch.empty(len(entries), columns, padded // v, dtype=torch.int64)
@@ -262,12 +312,16 @@ def _code_matrix(matrix: _Matrix, entries: list[Tensor]) -> tuple[Tensor, Tensor
         stop = min(start + LOOP_BLOCK, columns)
         error_BP = torch.empty(stop - start, padded)
         for q in range(start, stop):
-            index_MIG[:, q], left_GV = chooser.choose(target_IP[q].reshape(-1, v))
+            if q < special:
+                found, left_GV = outlier_chooser.choose(target_IP[q].reshape(-1, outlier_v))
+                outlier_IG[q] = found[0]
+            else:
+                index_MIG[:, q], left_GV = chooser.choose(target_IP[q].reshape(-1, v))
             left_IP[q] = left_GV.reshape(-1)
             torch.div(left_IP[q], divisor_I[q], out=error_BP[q - start])
             target_IP[q + 1 : stop].addr_(matrix.factor_II[q, q + 1 : stop], error_BP[q - start], alpha=-1)
         target_IP[stop:].addmm_(matrix.factor_II[start:stop, stop:].T, error_BP, alpha=-1)
-    return index_MIG, left_IP
+    return _Coded(index_MIG=index_MIG[:, special:], outlier_IG=outlier_IG, left_IP=left_IP[special:])
 
 
 class _Chooser:
@@ -305,15 +359,22 @@ class _Chooser:
         return index_MN, left_NV
 
 
-def _restore_order(index_IG: Tensor, order_I: Tensor) -> np.ndarray:
-    """Loop order -> the matrix's own column order, flattened from [G, I]."""
-    restored_IG = torch.empty_like(index_IG)
-    restored_IG[order_I] = index_IG
-    return restored_IG.T.reshape(-1).numpy()
+def _matrix_streams(matrix: _Matrix, coded: _Coded, settings: Mapping[str, JSON]) -> dict[str, Stream]:
+    """The streams of a matrix, the columns in the matrix's own order."""
+    outlier_I, other_I = matrix.order_I[: matrix.outliers], matrix.order_I[matrix.outliers :]
+    streams = {"scale": Stream(values=float16_bits(np.array([matrix.scale])), bits=16)}
+    for m, (index_IG, size) in enumerate(zip(coded.index_MIG, settings["codebook_sizes"], strict=True)):
+        streams[f"index_{m}"] = _index_stream(index_IG[other_I.argsort()].T.reshape(-1).numpy(), size)
+    if matrix.outliers:
+        streams["outlier_column"] = _index_stream(outlier_I.sort().values.numpy(), matrix.shape[1])
+        index_IG = coded.outlier_IG[outlier_I.argsort()]
+        streams["outlier_index"] = _index_stream(index_IG.T.reshape(-1).numpy(), settings["outliers"][2])
+    return streams
 
 
 def _index_stream(values: np.ndarray, size: int) -> Stream:
-    return Stream(values=values.astype(np.uint8 if size <= 256 else np.uint16), bits=max(1, (size - 1).bit_length()))
+    bits = max(1, (size - 1).bit_length())
+    return Stream(values=values.astype(narrowest(bits)), bits=bits)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,12 +400,12 @@ def _round_codebook(entries_KV: Tensor, bits: int) -> _Codebook:
     return _Codebook(values_KV=code_KV * step, codes=codes, step=float(step))
 
 
-def _codebook_streams(codebooks: list[_Codebook]) -> dict[str, Stream]:
+def _codebook_streams(codebooks: Mapping[str, _Codebook]) -> dict[str, Stream]:
     streams = {}
-    for m, codebook in enumerate(codebooks):
-        streams[f"codebook_{m}"] = Stream(values=codebook.codes, bits=16 if codebook.step is None else 8)
+    for role, codebook in codebooks.items():
+        streams[role] = Stream(values=codebook.codes, bits=16 if codebook.step is None else 8)
         if codebook.step is not None:
-            streams[f"codebook_{m}_step"] = Stream(values=float16_bits(np.array([codebook.step])), bits=16)
+            streams[f"{role}_step"] = Stream(values=float16_bits(np.array([codebook.step])), bits=16)
     return streams
 
 
@@ -357,23 +418,32 @@ class _VPTQTrainable(Trainable):
         super().__init__()
         decoders.check(group)
         self._group, self._bits = group, group.settings["codebook_bits"]
-        tensors = [parts(name, tensor, group.settings["codebook_sizes"]) for name, tensor in group.tensors.items()]
+        self._settings = settings_of(group.settings)
+        tensors = [parts(name, tensor, self._settings) for name, tensor in group.tensors.items()]
         self.codebooks = nn.ParameterList([nn.Parameter(torch.from_numpy(c.copy())) for c in codebooks(group)])
-        self.scales = nn.Parameter(torch.tensor([float(scale) for scale, _ in tensors]))
-        for t, (_, indices) in enumerate(tensors):
-            for m, index_GI in enumerate(indices):
+        self.scales = nn.Parameter(torch.tensor([float(found.scale) for found in tensors]))
+        for t, found in enumerate(tensors):
+            outliers = [] if found.outlier_index is None else [found.outlier_index]
+            for m, index_GI in enumerate([*found.indices, *outliers]):
                 self.register_buffer(f"index_{t}_{m}", torch.from_numpy(index_GI.astype(np.int32)), persistent=False)
+            place_I = torch.from_numpy(np.concatenate([found.columns, found.outliers])).argsort()
+            self.register_buffer(f"place_{t}", place_I, persistent=False)
 
     def weights(self) -> dict[str, Tensor]:
         codebooks = [round_through(c, _round_codebook(c, self._bits).values_KV) for c in self.codebooks]
         scales_T = round_through(self.scales, self.scales.detach().half().float())
         weights = {}
         for t, (name, tensor) in enumerate(self._group.tensors.items()):
-            rows, columns = tensor.shape
+            rows, count = tensor.shape[0], len(self._settings.sizes)
             sum_GIV = F.embedding(getattr(self, f"index_{t}_0"), codebooks[0])
-            for m, codebook in enumerate(codebooks[1:], start=1):
+            for m, codebook in enumerate(codebooks[1:count], start=1):
                 sum_GIV = sum_GIV + F.embedding(getattr(self, f"index_{t}_{m}"), codebook)
-            weights[name] = sum_GIV.transpose(1, 2).reshape(-1, columns)[:rows] * scales_T[t]
+            sum_PI = sum_GIV.transpose(1, 2).flatten(0, 1)
+            if "outlier_column" in tensor.streams:
+                outlier_GIV = F.embedding(getattr(self, f"index_{t}_{count}"), codebooks[count])
+                sum_PI = torch.cat([sum_PI, outlier_GIV.transpose(1, 2).flatten(0, 1)], dim=1)
+                sum_PI = sum_PI[:, getattr(self, f"place_{t}")]
+            weights[name] = sum_PI[:rows] * scales_T[t]
         return weights
 
     def export(self) -> EncodedGroup:
@@ -388,6 +458,8 @@ class _VPTQTrainable(Trainable):
             raise CodecError(
                 "a codebook or scale is NaN or too large for float16", where="vptq", fix="lower the learning rate"
             )
+        roles = [f"codebook_{m}" for m in range(len(self._settings.sizes))]
+        roles += ["outlier_codebook"] if self._settings.share else []
         tensors = {
             name: EncodedTensor(
                 shape=tensor.shape, streams={**tensor.streams, "scale": Stream(values=float16_bits(scale), bits=16)}
@@ -398,5 +470,5 @@ class _VPTQTrainable(Trainable):
             codec=self._group.codec,
             settings=self._group.settings,
             tensors=tensors,
-            shared=_codebook_streams(codebooks),
+            shared=_codebook_streams(dict(zip(roles, codebooks, strict=True))),
         )

@@ -29,6 +29,7 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,46 +191,62 @@ class Manifest:
         )
 
     def groups(self) -> tuple[EncodedGroup, ...]:
-        """Returns the groups with their streams.
+        """Returns the groups with their streams; raises as `each_group`."""
+        return tuple(self.each_group())
+
+    def tensors(self) -> Iterator[tuple[str, np.ndarray]]:
+        """As `Artifact.tensors`, but the streams are decoded as they are needed, one group's at a time.
+
+        Raises:
+            ArtifactError: as `each_group` and `Artifact.tensors`.
+        """
+        for group in self.each_group():
+            yield from decoders.decode(group)
+
+    def each_group(self) -> Iterator[EncodedGroup]:
+        """Yields one group after the other with its streams.
 
         Raises:
             ArtifactError: a pool is not what its coding says.
         """
-        values, position = {}, 0
-        for pool in self.pools:
-            blob = self._payload[position : position + pool.size_bytes]
-            try:
-                values[pool.group, pool.role, pool.shared, pool.bits] = entropy.decode(
-                    pool.coding, blob, pool.bits, pool.count
-                )
-            except ArtifactError as error:
-                raise ArtifactError(
-                    f"pool {pool.role!r} of group {pool.group}: {error.what}", where=self.where, fix=_WRITE_ANEW
-                ) from error
-            position += pool.size_bytes
-        taken = dict.fromkeys(values, 0)
+        pools, position = iter(self.pools), 0  # group by group, as `_check_pools` has made sure
+        for index, group in enumerate(self._groups):
+            values: dict[tuple[str, bool, int], np.ndarray] = {}
+            for pool in islice(pools, len(pool_sizes([group.layout]))):
+                blob = self._payload[position : position + pool.size_bytes]
+                try:
+                    run = entropy.decode(pool.coding, blob, pool.bits, pool.count)
+                except ArtifactError as error:
+                    raise ArtifactError(
+                        f"pool {pool.role!r} of group {index}: {error.what}", where=self.where, fix=_WRITE_ANEW
+                    ) from error
+                values[pool.role, pool.shared, pool.bits] = run
+                position += pool.size_bytes
+            yield _with_streams(group, values)
 
-        def take(index: int, shared: bool, sizes: Sizes) -> dict[str, Stream]:
-            streams = {}
-            for role, (count, bits) in sizes.items():
-                key = index, role, shared, bits
-                begin = taken[key]
-                taken[key] = begin + count
-                streams[role] = Stream(values=values[key][begin : begin + count], bits=bits)
-            return streams
 
-        return tuple(
-            EncodedGroup(
-                codec=group.codec,
-                settings=group.settings,
-                shared=take(index, True, group.layout.shared),
-                tensors={
-                    name: EncodedTensor(shape=shape, streams=take(index, False, group.layout.tensors[name]))
-                    for name, shape in group.shapes.items()
-                },
-            )
-            for index, group in enumerate(self._groups)
-        )
+def _with_streams(group: _Group, values: dict[tuple[str, bool, int], np.ndarray]) -> EncodedGroup:
+    """Cuts the pools of a group, by role, shared and bits, into its streams."""
+    taken = dict.fromkeys(values, 0)
+
+    def take(shared: bool, sizes: Sizes) -> dict[str, Stream]:
+        streams = {}
+        for role, (count, bits) in sizes.items():
+            key = role, shared, bits
+            begin = taken[key]
+            taken[key] = begin + count
+            streams[role] = Stream(values=values[key][begin : begin + count], bits=bits)
+        return streams
+
+    return EncodedGroup(
+        codec=group.codec,
+        settings=group.settings,
+        shared=take(True, group.layout.shared),
+        tensors={
+            name: EncodedTensor(shape=shape, streams=take(False, group.layout.tensors[name]))
+            for name, shape in group.shapes.items()
+        },
+    )
 
 
 def pool_sizes(layouts: list[Layout]) -> dict[tuple[int, str, bool, int], int]:

@@ -7,12 +7,19 @@ Streams of a matrix [O, I]: `scale` [1], float16; `index_m` [G I], entry of each
     entry = (code - 128) * step          (8-bit codebooks)
     w[g v + i, j] = ((codebook_0[index_0[g, j], i] + codebook_1[index_1[g, j], i]) + ...) * scale
 
-each operation rounded to float32. Shape legend: as in `phase8.codecs.vptq`.
+each operation rounded to float32.
+
+Outlier columns: the setting `outliers` [share, v', K'], absent where there are none. T = floor(I share / 1000) columns
+of a matrix, named by `outlier_column` [T] in ascending order, are coded with the shared `outlier_codebook` [K' v'] and
+`outlier_index` [G v / v' T]; `index_m` [G (I - T)] then counts the other columns.
+
+Shape legend: as in `phase8.codecs.vptq`; T outlier columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,93 +31,186 @@ from phase8.errors import ArtifactError, ConfigError
 EIGHT_BIT_OFFSET = 128
 
 
-def _checked(settings: Mapping[str, Any]) -> tuple[int, int, list[int]]:
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The checked settings of a group."""
+
+    v: int
+    bits: int
+    sizes: list[int]
+    share: int = 0
+    """Outlier columns, in thousandths of all; 0: none, and no codebook for them."""
+    outlier_v: int = 1
+    outlier_size: int = 0
+
+    def outliers(self, columns: int) -> int:
+        """How many of a matrix's columns are outliers."""
+        return columns * self.share // 1000
+
+
+def settings_of(settings: Mapping[str, Any]) -> Settings:
+    """Checks the settings of a group.
+
+    Raises:
+        ArtifactError: a setting is missing, unknown or out of range.
+    """
     known = {"vector_dim", "codebook_bits", "codebook_sizes"}
     v: Any = settings.get("vector_dim")
     bits: Any = settings.get("codebook_bits")
     sizes: Any = settings.get("codebook_sizes")
     counts = [v, *sizes] if isinstance(sizes, list) else []
+    outliers: Any = settings.get("outliers", [])
+    if "outliers" in settings:
+        known.add("outliers")
+        counts += outliers if isinstance(outliers, list) and len(outliers) == 3 else [None]
     if set(settings) != known or len(counts) < 2 or not all(type(count) is int and count >= 1 for count in counts):
         raise ArtifactError(f"impossible settings {dict(settings)}", where="vptq group", fix="write the file anew")
+    found = Settings(v, bits, sizes, *outliers)
     try:
         # A codebook of one entry is possible: the encoder never writes more entries than there are vectors.
-        VPTQConfig(vector_dim=v, codebook_bits=bits, num_codebooks=len(sizes), codebook_size=max(2, *sizes))
+        VPTQConfig(
+            vector_dim=v,
+            codebook_bits=bits,
+            num_codebooks=len(sizes),
+            codebook_size=max(2, *sizes),
+            outlier_columns=found.share / 1000,
+            outlier_vector_dim=found.outlier_v,
+            outlier_codebook_size=max(2, found.outlier_size),
+        )
     except ConfigError as error:
         raise ArtifactError(f"a vptq group has impossible settings: {error.what}") from error
-    return v, bits, sizes
+    return found
 
 
 def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """See `phase8.codecs.decoders`."""
-    v, bits, sizes = _checked(settings)
-    vectors = {}
+    found = settings_of(settings)
+    vectors, outliers, tensors = 0, 0, {}
     for name, shape in shapes.items():
         matrix_size(shape, name)
-        vectors[name] = -(-shape[0] // v) * shape[1]
-    if max(sizes) > max(1, sum(vectors.values())):
+        groups, special = -(-shape[0] // found.v), found.outliers(shape[1])
+        count = groups * (shape[1] - special)
+        vectors += count
+        tensors[name] = {"scale": (1, 16), **{f"index_{m}": (count, _width(k)) for m, k in enumerate(found.sizes)}}
+        if special:
+            own = groups * (found.v // found.outlier_v) * special
+            outliers += own
+            tensors[name]["outlier_column"] = (special, _width(shape[1]))
+            tensors[name]["outlier_index"] = (own, _width(found.outlier_size))
+    if max(found.sizes) > max(1, vectors) or found.outlier_size > max(1, outliers):
         raise ArtifactError("a codebook has more entries than there are vectors to code", where="vptq group")
+    books = {f"codebook_{m}": k * found.v for m, k in enumerate(found.sizes)}
+    if found.share:
+        books["outlier_codebook"] = found.outlier_size * found.outlier_v
     shared = {}
-    for m, k in enumerate(sizes):
-        shared[f"codebook_{m}"] = (k * v, bits)
-        if bits == 8:
-            shared[f"codebook_{m}_step"] = (1, 16)
-    widths = {f"index_{m}": max(1, (k - 1).bit_length()) for m, k in enumerate(sizes)}
-    tensors = {
-        name: {"scale": (1, 16), **{role: (count, width) for role, width in widths.items()}}
-        for name, count in vectors.items()
-    }
+    for role, count in books.items():
+        shared[role] = (count, found.bits)
+        if found.bits == 8:
+            shared[f"{role}_step"] = (1, 16)
     return Layout(tensors=tensors, shared=shared)
 
 
+def _width(count: int) -> int:
+    return max(1, (count - 1).bit_length())
+
+
 def codebooks(group: EncodedGroup) -> list[np.ndarray]:
-    """Returns the codebooks, float32 [K_m, v] each.
+    """Returns the codebooks, float32 [K_m, v] each; the outliers', where there are such, at the end.
 
     Raises:
         ArtifactError: an entry is NaN or infinite.
     """
-    v, bits, sizes = _checked(group.settings)
-    return [_codebook(group.shared, m, bits).reshape(k, v) for m, k in enumerate(sizes)]
+    settings = settings_of(group.settings)
+    books = [
+        _codebook(group.shared, f"codebook_{m}", settings.bits).reshape(k, settings.v)
+        for m, k in enumerate(settings.sizes)
+    ]
+    if settings.share:
+        books.append(_codebook(group.shared, "outlier_codebook", settings.bits).reshape(-1, settings.outlier_v))
+    return books
 
 
-def _codebook(streams: Mapping[str, Stream], m: int, bits: int) -> np.ndarray:
-    codes = streams[f"codebook_{m}"].values
+def _codebook(streams: Mapping[str, Stream], role: str, bits: int) -> np.ndarray:
+    codes = streams[role].values
     if bits == 16:
-        return finite(float16_values(codes), f"codebook_{m}")
-    step = finite(float16_values(streams[f"codebook_{m}_step"].values), f"codebook_{m}_step")[0]
+        return finite(float16_values(codes), role)
+    step = finite(float16_values(streams[f"{role}_step"].values), f"{role}_step")[0]
     return (codes.astype(np.float32) - EIGHT_BIT_OFFSET) * step
 
 
-def parts(name: str, tensor: EncodedTensor, sizes: list[int]) -> tuple[np.float32, list[np.ndarray]]:
-    """Takes apart a matrix that fits its layout: its scale, and one index array [G, I] per codebook.
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a matrix is made of."""
+
+    scale: np.float32
+    indices: list[np.ndarray]
+    """One array [G, I - T] per codebook."""
+    columns: np.ndarray
+    """The columns that `indices` code, int64 [I - T]."""
+    outliers: np.ndarray
+    """The outlier columns, int64 [T]."""
+    outlier_index: np.ndarray | None
+    """[G v / v', T]; None where T is 0."""
+
+
+def parts(name: str, tensor: EncodedTensor, settings: Settings) -> Parts:
+    """Takes apart a matrix that fits its layout.
 
     Raises:
-        ArtifactError: the scale is not finite; an index points beyond its codebook.
+        ArtifactError: the scale is not finite; an index points beyond its codebook; outlier columns that do not ascend.
     """
     scale = finite(float16_values(tensor.streams["scale"].values), name)[0]
-    indices = []
-    for m, k in enumerate(sizes):
-        index = tensor.streams[f"index_{m}"].values
-        if int(index.max()) >= k:
-            raise ArtifactError(
-                f"index_{m} points beyond the {k} entries of its codebook", where=name, fix="write the file anew"
-            )
-        indices.append(index.reshape(-1, tensor.shape[1]))
-    return scale, indices
+    columns, special = tensor.shape[1], settings.outliers(tensor.shape[1])
+    outliers, outlier_index = np.empty(0, dtype=np.int64), None
+    if special:
+        outliers = tensor.streams["outlier_column"].values.astype(np.int64)
+        if (np.diff(outliers) <= 0).any() or outliers[-1] >= columns:
+            raise ArtifactError("the outlier columns do not ascend within the matrix", where=name)
+        outlier_index = _index(name, tensor, "outlier_index", settings.outlier_size, special)
+    indices = [_index(name, tensor, f"index_{m}", k, columns - special) for m, k in enumerate(settings.sizes)]
+    return Parts(scale, indices, np.setdiff1d(np.arange(columns), outliers), outliers, outlier_index)
+
+
+def _index(name: str, tensor: EncodedTensor, role: str, size: int, columns: int) -> np.ndarray:
+    index = tensor.streams[role].values
+    if int(index.max()) >= size:
+        raise ArtifactError(
+            f"{role} points beyond the {size} entries of its codebook", where=name, fix="write the file anew"
+        )
+    return index.reshape(-1, columns)
 
 
 def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
     """See `phase8.codecs.decoders`."""
-    v, _, sizes = _checked(group.settings)
+    settings = settings_of(group.settings)
     # One contiguous column of entries per element of a vector: a row of vectors is then one gather from it.
     columns_VK = [np.ascontiguousarray(codebook_KV.T) for codebook_KV in codebooks(group)]
+    ordinary = columns_VK[: len(settings.sizes)]
     for name, tensor in group.tensors.items():
-        scale, index_GI = parts(name, tensor, sizes)
+        found = parts(name, tensor, settings)
         weights_OI = np.empty(tensor.shape, dtype=np.float32)
-        for i in range(min(v, tensor.shape[0])):
-            rows_RI = weights_OI[i::v]
-            used = len(rows_RI)
-            total_RI = columns_VK[0][i][index_GI[0][:used]]
-            for column_VK, index in zip(columns_VK[1:], index_GI[1:], strict=True):
-                total_RI += column_VK[i][index[:used]]
-            np.multiply(total_RI, scale, out=rows_RI)
+        if found.outlier_index is None:
+            _fill(weights_OI, slice(None), ordinary, found.indices, found.scale)
+        else:
+            _fill(weights_OI, found.columns, ordinary, found.indices, found.scale)
+            _fill(weights_OI, found.outliers, columns_VK[-1:], [found.outlier_index], found.scale)
         yield name, weights_OI
+
+
+def _fill(
+    weights_OI: np.ndarray,
+    columns: np.ndarray | slice,
+    books: list[np.ndarray],
+    indices: list[np.ndarray],
+    scale: np.float32,
+) -> None:
+    """Writes the columns that these codebooks, [V, K] each, and indices, [G, columns] each, stand for."""
+    v = len(books[0])
+    for i in range(min(v, len(weights_OI))):
+        rows_RI = weights_OI[i::v]
+        used = len(rows_RI)
+        total_RI = books[0][i][indices[0][:used]]
+        for column_VK, index in zip(books[1:], indices[1:], strict=True):
+            total_RI += column_VK[i][index[:used]]
+        total_RI *= scale
+        rows_RI[:, columns] = total_RI

@@ -1,0 +1,276 @@
+"""Encoding a checkpoint from disk to disk: one group of matrices in memory at a time, never the model.
+
+`python run.py` holds the network, since it has to measure it. This is the way for models that do not fit: the
+architecture is laid out without memory (PyTorch's meta device), tensors are read from the safetensors shards as they
+are wanted, every group is encoded, entropy-coded and written before the next one is read. What is held is one group in
+float32 with the codec's working memory, and of the groups before only their entries in the manifest.
+
+Groups are those of a run, cut where they exceed `group_weights` weights: a cut group has codebooks of its own. So a
+model of no more weights than that becomes the same file, byte for byte, as `write_artifact` makes of it; a larger one a
+file with a few more codebooks and frequency tables. Example: VPTQ with `share=kind`, 22 layers of `up_proj` with 11.5
+million weights each and room for 24 million: 11 groups of two layers each.
+
+No calibration: nothing is run through the network, all weights count alike. Seeds and trajectories do not use it
+anyway; VPTQ loses its second-order loop, and the gates of a run are not asked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from phase8.artifact import WEIGHTS_FILE, code_pools, config_text, describe_group, file_header, kind_of
+from phase8.codecs import EncodedGroup, get_codec
+from phase8.codecs.base import Progress
+from phase8.config import CompressionConfig, Sharing
+from phase8.errors import ModelError
+from phase8.files import directory_swap, read_bounded
+from phase8.models import architecture_json, as_matrix, unique_parameters
+from phase8.runtime.container import Manifest, read_manifest
+
+GROUP_WEIGHTS = 1 << 23
+"""Most weights of a group, unless one matrix alone has more: 32 MiB in float32."""
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_JSON_LIMIT = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face directory with safetensors shards, opened without reading a weight.
+
+    Names and shapes must be those that transformers' `save_pretrained` writes for the architecture.
+    """
+
+    directory: Path
+    network: PreTrainedModel
+    """The architecture on the meta device: shapes without memory."""
+    tokenizer: PreTrainedTokenizerBase
+    _places: dict[str, tuple[Path, str]]
+    """Shard and name there of every parameter."""
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """See `unique_parameters`; tensors without memory."""
+        return unique_parameters(self.network)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters, tied ones once."""
+        return sum(parameter.numel() for _, parameter in self.parameters.values())
+
+    def read(self, name: str) -> Tensor:
+        """One parameter in its own shape, float32, in memory of its own.
+
+        Raises:
+            ModelError: it cannot be read, or has another shape.
+        """
+        shard, stored = self._places[name]
+        shape = self.parameters[name][1].shape
+        try:
+            # Opened anew each time: as long as a shard is open, all that was read of it counts as held memory.
+            with safe_open(shard, framework="pt") as file:
+                tensor = file.get_tensor(stored).to(torch.float32, copy=True)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"a shard cannot be read: {error}", where=str(shard), fix="copy the file anew") from error
+        if tensor.shape != shape:
+            raise ModelError(
+                f"the shape is {tuple(tensor.shape)}, the architecture needs {tuple(shape)}",
+                where=f"{stored} in {shard}",
+                fix="use the config.json that belongs to this checkpoint",
+            )
+        return tensor
+
+    def matrix(self, name: str) -> Tensor:
+        """As `read`, seen as a matrix [O, I]."""
+        return as_matrix(self.parameters[name][0], self.read(name)).contiguous()
+
+    def content_hash(self) -> str:
+        """As `SourceModel.content_hash`; reads every tensor once."""
+        digest = hashlib.sha256(architecture_json(self.network).encode())
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        digest.update(backend.to_str().encode() if backend is not None else repr(self.tokenizer).encode())
+        for name, (_, parameter) in self.parameters.items():
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(self.read(name).numpy())
+        return digest.hexdigest()
+
+
+def open_checkpoint(directory: Path | str) -> Checkpoint:
+    """Opens a checkpoint and holds its tensors' names against the architecture.
+
+    Raises:
+        ModelError: no safetensors, no architecture, or names that are not the architecture's.
+    """
+    directory = Path(directory)
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        network.tie_weights()
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"config.json or the tokenizer cannot be read: {error}",
+            where=str(directory),
+            fix="name a directory that save_pretrained wrote",
+        ) from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError("the checkpoint is compressed already", where=str(directory), fix="give the original")
+    shards = _shards(directory)
+    names = list(unique_parameters(network))
+    aliases = _aliases(network)
+    places = {}
+    for name in names:
+        stored = next((alias for alias in aliases[name] if alias in shards), None)
+        if stored is not None:
+            places[name] = shards[stored], stored
+    missing = [name for name in names if name not in places]
+    known = {alias for name in names for alias in aliases[name]}
+    unknown = sorted(shards.keys() - known)
+    if missing or unknown:
+        raise ModelError(
+            f"the checkpoint's tensors are not the architecture's; missing: {missing[:5]}, unknown: {unknown[:5]}",
+            where=str(directory),
+            fix="load the model with transformers and write it anew with save_pretrained",
+        )
+    return Checkpoint(directory=directory, network=network, tokenizer=tokenizer, _places=places)
+
+
+def _aliases(network: nn.Module) -> dict[str, list[str]]:
+    """All names of every parameter and saved buffer (tied ones have several), by the first."""
+    first: dict[int, str] = {id(tensor): name for name, (_, tensor) in unique_parameters(network).items()}
+    found: dict[str, list[str]] = {name: [] for name in first.values()}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) in first:
+            found[first[id(tensor)]].append(name)
+    return found
+
+
+def _shards(directory: Path) -> dict[str, Path]:
+    """The shard of every stored tensor."""
+    index = directory / _INDEX
+    if index.is_file():
+        try:
+            listed = json.loads(read_bounded(index, _JSON_LIMIT, error=ModelError))["weight_map"]
+            return {str(name): directory / Path(str(file)).name for name, file in listed.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                "the index of the shards is malformed", where=str(index), fix="copy the file anew"
+            ) from error
+    single = directory / _SINGLE
+    if not single.is_file():
+        raise ModelError(
+            "there are no safetensors here", where=str(directory), fix="save the model with save_pretrained"
+        )
+    try:
+        with safe_open(single, framework="pt") as file:
+            return dict.fromkeys(file.keys(), single)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"the weights cannot be read: {error}", where=str(single), fix="copy the file anew") from error
+
+
+def plan(sizes: dict[str, int], stage: str, config: CompressionConfig, group_weights: int) -> list[list[str]]:
+    """Names of the matrices of every group, from their numbers of weights; see the module's text."""
+    sharing = config.vptq.share if stage == "vptq" else Sharing.model
+    pools: dict[str, list[str]] = {}
+    for name in sizes:
+        key = {Sharing.tensor: name, Sharing.kind: kind_of(name), Sharing.model: ""}[sharing]
+        pools.setdefault(key, []).append(name)
+    return [group for pool in pools.values() for group in _cut(pool, sizes, group_weights)]
+
+
+def _cut(names: Iterable[str], sizes: dict[str, int], most: int) -> Iterator[list[str]]:
+    """Runs of names with at most so many weights together, or one name with more."""
+    run: list[str] = []
+    for name in names:
+        if run and sum(sizes[other] for other in run) + sizes[name] > most:
+            yield run
+            run = []
+        run.append(name)
+    if run:
+        yield run
+
+
+def encode_groups(
+    checkpoint: Checkpoint,
+    stage: str,
+    config: CompressionConfig,
+    *,
+    group_weights: int = GROUP_WEIGHTS,
+    on_progress: Progress | None = None,
+) -> Iterator[EncodedGroup]:
+    """Reads and encodes one group after the other: the stage's, then the vectors, then protected matrices."""
+    matrices = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if p.dim() >= 2}
+    vectors = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if p.dim() < 2}
+    kept = {n: size for n, size in matrices.items() if any(fnmatchcase(n, pattern) for pattern in config.protect)}
+    coded = {n: size for n, size in matrices.items() if n not in kept}
+    codec, settings, plain = get_codec(stage), getattr(config, stage), get_codec("plain")
+    for names in plan(coded, stage, config, group_weights):
+        weights = {name: checkpoint.matrix(name) for name in names}
+        yield codec.encode(weights, settings, importance={}, seed=config.seed, on_progress=on_progress)
+    for names in _cut(vectors, vectors, group_weights):
+        yield plain.encode({n: checkpoint.read(n) for n in names}, None, importance={}, seed=config.seed)
+    for names in _cut(kept, kept, group_weights):
+        yield plain.encode({n: checkpoint.matrix(n) for n in names}, None, importance={}, seed=config.seed)
+
+
+def encode_checkpoint(
+    directory: Path | str,
+    out: Path | str,
+    stage: str,
+    config: CompressionConfig,
+    *,
+    group_weights: int = GROUP_WEIGHTS,
+    on_progress: Progress | None = None,
+) -> Manifest:
+    """Encodes a checkpoint into an artifact, completely or not at all, and reads the file's outline and checksums back.
+
+    Args:
+        directory: the checkpoint, see `Checkpoint`.
+        out: the artifact's directory.
+        stage: `seedlm`, `vptq` or `hyper`, with the settings of that name in `config`.
+        group_weights: most weights held at once, unless one matrix alone has more.
+        on_progress: called with the number of weights finished since the last call.
+
+    Raises:
+        ModelError: the checkpoint cannot be read.
+        CodecError: weights that are NaN or infinite.
+        OutputError: disk full or not writable; what was there before is untouched.
+    """
+    checkpoint, out = open_checkpoint(directory), Path(out)
+    source = {"hash": checkpoint.content_hash(), "parameters": checkpoint.parameter_count}
+    listed, pools = [], []
+    with directory_swap(out) as fresh:
+        # The header stands first in the file and is known last.
+        waiting = fresh / "payload"
+        with waiting.open("wb") as payload:
+            groups = encode_groups(checkpoint, stage, config, group_weights=group_weights, on_progress=on_progress)
+            for index, group in enumerate(groups):
+                listed.append(describe_group(group))
+                for pool, blob in code_pools(index, group):
+                    pools.append(pool)
+                    payload.write(blob)
+                del group
+            length = payload.tell()
+        with (fresh / WEIGHTS_FILE).open("wb") as file, waiting.open("rb") as payload:
+            file.write(file_header(stage, source, listed, pools, length))
+            shutil.copyfileobj(payload, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())
+        waiting.unlink()
+        (fresh / "config.json").write_text(config_text(checkpoint.network, stage), encoding="utf-8")
+        checkpoint.tokenizer.save_pretrained(fresh)
+    return read_manifest(out)
