@@ -150,17 +150,18 @@ def _inspect(options: argparse.Namespace) -> int:
         console.print(f"beside it, not counted: {listed} bytes")
     if options.tensors:
         tensors = Table(box=None, header_style="bold")
-        for column in ("tensor", "shape", "codec", "packed bits per weight", "settings"):
-            tensors.add_column(column, justify="right" if column.startswith("packed") else "left")
-        for group in artifact.groups:
-            settings = " ".join(f"{key}={value}" for key, value in group.settings.items())
+        for column in ("tensor", "shape", "codec", "group", "packed bits per weight"):
+            tensors.add_column(column, justify="right" if column in ("group", "packed bits per weight") else "left")
+        for number, group in enumerate(artifact.groups):
+            settings = ", ".join(f"{key} {value}" for key, value in group.settings.items())
+            console.print(f"group {number}: {group.codec}, {len(group.tensors)} tensors: {settings}", highlight=False)
             for name, tensor in group.tensors.items():
                 bits = sum(s.bits * s.values.size for s in tensor.streams.values())
                 weights = 1
                 for extent in tensor.shape:
                     weights *= extent
                 shape, rate = "x".join(map(str, tensor.shape)), f"{bits / max(weights, 1):.3f}"
-                tensors.add_row(name, shape, group.codec, rate, settings)
+                tensors.add_row(name, shape, group.codec, str(number), rate)
         console.print(tensors)
     return 0
 

@@ -114,6 +114,13 @@ def test_mistakes_are_named_with_a_mend(change, says):
     assert "mend" in str(caught.value)
 
 
+def test_a_stages_own_limit_outranks_the_runs():
+    config = CompressionConfig.from_dict({"target_ratio": 8, "vptq": {"budget_bytes": 400_000}})
+    assert config.limit_of("vptq") == ("vptq.budget_bytes", 400_000) and config.budget_of("vptq", 10**6) == 400_000
+    assert config.limit_of("seedlm") == ("target_ratio", 8.0) and config.budget_of("seedlm", 10**6) == 125_000
+    assert CompressionConfig().limit_of("hyper") is None and CompressionConfig().budget_of("hyper", 10**6) is None
+
+
 def test_all_mistakes_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
         CompressionConfig.from_dict({"vptq": {"a": 1}, "seedlm": {"bits": "x"}, "sed": 3})

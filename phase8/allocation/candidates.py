@@ -44,7 +44,11 @@ _GRID: dict[str, tuple[tuple[int, ...], ...]] = {
 
 def candidates(stage: str, config: StageConfig) -> list[StageConfig]:
     """The candidate settings of a stage, the cheapest first; the stage's own among them."""
-    found = [replace(config, **dict(zip(VARIED[stage], row, strict=True))) for row in _GRID[stage]]
+    found = []
+    for row in _GRID[stage]:
+        # Outlier columns are cut into vectors of their own length, which must divide the others'.
+        if stage != "vptq" or not config.outlier_columns or row[0] % config.outlier_vector_dim == 0:
+            found.append(replace(config, **dict(zip(VARIED[stage], row, strict=True))))
     if config not in found:
         found.append(config)
     return sorted(found, key=lambda candidate: bits_per_weight(stage, candidate))
@@ -66,13 +70,27 @@ def packed_bits(stage: str, config: Any, shapes: Mapping[str, tuple[int, int]]) 
         per_block = config.seed_bits + config.exponent_bits + config.bits * config.latent_dim
         return sum(-(-size // config.block_size) * per_block + 16 for size in sizes)
     if stage == "vptq":
-        vectors = sum(-(-rows // config.vector_dim) * columns for rows, columns in shapes.values())
-        entries = min(config.codebook_size, vectors)
-        book = entries * config.vector_dim * config.codebook_bits + (16 if config.codebook_bits == 8 else 0)
-        return config.num_codebooks * (vectors * max(1, (entries - 1).bit_length()) + book) + 16 * len(shapes)
+        share, v = round(1000 * config.outlier_columns), config.vector_dim
+        groups = {name: -(-rows // v) for name, (rows, _) in shapes.items()}
+        special = {name: columns * share // 1000 for name, (_, columns) in shapes.items()}
+        vectors = sum(groups[name] * (shapes[name][1] - special[name]) for name in shapes)
+        bits = config.num_codebooks * _coded_bits(vectors, config.codebook_size, v, config.codebook_bits)
+        if any(special.values()):
+            few = config.outlier_vector_dim
+            own = sum(groups[name] * (v // few) * special[name] for name in shapes)
+            bits += _coded_bits(own, config.outlier_codebook_size, few, config.codebook_bits)
+            bits += sum(special[name] * max(1, (columns - 1).bit_length()) for name, (_, columns) in shapes.items())
+        return bits + 16 * len(shapes)
     bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
     shared = 16 * (config.dims + 1 + config.classes)
     return sum(-(-size // config.dims) * bits + 16 for size in sizes) + shared
+
+
+def _coded_bits(vectors: int, size: int, length: int, codebook_bits: int) -> int:
+    """Bits of a VPTQ codebook and of the indices into it."""
+    entries = min(size, vectors)
+    book = entries * length * codebook_bits + (16 if codebook_bits == 8 else 0)
+    return vectors * max(1, (entries - 1).bit_length()) + book
 
 
 def pool_of(name: str, kind: str, stage: str, config: CompressionConfig | VPTQConfig | Any) -> str:
