@@ -27,9 +27,9 @@ from typing import Any
 import torch
 
 import phase8.world
-from phase8.benchmarks.evaluate import _quiet, _score, _spread
+from phase8.benchmarks.evaluate import _quiet, _score
 from phase8.benchmarks.lm import Phase8LM, PlanCache
-from phase8.benchmarks.suite import load_suite
+from phase8.benchmarks.suite import load_suite, spread
 from phase8.files import write_atomic
 
 REFERENCE = Path(phase8.world.__file__).parents[1] / "assets" / "reference"
@@ -61,7 +61,7 @@ def measure(model: Any, tokenizer: Any, items: int | None) -> dict[str, dict[str
     found: dict[str, dict[str, dict[str, Any]]] = {way: {} for way in WAYS}
     for task in suite.tasks:
         loaded = suite.loaded[task.name]
-        chosen = _spread(len(loaded.eval_docs), items)
+        chosen = spread(len(loaded.eval_docs), items)
         for way in WAYS:
             if way.startswith("phase8"):
                 lm: Any = Phase8LM(model, tokenizer, cache=cache)
