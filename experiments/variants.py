@@ -114,8 +114,8 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "variants.md").write_text(text, encoding="utf-8")
     # A run records its directory in full; what is published is relative to the repository.
-    text = json.dumps(results, indent=1).replace(f"{ROOT}/", "")
-    (RESULTS / "variants.json").write_text(text + "\n", encoding="utf-8")
+    every = json.dumps(results, indent=1).replace(f"{ROOT}/", "")
+    (RESULTS / "variants.json").write_text(every + "\n", encoding="utf-8")
     if list(results) == list(VARIANTS):
         readme = ROOT / "README.md"
         before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
