@@ -109,7 +109,8 @@ def as_markdown(found: dict[str, Any]) -> str:
     lines = [
         "# SeedLM: speed and error of the seed search",
         "",
-        f"`python -m experiments.codecs.seed_search`: {found['rounds']} rounds in alternating order, medians; "
+        f"`python -m experiments.codecs.seed_search {found['arguments']}`: {found['rounds']} rounds in "
+        "alternating order, medians; "
         "thousands of weights per second of wall time, in brackets per second of processor time. K = 16. Excess: "
         "squared error of the fast search over that of the exhaustive one on the same blocks, with its standard error.",
         "",
@@ -174,7 +175,9 @@ def main() -> int:
     side = math.isqrt(options.weights)
     gaussian = {"weights": torch.randn(side, side, generator=torch.Generator().manual_seed(0)) * 0.02}
     reference = load_source("embedded:reference").matrices()
-    found: dict[str, Any] = {"rounds": options.rounds, "rows": []}
+    arguments = f"--weights {options.weights} --sample {options.sample} --rounds {options.rounds}"
+    arguments += f" --settings {' '.join(options.settings)}"
+    found: dict[str, Any] = {"arguments": arguments, "rounds": options.rounds, "rows": []}
     for setting in options.settings:
         block_size, latent_dim, bits = map(int, setting.split(","))
         config = SeedLMConfig(block_size=block_size, latent_dim=latent_dim, bits=bits)
