@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -173,13 +173,21 @@ class SourceModel:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over configuration, tokenizer and every parameter's bytes."""
-        digest = hashlib.sha256(architecture_json(self.network).encode())
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        digest.update(backend.to_str().encode() if backend is not None else repr(self.tokenizer).encode())
-        for name, (_, parameter) in self.parameters.items():
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(parameter.detach().contiguous().cpu().numpy().tobytes())
-        return digest.hexdigest()
+        tensors = ((name, parameter.detach().cpu()) for name, (_, parameter) in self.parameters.items())
+        return content_hash(self.network, self.tokenizer, tensors)
+
+
+def content_hash(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tensors: Iterable[tuple[str, Tensor]]
+) -> str:
+    """SHA-256 over a network's configuration, its tokenizer, and every parameter's name, shape and bytes."""
+    digest = hashlib.sha256(architecture_json(network).encode())
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    digest.update(backend.to_str().encode() if backend is not None else repr(tokenizer).encode())
+    for name, tensor in tensors:
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
 
 
 def as_parameters(network: PreTrainedModel, decoded: Mapping[str, np.ndarray], *, where: str) -> dict[str, Tensor]:

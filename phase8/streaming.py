@@ -16,7 +16,6 @@ anyway; VPTQ loses its second-order loop, and the gates of a run are not asked.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -31,13 +30,14 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from phase8.allocation.candidates import pool_of
 from phase8.artifact import WEIGHTS_FILE, code_pools, config_text, describe_group, file_header, kind_of
 from phase8.codecs import EncodedGroup, get_codec
 from phase8.codecs.base import Progress
-from phase8.config import CompressionConfig, Sharing
+from phase8.config import CompressionConfig
 from phase8.errors import ModelError
 from phase8.files import directory_swap, read_bounded
-from phase8.models import architecture_json, as_matrix, unique_parameters
+from phase8.models import as_matrix, content_hash, unique_parameters
 from phase8.runtime.container import Manifest, read_manifest
 
 GROUP_WEIGHTS = 1 << 23
@@ -99,13 +99,7 @@ class Checkpoint:
 
     def content_hash(self) -> str:
         """As `SourceModel.content_hash`; reads every tensor once."""
-        digest = hashlib.sha256(architecture_json(self.network).encode())
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        digest.update(backend.to_str().encode() if backend is not None else repr(self.tokenizer).encode())
-        for name, (_, parameter) in self.parameters.items():
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(self.read(name).numpy())
-        return digest.hexdigest()
+        return content_hash(self.network, self.tokenizer, ((name, self.read(name)) for name in self.parameters))
 
 
 def open_checkpoint(directory: Path | str) -> Checkpoint:
@@ -184,11 +178,9 @@ def _shards(directory: Path) -> dict[str, Path]:
 
 def plan(sizes: dict[str, int], stage: str, config: CompressionConfig, group_weights: int) -> list[list[str]]:
     """Names of the matrices of every group, from their numbers of weights; see the module's text."""
-    sharing = config.vptq.share if stage == "vptq" else Sharing.model
     pools: dict[str, list[str]] = {}
     for name in sizes:
-        key = {Sharing.tensor: name, Sharing.kind: kind_of(name), Sharing.model: ""}[sharing]
-        pools.setdefault(key, []).append(name)
+        pools.setdefault(pool_of(name, kind_of(name), stage, getattr(config, stage)), []).append(name)
     return [group for pool in pools.values() for group in _cut(pool, sizes, group_weights)]
 
 
