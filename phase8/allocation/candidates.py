@@ -1,7 +1,7 @@
 """The settings among which an allocation chooses, and what they take in plain packing.
 
 Each stage has about ten, from its cheapest useful rate upwards: those that came out on the lower hull of error against
-entropy-coded bits on Gaussian weights, or nearest to it (SeedLM: 65,536 weights, 36 settings). All other settings of
+entropy-coded bits on Gaussian weights, or within 0.2 dB of it (SeedLM: 65,536 weights, 83 settings). All other settings of
 the stage, such as the seeds' width or the damping, stay as the user has them; the user's own dimensions are one more
 candidate.
 """
@@ -26,7 +26,7 @@ VARIED = {
 _GRID: dict[str, tuple[tuple[int, ...], ...]] = {
     # 1.4 to 5.3 bits per weight with 16-bit seeds
     "seedlm": (
-        (16, 3, 1), (16, 4, 2), (12, 3, 2), (12, 4, 3), (10, 3, 3), (10, 4, 3), (8, 3, 3), (8, 4, 3), (8, 4, 4),
+        (16, 3, 1), (14, 4, 1), (12, 4, 1), (10, 4, 1), (10, 4, 2), (8, 4, 1), (7, 4, 1), (8, 4, 3), (8, 4, 4),
         (6, 3, 4),
     ),
     # 0.5 to 4 bits per weight; at some rates a small codebook beside a large one, for small models
