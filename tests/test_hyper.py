@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from phase8.codecs.base import EncodedTensor, Stream
-from phase8.codecs.hyper import HyperCodec, ergodic, fourier, manifold, manifold_search, polynomial
+from phase8.codecs.hyper import HyperCodec, codec, ergodic, fourier, manifold, manifold_search, polynomial
 from phase8.config import HyperConfig, Trajectory, Winding
 from phase8.errors import ArtifactError, CodecError, ConfigError
 
@@ -319,11 +319,29 @@ def test_odd_inputs(name: str) -> None:
         CODEC.encode({}, SMALL[name], importance={}, seed=0)
 
 
+@pytest.mark.parametrize("classes, side", [(0, 0.0), (2, 0.0), (2, 0.05)])
+def test_cut_into_runs_the_streams_are_the_same(monkeypatch, classes: int, side: float) -> None:
+    weights = {"a": gaussian(281, 67), "b": gaussian(30, 31, sigma=0.2, seed=1), "c": gaussian(128, 129, seed=2)}
+    config = HyperConfig(dims=2, grid=63, classes=classes, side=side)
+    whole = CODEC.encode(weights, config, importance={}, seed=0)
+    monkeypatch.setattr(codec, "_AT_ONCE", 1)
+    rows = [len(run) for run in codec._runs(weights["a"].reshape(-1), 2)]
+    assert rows == [4096, 9414 - 4096], "the last run is the longer one"
+    cut = CODEC.encode(weights, config, importance={}, seed=0)
+    assert same_streams(whole, cut)
+
+
 def test_progress_counts_every_weight() -> None:
     for config in SMALL.values():
         seen: list[int] = []
         CODEC.encode(matrices(), config, importance={}, seed=0, on_progress=seen.append)
         assert sum(seen) == sum(w.numel() for w in matrices().values())
+
+
+def same_streams(one, other) -> bool:
+    parts = [[g.shared, *(t.streams for t in g.tensors.values())] for g in (one, other)]
+    found = [[(r, s.bits, s.values.tolist()) for part in own for r, s in part.items()] for own in parts]
+    return one.settings == other.settings and found[0] == found[1]
 
 
 def with_stream(group, role: str, stream: Stream | None):

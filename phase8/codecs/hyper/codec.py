@@ -35,6 +35,7 @@ from phase8.codecs.base import (
     float16_values,
     round_through,
 )
+from phase8.codecs.bitpack import narrowest
 from phase8.codecs.decoders.hyper import MANIFOLD, MAX_EXPONENT, MAX_SIZE, config_of, geometry, rows, scale_of
 from phase8.codecs.hyper import ergodic, manifold_search
 from phase8.config import HyperConfig, Trajectory
@@ -43,6 +44,10 @@ from phase8.errors import CodecError
 _LARGEST_HALF = 65504.0
 _LEAST_WIDTH = 2.0**-14
 """Least side and shrink: the smallest float16 of full precision, so that neither reaches 0."""
+_AT_ONCE = 1 << 20
+"""Weights worked on at a time: copies in float64 or scaled are of so many, not of a whole matrix."""
+_SEARCHED = 4096
+"""faiss searches so many rows in one matrix product; runs cut at its multiples give the same bits as one long run."""
 _STEP_TRIALS = np.geomspace(1.0, 0.15, 24)
 """Candidate steps, as fractions of the one that reaches the largest coefficient."""
 
@@ -71,11 +76,12 @@ class HyperCodec:
         flat = {}
         for name, tensor in weights.items():
             flat[name] = tensor.detach().to("cpu", torch.float32).reshape(-1)
-            if not torch.isfinite(flat[name]).all():
+            low, high = (float(end) for end in flat[name].aminmax()) if flat[name].numel() else (0.0, 0.0)
+            if not (math.isfinite(low) and math.isfinite(high)):  # a NaN passes through both
                 raise CodecError("the matrix holds NaN or infinite weights", where=name, fix="train the model anew")
             if flat[name].numel() > MAX_SIZE:
                 raise CodecError(f"the matrix has more than {MAX_SIZE:,} weights", where=name, fix="protect it")
-            if flat[name].numel() and float(flat[name].abs().max()) > 2.0**MAX_EXPONENT:
+            if max(-low, high) > 2.0**MAX_EXPONENT:
                 raise CodecError("the matrix holds weights above 2^60", where=name, fix="rescale the model")
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if config.trajectory_type is Trajectory.ergodic:
@@ -95,29 +101,48 @@ class HyperCodec:
         dims = config.dims
         published = config.side > 0
         unit = {name: 1.0 if published else _rms(w) for name, w in flat.items()}
-        blocks = {name: _blocks(w, dims) / (unit[name] or 1.0) for name, w in flat.items()}
-        every = torch.cat(list(blocks.values()))
-        centroid = _half(every.double().mean(0).numpy() if len(every) else np.zeros(dims))
+        count = sum(-(-w.numel() // dims) for w in flat.values())
+
+        def scaled(name: str) -> Iterator[Tensor]:
+            return (x_NK / (unit[name] or 1.0) for x_NK in _runs(flat[name], dims))
+
+        def every() -> Iterator[Tensor]:
+            return (x_NK for name in flat for x_NK in scaled(name))
+
+        total = sum((x_NK.double().sum(0) for x_NK in every()), torch.zeros(dims, dtype=torch.float64))
+        centroid, farthest = _half((total / max(count, 1)).numpy()), 0.0
+        if config.classes:
+            centre = torch.from_numpy(centroid)
+            farthest = max((float((x_NK - centre).norm(dim=1).max()) for x_NK in every()), default=0.0)
         if published:
-            farthest = float((every - torch.from_numpy(centroid)).norm(dim=1).max()) if len(every) else 0.0
             side, shrink = config.side, ergodic.shrinks(config.side, farthest, config.classes, dims)
         else:
             side, shrink = ergodic.choose_side(
-                every, centroid, grid=config.grid, classes=config.classes, winding=config.winding, seed=seed
+                _rows_at(ergodic.sampled(count, dims, seed), every(), dims),
+                centroid,
+                farthest,
+                grid=config.grid,
+                classes=config.classes,
+                winding=config.winding,
             )
         side, shrink = float(_half(np.array([side]))[0]), np.maximum(_half(shrink), np.float32(_LEAST_WIDTH))
         points = ergodic.codebook(dims, config.grid, config.winding, centroid, side, shrink)
-        table = torch.from_numpy(points)
+        table, index = torch.from_numpy(points), ergodic.search(points)
+        bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
         codes, scales = {}, {}
-        for name, x_NK in blocks.items():
-            found = ergodic.nearest(points, x_NK)
-            codes[name] = found.numpy()
-            chosen = table[found]
-            energy = float((chosen * chosen).double().sum())
-            gain = 1.0 if published else float((x_NK * chosen).double().sum()) / energy if energy > 0 else 1.0
+        for name, w in flat.items():
+            found, energy, product = [np.zeros(0, dtype=narrowest(bits))], 0.0, 0.0
+            for x_NK in scaled(name):
+                nearest = ergodic.nearest(index, x_NK)
+                found.append(nearest.numpy().astype(narrowest(bits)))
+                chosen = table[nearest]
+                energy += float((chosen * chosen).double().sum())
+                product += float((x_NK * chosen).double().sum())
+            codes[name] = np.concatenate(found)
+            gain = 1.0 if published or energy == 0 else product / energy
             scales[name] = unit[name] * max(gain, 0.0)
             if on_progress is not None:
-                on_progress(flat[name].numel())
+                on_progress(w.numel())
         settings = {
             "trajectory": Trajectory.ergodic.value,
             "dims": dims,
@@ -129,7 +154,6 @@ class HyperCodec:
         shared = {"centroid": _half_stream(centroid), "side": _half_stream(np.array([side]))}
         if config.classes:
             shared["shrink"] = _half_stream(shrink)
-        bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
         return _group(self.name, settings, shapes, "codes", codes, bits, scales, shared)
 
     def _encode_manifold(
@@ -362,7 +386,27 @@ def _basis(trajectory: Trajectory, degree: int, length: int) -> np.ndarray:
 
 
 def _rms(w: Tensor) -> float:
-    return float(w.double().pow(2).mean().sqrt()) if w.numel() else 0.0
+    return math.sqrt(sum(float(part.double().square().sum()) for part in w.split(_AT_ONCE)) / max(w.numel(), 1))
+
+
+def _runs(w: Tensor, length: int) -> Iterator[Tensor]:
+    """`_blocks`, about `_AT_ONCE` weights at a time: whole runs of `_SEARCHED` blocks, the last one longer."""
+    count, begin = -(-w.numel() // length), 0
+    step = _SEARCHED * max(1, _AT_ONCE // (_SEARCHED * length))
+    while begin < count:
+        end = begin + step if count - begin >= step + _SEARCHED else count
+        yield _blocks(w[begin * length : end * length], length)
+        begin = end
+
+
+def _rows_at(places: Tensor, runs: Iterator[Tensor], length: int) -> Tensor:
+    """Rows of the runs, one after the other, by their numbers; in the order of `places`."""
+    rows, begin = torch.empty(len(places), length), 0
+    for run in runs:
+        here = (places >= begin) & (places < begin + len(run))
+        rows[here] = run[places[here].long() - begin]
+        begin += len(run)
+    return rows
 
 
 def _blocks(w: Tensor, length: int) -> Tensor:
@@ -420,13 +464,12 @@ def _group(
     scales: dict[str, float],
     shared: dict[str, Stream],
 ) -> EncodedGroup:
-    width = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
     unit = 2.0 ** settings["exponent"]
     tensors = {
         name: EncodedTensor(
             shape=shapes[name],
             streams={
-                role: Stream(values=codes[name].astype(width), bits=bits),
+                role: Stream(values=codes[name].astype(narrowest(bits), copy=False), bits=bits),
                 "scale": _half_stream(np.array([scales[name] / unit])),
             },
         )
