@@ -7,17 +7,28 @@ Every matrix is flattened row by row and cut into blocks of N consecutive weight
                                                                shared: centroid, side, shrink
     manifold              w_block = scale * a * network(q)     streams: coefficients (q and a), scale
 
+Over depth (`axis=depth`) a polynomial or Fourier series runs over the layers instead: the L matrices of one kind and
+shape are a stack [L, O, I], and each of the O I positions has a function of the layer's place 0 .. L - 1,
+
+    w_l = sum_t step_t q_t row_t[l]                            streams of member t: coefficients (q_t), scale (step_t)
+
+so that T planes stand for L matrices; T = L reproduces them to the coefficients' precision (polynomials up to 17
+layers, Fourier series of an odd number). Member t of the stack carries plane t, and the members from T on nothing. A
+matrix that is alone of its kind, such as the embedding, is coded in blocks beside them.
+
 `step` and `scale` are one float16 per tensor times 2^exponent, one exponent per group, so that weights of any magnitude
 keep the float16's full precision. Importance is not used: the winding's points have no axis along which to trade error.
 
 Example: the weights [3, 2, 1, 2] as one Fourier block of degree 1 with 8 bits: coefficients 2, 0.7071, 0 and step
-2 / 127 give q = 127, 45, 0, hence [3.002, 2, 0.998, 2].
+2 / 127 give q = 127, 45, 0, hence [3.002, 2, 0.998, 2]. Over depth, three layers with the weights 1, 2, 3 at one
+position and degree 1: the plane of 2s and the plane of 0.8165s, two numbers for three.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,10 +47,20 @@ from phase8.codecs.base import (
     round_through,
 )
 from phase8.codecs.bitpack import narrowest
-from phase8.codecs.decoders.hyper import MANIFOLD, MAX_EXPONENT, MAX_SIZE, config_of, geometry, rows, scale_of
+from phase8.codecs.decoders.hyper import (
+    MANIFOLD,
+    MAX_EXPONENT,
+    MAX_SIZE,
+    config_of,
+    geometry,
+    over_depth,
+    rows,
+    scale_of,
+    stacks,
+)
 from phase8.codecs.hyper import ergodic, manifold_search
-from phase8.config import HyperConfig, Trajectory
-from phase8.errors import CodecError
+from phase8.config import Axis, HyperConfig, Trajectory
+from phase8.errors import ArtifactError, CodecError
 
 _LARGEST_HALF = 65504.0
 _LEAST_WIDTH = 2.0**-14
@@ -198,8 +219,21 @@ class HyperCodec:
             "block_size": config.block_size,
             "coefficient_bits": config.coefficient_bits,
         }
+        if config.axis is Axis.depth:
+            settings["axis"] = config.axis.value
+        try:
+            places = stacks(config, shapes)
+        except ArtifactError as error:
+            raise CodecError(error.what, where=error.where, fix="set hyper.axis=block") from error
         real = {}
         for name, w in flat.items():
+            if name in places:
+                names, place = places[name]
+                if place == 0:
+                    real |= _planes({member: flat[member] for member in names}, config)
+                if on_progress is not None:
+                    on_progress(w.numel())
+                continue
             length = config.block_size or w.numel()
             basis_DN = _basis(config.trajectory_type, config.degree, length).astype(np.float64)
             x_BN = _blocks(w, length).double().numpy()
@@ -212,7 +246,9 @@ class HyperCodec:
         settings["exponent"] = exponent
         codes, scales = {}, {}
         for name, c in real.items():
-            q, scales[name] = _quantise(c, largest[name], exponent, top)
+            # A plane of 16 bits is to hold its largest coefficient too, which a float16 rounded down does not reach.
+            fullest = _STEP_TRIALS if config.axis is Axis.block else np.append(_STEP_TRIALS, 1 + 2.0**-10)
+            q, scales[name] = _quantise(c, largest[name], exponent, top, trials=fullest)
             codes[name] = q.astype(np.int64).reshape(-1) + top
         return _group(self.name, settings, shapes, "coefficients", codes, config.coefficient_bits, scales, {})
 
@@ -236,6 +272,8 @@ class HyperCodec:
             return _TrainableWinding(group, config, exponent)
         if config.trajectory_type is Trajectory.manifold:
             return _TrainableManifold(group, config, exponent)
+        if config.axis is Axis.depth:
+            return _TrainableDepth(group, config, exponent)
         return _TrainableSeries(group, config, exponent)
 
 
@@ -370,6 +408,56 @@ class _TrainableSeries(Trainable):
         return _with_coefficients(self._group, [self._stored(n) for n in range(len(self.coefficients))], self._top)
 
 
+class _TrainableDepth(Trainable):
+    """Coefficients of every plane in units of its step, [O I], and a gain near 1 on the step; `_TrainableSeries` for
+    the matrices in blocks."""
+
+    relative_step = 0.01
+
+    def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
+        super().__init__()
+        self._group, self._exponent = group, exponent
+        self._top = (1 << (config.coefficient_bits - 1)) - 1
+        self._places = stacks(config, group.shapes)
+        alone = {name: tensor for name, tensor in group.tensors.items() if name not in self._places}
+        self.alone = _TrainableSeries(replace(group, tensors=alone), config, exponent)
+        self.coefficients, self.step_gain = nn.ParameterList(), nn.ParameterList()
+        self._plane_of: dict[str, int] = {}
+        for name, (names, place) in self._places.items():
+            basis_TL = over_depth(config.trajectory_type, config.degree, len(names))
+            if not hasattr(self, f"_basis_{len(names)}"):
+                self.register_buffer(f"_basis_{len(names)}", torch.from_numpy(basis_TL))
+            if place < len(basis_TL):
+                n = self._plane_of[name] = len(self._plane_of)
+                stored = group.tensors[name].streams["coefficients"].values.astype(np.int64) - self._top
+                self.coefficients.append(nn.Parameter(torch.from_numpy(stored).float()))
+                self.step_gain.append(nn.Parameter(torch.ones(1)))
+                self.register_buffer(f"_step_{n}", torch.tensor([float(scale_of(group.tensors[name], name))]))
+
+    def _stored(self, n: int) -> tuple[Tensor, Tensor]:
+        q = self.coefficients[n]
+        step = _half_through(getattr(self, f"_step_{n}") * self.step_gain[n])
+        return round_through(q, q.round().clamp(-self._top, self._top)), step
+
+    def weights(self) -> dict[str, Tensor]:
+        result = self.alone.weights()
+        for name, (names, place) in self._places.items():
+            if place == 0:
+                basis_TL = getattr(self, f"_basis_{len(names)}")
+                planes = [self._stored(self._plane_of[member]) for member in names[: len(basis_TL)]]
+                plane_TN = torch.stack([q * (step * 2.0**self._exponent) for q, step in planes])
+                shape = self._group.tensors[name].shape
+                result |= zip(names, (basis_TL.T @ plane_TN).reshape(len(names), *shape), strict=True)
+        return {name: result[name] for name in self._group.tensors}
+
+    def export(self) -> EncodedGroup:
+        planes = {name: self._group.tensors[name] for name in self._plane_of}
+        stored = [self._stored(n) for n in self._plane_of.values()]
+        exported = _with_coefficients(replace(self._group, tensors=planes), stored, self._top).tensors
+        exported = {**self._group.tensors, **exported, **self.alone.export().tensors}
+        return replace(self._group, tensors=exported)
+
+
 def _with_coefficients(group: EncodedGroup, stored: list[tuple[Tensor, Tensor]], top: int) -> EncodedGroup:
     """The group with other coefficients (whole numbers) and scales, one pair for each of its tensors."""
     tensors = {}
@@ -379,6 +467,18 @@ def _with_coefficients(group: EncodedGroup, stored: list[tuple[Tensor, Tensor]],
         streams = {"coefficients": Stream(values=values, bits=old.bits), "scale": _half_stream(scale)}
         tensors[name] = EncodedTensor(shape=tensor.shape, streams=streams)
     return EncodedGroup(codec=group.codec, settings=dict(group.settings), tensors=tensors, shared={})
+
+
+def _planes(members: dict[str, Tensor], config: HyperConfig) -> dict[str, np.ndarray]:
+    """Coefficients of a stack's weights, float64 [O I] a plane, under the name of the member that carries it."""
+    basis_TL = over_depth(config.trajectory_type, config.degree, len(members)).astype(np.float64)
+    inverse_TL = np.linalg.solve(basis_TL @ basis_TL.T, basis_TL)
+    planes = {}
+    for name, inverse_L in zip(members, inverse_TL, strict=False):
+        planes[name] = np.zeros(members[name].numel())
+        for factor, w in zip(inverse_L, members.values(), strict=True):
+            planes[name] += factor * w.numpy()
+    return planes
 
 
 def _basis(trajectory: Trajectory, degree: int, length: int) -> np.ndarray:
@@ -416,7 +516,12 @@ def _blocks(w: Tensor, length: int) -> Tensor:
 
 
 def _quantise(
-    values: np.ndarray, largest: float, exponent: int, top: int, weights: np.ndarray | None = None
+    values: np.ndarray,
+    largest: float,
+    exponent: int,
+    top: int,
+    weights: np.ndarray | None = None,
+    trials: np.ndarray = _STEP_TRIALS,
 ) -> tuple[np.ndarray, float]:
     """Rounds to multiples of the step of least (weighted) squared error among the candidates; the multiples, the step.
 
@@ -425,7 +530,7 @@ def _quantise(
         exponent: the step is a float16 times 2^exponent.
     """
     best, multiples, step = math.inf, np.zeros_like(values), 0.0
-    for trial in _STEP_TRIALS:
+    for trial in trials:
         tried = float(_half(np.array([largest * trial / 2.0**exponent]))[0]) * 2.0**exponent
         q = np.clip(np.rint(values / tried), -top, top) if tried > 0 else np.zeros_like(values)
         squares = (values - q * tried) ** 2
@@ -471,7 +576,9 @@ def _group(
             streams={
                 role: Stream(values=codes[name].astype(narrowest(bits), copy=False), bits=bits),
                 "scale": _half_stream(np.array([scales[name] / unit])),
-            },
+            }
+            if name in codes
+            else {},
         )
         for name in shapes
     }
