@@ -273,6 +273,16 @@ def as_markdown(found: dict[str, Any]) -> str:
                     if outside else "Every stream is within 1 %."
                 ),
             ]  # fmt: skip
+            for row in outside:
+                if row["coding"] == "packed":
+                    excess, bias = row["stored"] - row["entropy"], row["truth"] - row["uniform"]
+                    lines += [
+                        "",
+                        f"{row['codec']} `{row['role']}`, packed: of {excess:,.0f} bytes above the entropy,"
+                        f" {bias:,.0f} are the bias that as many uniform draws show; {max(excess - bias, 0):,.0f} are"
+                        f" left ({100 * max(excess - bias, 0) / row['stored']:.2f} %), from which a coder would have to"
+                        " pay for its table.",
+                    ]
     return "\n".join([*lines, *small_streams(found["pools"]["default"]["hyper"])]) + "\n"
 
 
