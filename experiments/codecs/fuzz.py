@@ -66,8 +66,8 @@ CONFIG = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
-DEEP = {"num_hidden_layers": 3, "hidden_size": 24, "intermediate_size": 32}
-"""Changes to `CONFIG` of the samples over depth, which need layers to run over."""
+DEEP = {"num_hidden_layers": 3}
+"""Change to `CONFIG` of the samples over depth, which need layers to run over."""
 
 
 def series_over_depth(kind: Trajectory, degree: int, **settings: int) -> HyperConfig:

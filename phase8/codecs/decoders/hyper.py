@@ -259,8 +259,10 @@ def _series(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
 
 @lru_cache(maxsize=8)
 def over_depth(kind: Trajectory, degree: int, depth: int) -> np.ndarray:
-    """The rows over a stack of so many members, float32 [T, L]."""
-    return np.stack(list(rows(kind, degree, depth)))
+    """The rows over a stack of so many members, float32 [T, L]. Read-only."""
+    basis_TL = np.stack(list(rows(kind, degree, depth)))
+    basis_TL.setflags(write=False)
+    return basis_TL
 
 
 def _member(group: EncodedGroup, config: HyperConfig, names: list[str], place: int, unit: np.float32) -> np.ndarray:

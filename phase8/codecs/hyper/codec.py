@@ -412,7 +412,7 @@ class _TrainableDepth(Trainable):
     """Coefficients of every plane in units of its step, [O I], and a gain near 1 on the step; `_TrainableSeries` for
     the matrices in blocks."""
 
-    relative_step = 0.01
+    relative_step = 0.003
 
     def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
         super().__init__()
@@ -426,7 +426,7 @@ class _TrainableDepth(Trainable):
         for name, (names, place) in self._places.items():
             basis_TL = over_depth(config.trajectory_type, config.degree, len(names))
             if not hasattr(self, f"_basis_{len(names)}"):
-                self.register_buffer(f"_basis_{len(names)}", torch.from_numpy(basis_TL))
+                self.register_buffer(f"_basis_{len(names)}", torch.from_numpy(basis_TL.copy()))
             if place < len(basis_TL):
                 n = self._plane_of[name] = len(self._plane_of)
                 stored = group.tensors[name].streams["coefficients"].values.astype(np.int64) - self._top
