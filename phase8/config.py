@@ -58,6 +58,15 @@ class Trajectory(Enum):
     manifold = "manifold"
 
 
+class Axis(Enum):
+    """What a polynomial or Fourier series runs along."""
+
+    block = "block"
+    """Consecutive weights of a matrix."""
+    depth = "depth"
+    """The layers: one weight of all matrices of the same kind and shape."""
+
+
 class Sharing(Enum):
     """Which matrices share a codebook."""
 
@@ -220,6 +229,9 @@ class HyperConfig:
     trajectory_type: Trajectory = Trajectory.ergodic
     degree: int = 5
     """polynomial: its degree. fourier: number of frequencies. Short tensors use as many as they can hold."""
+    axis: Axis = Axis.block
+    """polynomial, fourier: along the weights of a block, or over the layers. Matrices without a partner in another
+    layer (the embedding) are coded in blocks either way."""
     block_size: int = 0
     """polynomial, fourier: consecutive weights per trajectory; 0 takes the whole flattened tensor, as printed.
     manifold: consecutive weights per block, at least 1."""
@@ -275,9 +287,17 @@ class HyperConfig:
         bounds("depth", 1, 3, "the default is 2")
         bounds("frequency", 1, 65536, "the default is 128, eight turns to either side")
         bounds("network_seed", 0, (1 << 31) - 1, "the default is 0")
+        require(
+            self.axis is Axis.block or self.trajectory_type in (Trajectory.polynomial, Trajectory.fourier),
+            f"hyper.axis is depth, but only a polynomial or fourier series runs over the layers, and "
+            f"hyper.trajectory_type is {self.trajectory_type.value}",
+            where="hyper.axis",
+            fix="set hyper.axis=block, or hyper.trajectory_type=polynomial",
+        )
         if self.trajectory_type is Trajectory.manifold:
             self._check_manifold()
-        elif self.block_size and self.trajectory_type is not Trajectory.ergodic:
+        # Over the layers the degree is that of the stacks; the few matrices in blocks use as much of it as they hold.
+        elif self.block_size and self.trajectory_type is not Trajectory.ergodic and self.axis is Axis.block:
             polynomial = self.trajectory_type is Trajectory.polynomial
             highest = (
                 min(self.block_size - 1, 4 * math.isqrt(self.block_size)) if polynomial else (self.block_size - 1) // 2
@@ -414,6 +434,7 @@ class OptimizerConfig:
             where="optimizer",
             fix="raise optimizer.calibration_sequences",
         )
+
 
 class WandbMode(Enum):
     offline = "offline"

@@ -113,14 +113,24 @@ def read(raw: bytes) -> dict[str, np.ndarray]:
 
     weights = {}
     for index, group in enumerate(manifest["groups"]):
+        planes: dict[str, dict] = {}
 
         def take(streams: list, shared: int, index: int = index) -> dict[str, list[int]]:
             return {role: [next(pools[index, role, shared, bits]) for _ in range(n)] for role, bits, n in streams}
 
         shared = take(group["shared"], 1)
+        stacks = read_stacks(group["tensors"]) if group["settings"].get("axis") == "depth" else []
         for name, shape, streams in group["tensors"]:
-            flat = CODECS[group["codec"]](group["settings"], shape, shared, take(streams, 0))
-            weights[name] = np.array(flat[: math.prod(shape)], dtype=F32).reshape(shape)
+            own = take(streams, 0)
+            if any(name in stack for stack in stacks):
+                planes[name] = own
+            else:
+                flat = CODECS[group["codec"]](group["settings"], shape, shared, own)
+                weights[name] = np.array(flat[: math.prod(shape)], dtype=F32).reshape(shape)
+        shapes = {name: shape for name, shape, _ in group["tensors"]}
+        for stack in stacks:
+            for name, flat in read_depth(group["settings"], stack, planes).items():
+                weights[name] = np.array(flat, dtype=F32).reshape(shapes[name])
     assert manifest["source"]["parameters"] == sum(w.size for w in weights.values())
     return weights
 
@@ -232,6 +242,32 @@ def read_series(settings: dict, shape: list[int], own: dict, s: np.float32) -> l
     return weights
 
 
+def read_stacks(tensors: list) -> list[list[str]]:
+    alike: dict[tuple, list[tuple[int, str]]] = {}
+    for name, shape, _ in tensors:
+        parts = name.split(".")
+        numbers = [n for n, part in enumerate(parts) if re.fullmatch("[0-9]{1,9}", part)]
+        if numbers:
+            key = (tuple(shape), tuple(parts[: numbers[0]]), tuple(parts[numbers[0] + 1 :]))
+            alike.setdefault(key, []).append((int(parts[numbers[0]]), name))
+    stacks = [[name for _, name in sorted(members, key=lambda m: m[0])] for members in alike.values()]
+    return [stack for stack in stacks if len(stack) > 1]
+
+
+def read_depth(settings: dict, stack: list[str], planes: dict[str, dict]) -> dict[str, np.ndarray]:
+    rows, weights = series_rows(settings, len(stack)), {}
+    top = 2 ** (settings["coefficient_bits"] - 1) - 1
+    assert [bool(planes[name]) for name in stack] == [t < len(rows) for t in range(len(stack))]
+    for place, name in enumerate(stack):
+        total = np.zeros(len(planes[stack[0]]["coefficients"]), dtype=F32)
+        for plane, row in zip(stack, rows, strict=False):
+            s = half(planes[plane]["scale"][0]) * F32(2.0 ** settings["exponent"])
+            q = np.array([F32(value - top) for value in planes[plane]["coefficients"]], dtype=F32)
+            total = total + q * (s * row[place])
+        weights[name] = total
+    return weights
+
+
 def turns(kind: str, dims: int, grid: int) -> list[int]:
     if kind == "primes":
         primes = [n for n in range(2, 10_000) if all(n % d for d in range(2, math.isqrt(n) + 1))][:dims]
@@ -320,7 +356,8 @@ def made():
 
 NAMES = [
     "plain", "seedlm 4 bit", "seedlm 1 bit", "vptq 8 bit", "vptq residual", "vptq outliers", "hyper winding",
-    "hyper published", "hyper polynomial", "hyper fourier", "hyper manifold", "all codecs",
+    "hyper published", "hyper polynomial", "hyper fourier", "hyper manifold", "hyper depth", "hyper fourier depth",
+    "all codecs",
 ]  # fmt: skip
 
 
@@ -379,6 +416,7 @@ def test_limits_and_tables_on_the_page_are_those_of_the_code() -> None:
         "8; 2^32, 2^34": (streams.MAX_TENSOR_WEIGHTS, container.MAX_PARAMETERS),
         "2^28": (hyper.MAX_SIZE,),
     }
+    assert f"| members of a stack over depth | {hyper.MAX_DEPTH} |" in PAGE
     for text, numbers in said.items():
         assert f"| {text} |" in PAGE
         assert tuple(2 ** int(power) for power in re.findall(r"2\^(\d+)", text)) == numbers

@@ -205,6 +205,12 @@ def test_forgeries_are_refused(made: dict[str, fuzz.Sample], name: str, forgery:
         ("hyper winding", _set("groups", 0, "settings", "winding", value="sine"), "out of range"),
         ("hyper fourier", _set("groups", 0, "settings", "degree", value=1024), "not those that its settings"),
         ("hyper fourier", _set("groups", 0, "settings", "block_size", value=2**25), "out of range"),
+        ("hyper depth", _set("groups", 0, "settings", "axis", value="block"), "out of range"),
+        ("hyper depth", _set("groups", 0, "settings", "axis", value=["depth"]), "out of range"),
+        ("hyper depth", _set("groups", 0, "settings", "trajectory", value="ergodic"), "out of range"),
+        ("hyper depth", _set("groups", 0, "settings", "degree", value=2), "not those that its settings"),
+        ("hyper depth", _set("groups", 0, "tensors", 1, 0, value="model.layers.7.x"), "not those that its settings"),
+        ("hyper winding", _set("groups", 0, "settings", "axis", value="depth"), "out of range"),
         ("plain", _set("groups", 0, "settings", "dtype", value="float64"), "unknown settings"),
         ("plain", _set("groups", 0, "settings", "dtype", value=["float16"]), "unknown settings"),
         ("plain", _everywhere(4608, 2**36), "not those|not a shape|does not promise"),
@@ -238,6 +244,8 @@ def pool(sample: fuzz.Sample, role: str) -> list[Any]:
         ("hyper winding", "codes", 0xFF, "the settings allow below"),
         ("hyper winding", "side", 0x00, "not positive"),
         ("hyper fourier", "coefficients", 0xFF, "the settings allow below"),
+        ("hyper depth", "coefficients", 0xFF, "the settings allow below"),
+        ("hyper depth", "scale", 0xFF, "NaN or infinite"),
         ("plain", "values", 0xFF, "NaN or infinite"),
     ],
 )
@@ -385,9 +393,10 @@ SETTINGS = st.dictionaries(
     st.sampled_from([
         "block_size", "latent_dim", "bits", "seed_bits", "exponent_bits", "vector_dim", "codebook_bits",
         "codebook_sizes", "dtype", "trajectory", "degree", "coefficient_bits", "exponent", "dims", "grid", "classes",
-        "winding",
+        "winding", "axis",
     ]),
-    st.integers(-2, 300) | st.sampled_from([2**31, 2**64, True, None, 0.5, "power", "ergodic", "polynomial", [1], []]),
+    st.integers(-2, 300)
+    | st.sampled_from([2**31, 2**64, True, None, 0.5, "power", "ergodic", "polynomial", "depth", [1], []]),
 )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ import torch
 
 from phase8.artifact import file_bytes
 from phase8.codecs import EncodedGroup, entropy, get_codec
-from phase8.config import HyperConfig, SeedLMConfig, Trajectory, VPTQConfig, Winding
+from phase8.config import Axis, HyperConfig, SeedLMConfig, Trajectory, VPTQConfig, Winding
 from phase8.errors import ArtifactError
 from phase8.files import write_atomic
 from phase8.runtime.container import parse, strict_json
@@ -66,6 +66,14 @@ CONFIG = {
     "tie_word_embeddings": True,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
+DEEP = {"num_hidden_layers": 3}
+"""Change to `CONFIG` of the samples over depth, which need layers to run over."""
+
+
+def series_over_depth(kind: Trajectory, degree: int, **settings: int) -> HyperConfig:
+    return HyperConfig(trajectory_type=kind, axis=Axis.depth, degree=degree, **settings)
+
+
 CODECS: dict[str, list[tuple[str, Any]]] = {
     "plain": [("plain", None)],
     "seedlm 4 bit": [("seedlm", SeedLMConfig(seed_bits=8))],
@@ -85,6 +93,8 @@ CODECS: dict[str, list[tuple[str, Any]]] = {
     "hyper manifold": [
         ("hyper", HyperConfig(trajectory_type=Trajectory.manifold, block_size=20, width=8, coefficient_bits=5))
     ],
+    "hyper depth": [("hyper", series_over_depth(Trajectory.polynomial, 1, block_size=3))],
+    "hyper fourier depth": [("hyper", series_over_depth(Trajectory.fourier, 2, coefficient_bits=5))],
     "all codecs": [
         ("seedlm", SeedLMConfig(seed_bits=6)),
         ("vptq", VPTQConfig(codebook_size=8, vector_dim=4)),
@@ -156,17 +166,22 @@ def _seconds(measured: tuple[Any, float, int]) -> float:
     return measured[1]
 
 
-def samples() -> list[Sample]:
-    """Makes the valid artifacts, the same every time."""
-    config = json.dumps(CONFIG).encode()
-    shapes = LlamaShape.from_config(CONFIG).tensor_shapes()
+def _tensors(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(8)
+    shapes = LlamaShape.from_config(config).tensor_shapes()
     tensors = {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in shapes.items()}
     # A heavy tail and many zeros make streams that every one of the entropy coder's forms is best for.
     tensors["model.embed_tokens.weight"] *= tensors["model.embed_tokens.weight"].abs() > 0.06
-    matrices = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 2}
+    return tensors
+
+
+def samples() -> list[Sample]:
+    """Makes the valid artifacts, the same every time."""
     made = []
     for name, codecs in CODECS.items():
+        fields = CONFIG | (DEEP if name.endswith("depth") else {})
+        config, tensors = json.dumps(fields).encode(), _tensors(fields)
+        matrices = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 2}
         groups: list[EncodedGroup] = []
         for number, (codec, settings) in enumerate(codecs):
             mine = dict(list(matrices.items())[number :: len(codecs)])
@@ -232,8 +247,8 @@ def _strange(draw: np.random.Generator, old: Any) -> Any:
         return near[draw.integers(len(near))]
     values = [
         0, 1, -1, 2, 7, 255, 256, 65535, 65536, 2**24, 2**31, 2**32 - 1, 2**32, 2**36, 2**53, 2**63, 2**64, 10**30,
-        0.5, -0.0, 1e308, True, False, None, "", "0", "x" * 300, "ergodic", "fourier", "float32", "ans", "packed",
-        [], {}, [[]], [0], [1, 2, 3], {"a": 1}, [[["x", 1, 1]]],
+        0.5, -0.0, 1e308, True, False, None, "", "0", "x" * 300, "ergodic", "fourier", "depth", "float32", "ans",
+        "packed", [], {}, [[]], [0], [1, 2, 3], {"a": 1}, [[["x", 1, 1]]],
     ]  # fmt: skip
     return values[draw.integers(len(values))]
 
@@ -465,7 +480,7 @@ def judge(result: Any, sample: Sample, checksum: bool) -> str:
         return "decoded to the right weights"
     if not checksum:
         return "FAILED: decoded to wrong weights although no checksum was recomputed"
-    shapes = LlamaShape.from_config(CONFIG).tensor_shapes()
+    shapes = LlamaShape.from_config(json.loads(sample.config)).tensor_shapes()
     if {name: weights.shape for name, weights in result.items()} != shapes:
         return "FAILED: decoded to other shapes than the architecture's"
     if not all(weights.dtype == np.float32 and np.isfinite(weights).all() for weights in result.values()):

@@ -8,13 +8,23 @@ per weight to `results/trajectories.md` and `.csv` beside this file. Two rates a
 plain width, and `coded`, where the streams of one role cost what an adaptive order-0 arithmetic coder
 (Krichevsky-Trofimov estimator) spends on them, its learning included, if that is less. Seconds are processor time on
 one core. 2^(-2R) is the least error that any coder can reach on Gaussian weights at the coded rate R.
+
+    python experiments/codecs/trajectories.py --depth
+
+compares series over the layers (`axis=depth`) with series over blocks and with the winding at the same packed bits per
+weight, and writes `results/depth.md` and `.csv`. Three sources, matrices in layers only: the embedded reference model;
+*planted*: twelve layers of two kinds, quadratics of the layer's place (three Gaussian matrices times 1, x, x^2 with x
+from -1 to 1) and 1 % noise; *unrelated*: twelve layers of Gaussian matrices. T planes for L layers and blocks of L
+weights with as many terms take the same coefficients, so those pairs differ in a few scales only.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +32,8 @@ import torch
 
 from phase8.codecs import EncodedGroup, Stream
 from phase8.codecs.hyper import HyperCodec
-from phase8.config import HyperConfig, Trajectory, Winding
+from phase8.config import Axis, CompressionConfig, HyperConfig, Trajectory, Winding
+from phase8.models import load_source
 
 MATRICES, SHAPE, SIGMA = 2, (256, 512), 0.02
 BUDGETS_BITS = (1.01, 0.135)
@@ -60,6 +71,83 @@ def settings() -> list[HyperConfig]:
     rows += [manifold(64, 7, 4)]
     rows += [series(Trajectory.fourier, 65, 32, 2), series(Trajectory.fourier, 65, 32, 3)]
     return rows
+
+
+DEPTH, DEPTH_SHAPE = 12, (128, 96)
+
+
+def depth_sources() -> dict[str, dict[str, torch.Tensor]]:
+    """Matrices of layers, by source."""
+    rng = np.random.default_rng(1)
+    reference = load_source(CompressionConfig().model.path).matrices()
+    x, kinds = np.linspace(-1, 1, DEPTH), ("a", "b")
+    parts = {kind: rng.standard_normal((3, *DEPTH_SHAPE)) for kind in kinds}
+    planted = {
+        f"layers.{n}.{kind}": sum(part * x[n] ** k for k, part in enumerate(parts[kind]))
+        + 0.01 * rng.standard_normal(DEPTH_SHAPE)
+        for n in range(DEPTH)
+        for kind in kinds
+    }
+    unrelated = {name: rng.standard_normal(DEPTH_SHAPE) for name in planted}
+    made = {"planted": planted, "unrelated": unrelated}
+    return {"reference": {name: w for name, w in reference.items() if ".layers." in name}} | {
+        source: {name: torch.from_numpy(SIGMA * w).float() for name, w in some.items()} for source, some in made.items()
+    }
+
+
+def depth_settings(depth: int) -> list[HyperConfig]:
+    """Pairs over depth and over blocks, and windings of the same rate where there is one."""
+    rows = []
+    for degree in range(depth) if depth <= 4 else (0, 1, 2, 3, 5):
+        for bits in (8, 4):
+            rows += [replace(series(Trajectory.polynomial, depth, degree, bits), axis=axis) for axis in Axis]
+    # Odd numbers of terms: Fourier series beside the polynomials of the same.
+    for frequencies in range(1, 2 if depth <= 4 else 3):
+        rows += [replace(series(Trajectory.fourier, depth, frequencies), axis=axis) for axis in Axis]
+    return [*rows, winding(16, 4095), winding(12, 4095), winding(8, 4095), winding(4, 255), winding(4, 4095)]
+
+
+def depth_table() -> None:
+    """Relative squared errors at equal bits, over depth and over blocks."""
+    codec, rows = HyperCodec(), []
+    for source, weights in depth_sources().items():
+        layers = len({name.split("layers.")[1].split(".")[0] for name in weights})
+        total = sum(w.numel() for w in weights.values())
+        energy = sum(float((w.double() ** 2).sum()) for w in weights.values())
+        for config in depth_settings(layers):
+            group = codec.encode(weights, config, importance={}, seed=0)
+            decoded = codec.decode(group)
+            error = sum(float(((w - torch.from_numpy(decoded[n])).double() ** 2).sum()) for n, w in weights.items())
+            axis = "-" if config.trajectory_type is Trajectory.ergodic else config.axis.value
+            rows.append(
+                {
+                    "source": source, "layers": layers, "trajectory": config.trajectory_type.value, "axis": axis,
+                    "settings": describe(config), "packed": group.packed_bits() / total, "coded": rate(group) / total,
+                    "error": error / energy,
+                }
+            )  # fmt: skip
+            print(*rows[-1].values(), flush=True)
+    results = Path(__file__).parent / "results"
+    with (results / "depth.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, fieldnames=list(rows[0]))
+        table.writeheader()
+        table.writerows({k: f"{v:.6f}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    lines = [
+        "# Series over depth and over blocks",
+        "",
+        "Relative squared error against bits per weight; made by `python experiments/codecs/trajectories.py --depth`,"
+        " whose head explains sources and columns. Over depth, `block` in the settings is for matrices without"
+        " partners, of which there are none here.",
+        "",
+        "| source | layers | trajectory | axis | settings | packed | coded | error |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for r in rows:
+        lines.append(
+            f"| {r['source']} | {r['layers']} | {r['trajectory']} | {r['axis']} | {r['settings']} | "
+            f"{r['packed']:.4f} | {r['coded']:.4f} | {r['error']:.6f} |"
+        )
+    (results / "depth.md").write_text("\n".join(lines) + "\n")
 
 
 def coded_bits(streams: list[Stream]) -> float:
@@ -108,7 +196,12 @@ def describe(config: HyperConfig) -> str:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depth", action="store_true", help="only the comparison of series over depth")
     torch.set_num_threads(1)
+    if parser.parse_args().depth:
+        depth_table()
+        return
     codec = HyperCodec()
     total = MATRICES * math.prod(SHAPE)
     rows = []

@@ -6,6 +6,14 @@ top = 2^(b-1) - 1.
 
     w_j = ((0 + q_0 row_0[j]) + q_1 row_1[j] + ...) * (scale * 2^exponent)
 
+With one more setting, `axis` (`depth`), matrices of one kind form a *stack* over the L layers (`stacks`), and the rows
+are over L points. The plane of coefficients t, of as many values as a matrix has, and its scale are the streams of the
+stack's member t; members from T on have none. Member l is
+
+    w = ((0 + q_0 c_0) + q_1 c_1) + ...,    c_t = (scale_t * 2^exponent) * row_t[l]
+
+and tensors without a stack are coded in blocks.
+
 Settings of the winding: `trajectory` (`ergodic`), `dims` K, `grid` U, `classes` M, `winding`, `exponent`. Shared:
 `centroid` [K], `side` [1], `shrink` [M], all float16. Streams of a tensor of B blocks: `scale` [1] float16,
 `codes` [B], theta = m (U + 1) + i.
@@ -23,18 +31,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from phase8.codecs.hyper import fourier, manifold, polynomial, winding
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, finite, float16_values, size_of
-from phase8.config import HyperConfig, Trajectory, Winding
+from phase8.config import Axis, HyperConfig, Trajectory, Winding
 from phase8.errors import ArtifactError, ConfigError
 
 MAX_EXPONENT = 60
 MAX_SIZE = 1 << 28
 """Most weights of one matrix: a whole-tensor series has a few coefficients at any size, so shapes need a bound."""
+MAX_DEPTH = 256
+"""Most members of a stack: each is a sum of up to so many planes."""
 _WEIGHTS_AT_ONCE = 1 << 18
 MANIFOLD = ("inputs", "width", "depth", "frequency", "network_seed", "block_size", "coefficient_bits")
 _OfBlocks = Callable[[str, EncodedTensor, np.float32], np.ndarray]
@@ -53,7 +64,8 @@ def config_of(settings: Mapping[str, Any]) -> tuple[HyperConfig, int]:
         names = ("dims", "grid", "classes")
     elif settings.get("trajectory") == "manifold":
         names = MANIFOLD
-    known = {"trajectory", "exponent", *names} | ({"winding"} if ergodic else set())
+    depth = settings.get("axis") == Axis.depth.value
+    known = {"trajectory", "exponent", *names} | ({"winding"} if ergodic else set()) | ({"axis"} if depth else set())
     numbers: dict[str, Any] = {name: settings.get(name) for name in names}
     exponent: Any = settings.get("exponent")
     whole = all(type(value) is int for value in (exponent, *numbers.values()))
@@ -63,7 +75,7 @@ def config_of(settings: Mapping[str, Any]) -> tuple[HyperConfig, int]:
         trajectory = Trajectory(settings["trajectory"])
         if trajectory is Trajectory.ergodic:
             numbers["winding"] = Winding(settings["winding"])
-        return HyperConfig(trajectory_type=trajectory, **numbers), exponent
+        return HyperConfig(trajectory_type=trajectory, axis=Axis.depth if depth else Axis.block, **numbers), exponent
     except (ValueError, ConfigError) as error:
         raise ArtifactError(f"the hyper codec's settings are out of range: {error}", where="settings") from error
 
@@ -81,20 +93,56 @@ def terms(trajectory: Trajectory, degree: int, length: int) -> int:
     return 1 + 2 * min(degree, fourier.max_degree(length))
 
 
+def stacks(config: HyperConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[list[str], int]]:
+    """Stack and place of every tensor that has partners in other layers; none where the series are not over depth.
+
+    A tensor's layer is the first part of its name, between dots, that is 1 to 9 decimal digits. Tensors of one shape
+    whose names are equal but for that part form a stack, in ascending order of the layer. Example:
+    `model.layers.3.mlp.up_proj.weight` and `model.layers.10.mlp.up_proj.weight` are places 0 and 1 of one stack.
+
+    Raises:
+        ArtifactError: a stack of more than `MAX_DEPTH`.
+    """
+    if config.axis is Axis.block:
+        return {}
+    found: dict[Any, list[tuple[int, str]]] = {}
+    for name, shape in shapes.items():
+        parts = name.split(".")
+        for n, part in enumerate(parts):
+            if part.isascii() and part.isdigit() and len(part) <= 9:
+                found.setdefault((*parts[:n], None, *parts[n + 1 :], shape), []).append((int(part), name))
+                break
+    places = {}
+    for members in found.values():
+        if len(members) > MAX_DEPTH:
+            raise ArtifactError(f"a stack of {len(members)} matrices, at most {MAX_DEPTH}", where=members[0][1])
+        names = [name for _, name in sorted(members, key=lambda member: member[0])]
+        if len(names) > 1:
+            places |= {name: (names, place) for place, name in enumerate(names)}
+    return places
+
+
 def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """See `phase8.codecs.decoders`."""
     config, _ = config_of(settings)
     tensors, shared = {}, {}
     winds = config.trajectory_type is Trajectory.ergodic
-    for name, shape in shapes.items():
-        size = size_of(shape, name)
+    sizes = {name: size_of(shape, name) for name, shape in shapes.items()}
+    places = stacks(config, shapes)
+    for name, size in sizes.items():
         if size > MAX_SIZE:
-            raise ArtifactError(f"{shape} is beyond {MAX_SIZE:,} weights", where=name)
+            raise ArtifactError(f"{shapes[name]} is beyond {MAX_SIZE:,} weights", where=name)
         if winds:
             bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
             own = {"codes": (-(-size // config.dims), bits)}
         elif config.trajectory_type is Trajectory.manifold:
             own = {"coefficients": (-(-size // config.block_size) * (config.inputs + 1), config.coefficient_bits)}
+        elif name in places:
+            names, place = places[name]
+            if place >= terms(config.trajectory_type, config.degree, len(names)):
+                tensors[name] = {}
+                continue
+            own = {"coefficients": (size, config.coefficient_bits)}
         else:
             length = config.block_size or size
             count = -(-size // length) * terms(config.trajectory_type, config.degree, length) if size else 0
@@ -138,10 +186,15 @@ def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
     config, exponent = config_of(group.settings)
     kinds = {Trajectory.ergodic: _winding, Trajectory.manifold: _manifold}
     of_blocks = kinds.get(config.trajectory_type, _series)(group, config)
-    unit = np.float32(2.0**exponent)
+    unit, places = np.float32(2.0**exponent), stacks(config, group.shapes)
     for name, tensor in group.tensors.items():
         size = math.prod(tensor.shape)
-        flat = of_blocks(name, tensor, scale_of(tensor, name) * unit) if size else np.zeros(0, dtype=np.float32)
+        if not size:
+            flat = np.zeros(0, dtype=np.float32)
+        elif name in places:
+            flat = _member(group, config, *places[name], unit)
+        else:
+            flat = of_blocks(name, tensor, scale_of(tensor, name) * unit)
         yield name, flat[:size].reshape(tensor.shape)
 
 
@@ -202,3 +255,25 @@ def _series(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
         return weights_BN.reshape(-1)
 
     return of_blocks
+
+
+@lru_cache(maxsize=8)
+def over_depth(kind: Trajectory, degree: int, depth: int) -> np.ndarray:
+    """The rows over a stack of so many members, float32 [T, L]. Read-only."""
+    basis_TL = np.stack(list(rows(kind, degree, depth)))
+    basis_TL.setflags(write=False)
+    return basis_TL
+
+
+def _member(group: EncodedGroup, config: HyperConfig, names: list[str], place: int, unit: np.float32) -> np.ndarray:
+    """The weights of one member of a stack, float32, flat."""
+    top = (1 << (config.coefficient_bits - 1)) - 1
+    basis_TL = over_depth(config.trajectory_type, config.degree, len(names))
+    weights_N = np.zeros(math.prod(group.tensors[names[0]].shape), dtype=np.float32)
+    for name, row_L in zip(names, basis_TL, strict=False):
+        stored = codes_of(group.tensors[name], name, "coefficients", 2 * top + 1)
+        factor = scale_of(group.tensors[name], name) * unit * row_L[place]
+        for begin in range(0, len(weights_N), _WEIGHTS_AT_ONCE):
+            q_N = stored[begin : begin + _WEIGHTS_AT_ONCE].astype(np.int32) - top
+            weights_N[begin : begin + _WEIGHTS_AT_ONCE] += q_N.astype(np.float32) * factor
+    return weights_N

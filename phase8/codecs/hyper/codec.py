@@ -7,17 +7,28 @@ Every matrix is flattened row by row and cut into blocks of N consecutive weight
                                                                shared: centroid, side, shrink
     manifold              w_block = scale * a * network(q)     streams: coefficients (q and a), scale
 
+Over depth (`axis=depth`) a polynomial or Fourier series runs over the layers instead: the L matrices of one kind and
+shape are a stack [L, O, I], and each of the O I positions has a function of the layer's place 0 .. L - 1,
+
+    w_l = sum_t step_t q_t row_t[l]                            streams of member t: coefficients (q_t), scale (step_t)
+
+so that T planes stand for L matrices; T = L reproduces them to the coefficients' precision (polynomials up to 17
+layers, Fourier series of an odd number). Member t of the stack carries plane t, and the members from T on nothing. A
+matrix that is alone of its kind, such as the embedding, is coded in blocks beside them.
+
 `step` and `scale` are one float16 per tensor times 2^exponent, one exponent per group, so that weights of any magnitude
 keep the float16's full precision. Importance is not used: the winding's points have no axis along which to trade error.
 
 Example: the weights [3, 2, 1, 2] as one Fourier block of degree 1 with 8 bits: coefficients 2, 0.7071, 0 and step
-2 / 127 give q = 127, 45, 0, hence [3.002, 2, 0.998, 2].
+2 / 127 give q = 127, 45, 0, hence [3.002, 2, 0.998, 2]. Over depth, three layers with the weights 1, 2, 3 at one
+position and degree 1: the plane of 2s and the plane of 0.8165s, two numbers for three.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -35,14 +46,29 @@ from phase8.codecs.base import (
     float16_values,
     round_through,
 )
-from phase8.codecs.decoders.hyper import MANIFOLD, MAX_EXPONENT, MAX_SIZE, config_of, geometry, rows, scale_of
+from phase8.codecs.bitpack import narrowest
+from phase8.codecs.decoders.hyper import (
+    MANIFOLD,
+    MAX_EXPONENT,
+    MAX_SIZE,
+    config_of,
+    geometry,
+    over_depth,
+    rows,
+    scale_of,
+    stacks,
+)
 from phase8.codecs.hyper import ergodic, manifold_search
-from phase8.config import HyperConfig, Trajectory
-from phase8.errors import CodecError
+from phase8.config import Axis, HyperConfig, Trajectory
+from phase8.errors import ArtifactError, CodecError
 
 _LARGEST_HALF = 65504.0
 _LEAST_WIDTH = 2.0**-14
 """Least side and shrink: the smallest float16 of full precision, so that neither reaches 0."""
+_AT_ONCE = 1 << 20
+"""Weights worked on at a time: copies in float64 or scaled are of so many, not of a whole matrix."""
+_SEARCHED = 4096
+"""faiss searches so many rows in one matrix product; runs cut at its multiples give the same bits as one long run."""
 _STEP_TRIALS = np.geomspace(1.0, 0.15, 24)
 """Candidate steps, as fractions of the one that reaches the largest coefficient."""
 
@@ -71,11 +97,12 @@ class HyperCodec:
         flat = {}
         for name, tensor in weights.items():
             flat[name] = tensor.detach().to("cpu", torch.float32).reshape(-1)
-            if not torch.isfinite(flat[name]).all():
+            low, high = (float(end) for end in flat[name].aminmax()) if flat[name].numel() else (0.0, 0.0)
+            if not (math.isfinite(low) and math.isfinite(high)):  # a NaN passes through both
                 raise CodecError("the matrix holds NaN or infinite weights", where=name, fix="train the model anew")
             if flat[name].numel() > MAX_SIZE:
                 raise CodecError(f"the matrix has more than {MAX_SIZE:,} weights", where=name, fix="protect it")
-            if flat[name].numel() and float(flat[name].abs().max()) > 2.0**MAX_EXPONENT:
+            if max(-low, high) > 2.0**MAX_EXPONENT:
                 raise CodecError("the matrix holds weights above 2^60", where=name, fix="rescale the model")
         shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if config.trajectory_type is Trajectory.ergodic:
@@ -95,29 +122,48 @@ class HyperCodec:
         dims = config.dims
         published = config.side > 0
         unit = {name: 1.0 if published else _rms(w) for name, w in flat.items()}
-        blocks = {name: _blocks(w, dims) / (unit[name] or 1.0) for name, w in flat.items()}
-        every = torch.cat(list(blocks.values()))
-        centroid = _half(every.double().mean(0).numpy() if len(every) else np.zeros(dims))
+        count = sum(-(-w.numel() // dims) for w in flat.values())
+
+        def scaled(name: str) -> Iterator[Tensor]:
+            return (x_NK / (unit[name] or 1.0) for x_NK in _runs(flat[name], dims))
+
+        def every() -> Iterator[Tensor]:
+            return (x_NK for name in flat for x_NK in scaled(name))
+
+        total = sum((x_NK.double().sum(0) for x_NK in every()), torch.zeros(dims, dtype=torch.float64))
+        centroid, farthest = _half((total / max(count, 1)).numpy()), 0.0
+        if config.classes:
+            centre = torch.from_numpy(centroid)
+            farthest = max((float((x_NK - centre).norm(dim=1).max()) for x_NK in every()), default=0.0)
         if published:
-            farthest = float((every - torch.from_numpy(centroid)).norm(dim=1).max()) if len(every) else 0.0
             side, shrink = config.side, ergodic.shrinks(config.side, farthest, config.classes, dims)
         else:
             side, shrink = ergodic.choose_side(
-                every, centroid, grid=config.grid, classes=config.classes, winding=config.winding, seed=seed
+                _rows_at(ergodic.sampled(count, dims, seed), every(), dims),
+                centroid,
+                farthest,
+                grid=config.grid,
+                classes=config.classes,
+                winding=config.winding,
             )
         side, shrink = float(_half(np.array([side]))[0]), np.maximum(_half(shrink), np.float32(_LEAST_WIDTH))
         points = ergodic.codebook(dims, config.grid, config.winding, centroid, side, shrink)
-        table = torch.from_numpy(points)
+        table, index = torch.from_numpy(points), ergodic.search(points)
+        bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
         codes, scales = {}, {}
-        for name, x_NK in blocks.items():
-            found = ergodic.nearest(points, x_NK)
-            codes[name] = found.numpy()
-            chosen = table[found]
-            energy = float((chosen * chosen).double().sum())
-            gain = 1.0 if published else float((x_NK * chosen).double().sum()) / energy if energy > 0 else 1.0
+        for name, w in flat.items():
+            found, energy, product = [np.zeros(0, dtype=narrowest(bits))], 0.0, 0.0
+            for x_NK in scaled(name):
+                nearest = ergodic.nearest(index, x_NK)
+                found.append(nearest.numpy().astype(narrowest(bits)))
+                chosen = table[nearest]
+                energy += float((chosen * chosen).double().sum())
+                product += float((x_NK * chosen).double().sum())
+            codes[name] = np.concatenate(found)
+            gain = 1.0 if published or energy == 0 else product / energy
             scales[name] = unit[name] * max(gain, 0.0)
             if on_progress is not None:
-                on_progress(flat[name].numel())
+                on_progress(w.numel())
         settings = {
             "trajectory": Trajectory.ergodic.value,
             "dims": dims,
@@ -129,7 +175,6 @@ class HyperCodec:
         shared = {"centroid": _half_stream(centroid), "side": _half_stream(np.array([side]))}
         if config.classes:
             shared["shrink"] = _half_stream(shrink)
-        bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
         return _group(self.name, settings, shapes, "codes", codes, bits, scales, shared)
 
     def _encode_manifold(
@@ -174,8 +219,21 @@ class HyperCodec:
             "block_size": config.block_size,
             "coefficient_bits": config.coefficient_bits,
         }
+        if config.axis is Axis.depth:
+            settings["axis"] = config.axis.value
+        try:
+            places = stacks(config, shapes)
+        except ArtifactError as error:
+            raise CodecError(error.what, where=error.where, fix="set hyper.axis=block") from error
         real = {}
         for name, w in flat.items():
+            if name in places:
+                names, place = places[name]
+                if place == 0:
+                    real |= _planes({member: flat[member] for member in names}, config)
+                if on_progress is not None:
+                    on_progress(w.numel())
+                continue
             length = config.block_size or w.numel()
             basis_DN = _basis(config.trajectory_type, config.degree, length).astype(np.float64)
             x_BN = _blocks(w, length).double().numpy()
@@ -188,7 +246,9 @@ class HyperCodec:
         settings["exponent"] = exponent
         codes, scales = {}, {}
         for name, c in real.items():
-            q, scales[name] = _quantise(c, largest[name], exponent, top)
+            # A plane of 16 bits is to hold its largest coefficient too, which a float16 rounded down does not reach.
+            fullest = _STEP_TRIALS if config.axis is Axis.block else np.append(_STEP_TRIALS, 1 + 2.0**-10)
+            q, scales[name] = _quantise(c, largest[name], exponent, top, trials=fullest)
             codes[name] = q.astype(np.int64).reshape(-1) + top
         return _group(self.name, settings, shapes, "coefficients", codes, config.coefficient_bits, scales, {})
 
@@ -212,6 +272,8 @@ class HyperCodec:
             return _TrainableWinding(group, config, exponent)
         if config.trajectory_type is Trajectory.manifold:
             return _TrainableManifold(group, config, exponent)
+        if config.axis is Axis.depth:
+            return _TrainableDepth(group, config, exponent)
         return _TrainableSeries(group, config, exponent)
 
 
@@ -346,6 +408,56 @@ class _TrainableSeries(Trainable):
         return _with_coefficients(self._group, [self._stored(n) for n in range(len(self.coefficients))], self._top)
 
 
+class _TrainableDepth(Trainable):
+    """Coefficients of every plane in units of its step, [O I], and a gain near 1 on the step; `_TrainableSeries` for
+    the matrices in blocks."""
+
+    relative_step = 0.003
+
+    def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
+        super().__init__()
+        self._group, self._exponent = group, exponent
+        self._top = (1 << (config.coefficient_bits - 1)) - 1
+        self._places = stacks(config, group.shapes)
+        alone = {name: tensor for name, tensor in group.tensors.items() if name not in self._places}
+        self.alone = _TrainableSeries(replace(group, tensors=alone), config, exponent)
+        self.coefficients, self.step_gain = nn.ParameterList(), nn.ParameterList()
+        self._plane_of: dict[str, int] = {}
+        for name, (names, place) in self._places.items():
+            basis_TL = over_depth(config.trajectory_type, config.degree, len(names))
+            if not hasattr(self, f"_basis_{len(names)}"):
+                self.register_buffer(f"_basis_{len(names)}", torch.from_numpy(basis_TL.copy()))
+            if place < len(basis_TL):
+                n = self._plane_of[name] = len(self._plane_of)
+                stored = group.tensors[name].streams["coefficients"].values.astype(np.int64) - self._top
+                self.coefficients.append(nn.Parameter(torch.from_numpy(stored).float()))
+                self.step_gain.append(nn.Parameter(torch.ones(1)))
+                self.register_buffer(f"_step_{n}", torch.tensor([float(scale_of(group.tensors[name], name))]))
+
+    def _stored(self, n: int) -> tuple[Tensor, Tensor]:
+        q = self.coefficients[n]
+        step = _half_through(getattr(self, f"_step_{n}") * self.step_gain[n])
+        return round_through(q, q.round().clamp(-self._top, self._top)), step
+
+    def weights(self) -> dict[str, Tensor]:
+        result = self.alone.weights()
+        for name, (names, place) in self._places.items():
+            if place == 0:
+                basis_TL = getattr(self, f"_basis_{len(names)}")
+                planes = [self._stored(self._plane_of[member]) for member in names[: len(basis_TL)]]
+                plane_TN = torch.stack([q * (step * 2.0**self._exponent) for q, step in planes])
+                shape = self._group.tensors[name].shape
+                result |= zip(names, (basis_TL.T @ plane_TN).reshape(len(names), *shape), strict=True)
+        return {name: result[name] for name in self._group.tensors}
+
+    def export(self) -> EncodedGroup:
+        planes = {name: self._group.tensors[name] for name in self._plane_of}
+        stored = [self._stored(n) for n in self._plane_of.values()]
+        exported = _with_coefficients(replace(self._group, tensors=planes), stored, self._top).tensors
+        exported = {**self._group.tensors, **exported, **self.alone.export().tensors}
+        return replace(self._group, tensors=exported)
+
+
 def _with_coefficients(group: EncodedGroup, stored: list[tuple[Tensor, Tensor]], top: int) -> EncodedGroup:
     """The group with other coefficients (whole numbers) and scales, one pair for each of its tensors."""
     tensors = {}
@@ -357,12 +469,44 @@ def _with_coefficients(group: EncodedGroup, stored: list[tuple[Tensor, Tensor]],
     return EncodedGroup(codec=group.codec, settings=dict(group.settings), tensors=tensors, shared={})
 
 
+def _planes(members: dict[str, Tensor], config: HyperConfig) -> dict[str, np.ndarray]:
+    """Coefficients of a stack's weights, float64 [O I] a plane, under the name of the member that carries it."""
+    basis_TL = over_depth(config.trajectory_type, config.degree, len(members)).astype(np.float64)
+    inverse_TL = np.linalg.solve(basis_TL @ basis_TL.T, basis_TL)
+    planes = {}
+    for name, inverse_L in zip(members, inverse_TL, strict=False):
+        planes[name] = np.zeros(members[name].numel())
+        for factor, w in zip(inverse_L, members.values(), strict=True):
+            planes[name] += factor * w.numpy()
+    return planes
+
+
 def _basis(trajectory: Trajectory, degree: int, length: int) -> np.ndarray:
     return np.stack(list(rows(trajectory, degree, max(length, 1))))
 
 
 def _rms(w: Tensor) -> float:
-    return float(w.double().pow(2).mean().sqrt()) if w.numel() else 0.0
+    return math.sqrt(sum(float(part.double().square().sum()) for part in w.split(_AT_ONCE)) / max(w.numel(), 1))
+
+
+def _runs(w: Tensor, length: int) -> Iterator[Tensor]:
+    """`_blocks`, about `_AT_ONCE` weights at a time: whole runs of `_SEARCHED` blocks, the last one longer."""
+    count, begin = -(-w.numel() // length), 0
+    step = _SEARCHED * max(1, _AT_ONCE // (_SEARCHED * length))
+    while begin < count:
+        end = begin + step if count - begin >= step + _SEARCHED else count
+        yield _blocks(w[begin * length : end * length], length)
+        begin = end
+
+
+def _rows_at(places: Tensor, runs: Iterator[Tensor], length: int) -> Tensor:
+    """Rows of the runs, one after the other, by their numbers; in the order of `places`."""
+    rows, begin = torch.empty(len(places), length), 0
+    for run in runs:
+        here = (places >= begin) & (places < begin + len(run))
+        rows[here] = run[places[here].long() - begin]
+        begin += len(run)
+    return rows
 
 
 def _blocks(w: Tensor, length: int) -> Tensor:
@@ -372,7 +516,12 @@ def _blocks(w: Tensor, length: int) -> Tensor:
 
 
 def _quantise(
-    values: np.ndarray, largest: float, exponent: int, top: int, weights: np.ndarray | None = None
+    values: np.ndarray,
+    largest: float,
+    exponent: int,
+    top: int,
+    weights: np.ndarray | None = None,
+    trials: np.ndarray = _STEP_TRIALS,
 ) -> tuple[np.ndarray, float]:
     """Rounds to multiples of the step of least (weighted) squared error among the candidates; the multiples, the step.
 
@@ -381,7 +530,7 @@ def _quantise(
         exponent: the step is a float16 times 2^exponent.
     """
     best, multiples, step = math.inf, np.zeros_like(values), 0.0
-    for trial in _STEP_TRIALS:
+    for trial in trials:
         tried = float(_half(np.array([largest * trial / 2.0**exponent]))[0]) * 2.0**exponent
         q = np.clip(np.rint(values / tried), -top, top) if tried > 0 else np.zeros_like(values)
         squares = (values - q * tried) ** 2
@@ -420,15 +569,16 @@ def _group(
     scales: dict[str, float],
     shared: dict[str, Stream],
 ) -> EncodedGroup:
-    width = np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32
     unit = 2.0 ** settings["exponent"]
     tensors = {
         name: EncodedTensor(
             shape=shapes[name],
             streams={
-                role: Stream(values=codes[name].astype(width), bits=bits),
+                role: Stream(values=codes[name].astype(narrowest(bits), copy=False), bits=bits),
                 "scale": _half_stream(np.array([scales[name] / unit])),
-            },
+            }
+            if name in codes
+            else {},
         )
         for name in shapes
     }

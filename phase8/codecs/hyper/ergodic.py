@@ -61,41 +61,52 @@ def codebook(
     return np.concatenate([centroid + base * np.float32(np.float32(side) / s) for s in [np.float32(1), *shrink]])
 
 
-def nearest(points: np.ndarray, x_NK: Tensor) -> Tensor:
-    """Returns the index of the nearest of `points`, float32 [Q, K], to each row of float32 [N, K]; int64 [N].
+def search(points: np.ndarray) -> faiss.IndexFlatL2:
+    """The index in which `nearest` looks for float32 [Q, K]."""
+    index = faiss.IndexFlatL2(points.shape[1])
+    index.add(points)
+    return index
+
+
+def nearest(index: faiss.IndexFlatL2, x_NK: Tensor) -> Tensor:
+    """Returns the number of the nearest point of `search` to each row of float32 [N, K]; int64 [N].
 
     Exhaustive search: of the points at equal distance, rounding decides, the same way each time.
     """
-    index = faiss.IndexFlatL2(points.shape[1])
-    index.add(points)
     return torch.from_numpy(index.search(x_NK.contiguous().numpy(), 1)[1].reshape(-1))
 
 
+def sampled(count: int, dims: int, seed: int) -> Tensor:
+    """Which of `count` rows of K weights `choose_side` looks at: int32 [N], all of them where they are few."""
+    wanted = min(8192, max(256, _SAMPLE_WEIGHTS // dims))
+    if count <= wanted:
+        return torch.arange(count, dtype=torch.int32)
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator, dtype=torch.int32)[:wanted].clone()
+
+
 def choose_side(
-    x_NK: Tensor, centroid: np.ndarray, *, grid: int, classes: int, winding: Winding, seed: int
+    sample_NK: Tensor, centroid: np.ndarray, farthest: float, *, grid: int, classes: int, winding: Winding
 ) -> tuple[float, np.ndarray]:
     """Picks the cube's side by trial on a sample: seven sides a factor 1.6 apart, then four between the best ones.
 
     Args:
-        x_NK: float32 [N, K], weights in units of their tensor's root mean square.
+        sample_NK: float32 [N, K], weights in units of their tensor's root mean square.
+        farthest: the largest distance of any row, of the sample or not, from the centroid.
 
     Returns:
         side in the same units, and the classes' shrinks float32 [M].
     """
-    dims = x_NK.shape[1]
-    if not len(x_NK):
+    dims = sample_NK.shape[1]
+    if not len(sample_NK):
         return 1.0, np.ones(classes, dtype=np.float32)
-    generator = torch.Generator().manual_seed(seed)
-    wanted = min(8192, max(256, _SAMPLE_WEIGHTS // dims))
-    sample = x_NK if len(x_NK) <= wanted else x_NK[torch.randperm(len(x_NK), generator=generator)[:wanted]]
-    farthest = float((x_NK - torch.from_numpy(centroid)).norm(dim=1).max())
     tried: dict[float, float] = {}
 
     def error(side: float) -> float:
         points = codebook(dims, grid, winding, centroid, side, shrinks(side, farthest, classes, dims))
-        chosen = torch.from_numpy(points)[nearest(points, sample)]
+        chosen = torch.from_numpy(points)[nearest(search(points), sample_NK)]
         energy = float((chosen * chosen).sum())
-        return -(float((sample * chosen).sum()) ** 2) / energy if energy > 0 else 0.0  # after the best scale
+        return -(float((sample_NK * chosen).sum()) ** 2) / energy if energy > 0 else 0.0  # after the best scale
 
     for side in 0.75 * 1.6 ** np.arange(7.0):
         tried[side] = error(side)
