@@ -77,8 +77,10 @@ LOOP_BLOCK = 128
 """Columns between two lazy updates; changes the speed, not the result."""
 SCORES_AT_ONCE = 1 << 18
 """Distances held in memory while entries are chosen: 1 MiB, which stays in a core's cache."""
-SUMMED_AT_ONCE = 1 << 20
-"""Weights that are squared in float64 at a time: 16 MiB."""
+SUMMED_AT_ONCE = 1 << 17
+"""Weights that are squared in float64 at a time."""
+TRANSPOSED_AT_ONCE = 16
+"""Columns that are transposed at a time: a cache line of every row."""
 SMALLEST_FLOAT16 = 2.0**-24
 FITTED_VECTORS = 1 << 19
 """Vectors that codebooks are fitted to, where there are more: 512 for each of 1024 entries; larger codebooks get 32 for
@@ -196,8 +198,8 @@ def _prepare(name: str, weight_OI: Tensor, importance: Importance, config: VPTQC
     v = config.vector_dim
     padding = -rows % v
     weight_IP = torch.zeros(columns, rows + padding)
-    for start in range(0, columns, LOOP_BLOCK):  # in runs, so that nothing else has the matrix's size
-        part = slice(start, start + LOOP_BLOCK)
+    for start in range(0, columns, TRANSPOSED_AT_ONCE):  # in runs, so that nothing else has the matrix's size
+        part = slice(start, start + TRANSPOSED_AT_ONCE)
         torch.div(weight_OI.T[order_I[part]], scale or 1.0, out=weight_IP[part, :rows])
     row_GV = F.pad(row_O, (0, padding)).reshape(-1, v)
     return _Matrix(
@@ -468,14 +470,16 @@ class _Fit:
             # One from each of `most` stretches of equal length: no period of the matrix can fall in with them.
             places = ((np.arange(most) + self._generator.random(most)) * (count / most)).astype(np.int64)
             places = np.unique(np.minimum(places, count - 1))
-        vectors, masses, begin = [], [], 0
-        for x_NV, diagonal_I, row_GQ in runs:
-            first, end = np.searchsorted(places, (begin, begin + len(x_NV)))
+        x_NV = torch.empty(len(places), runs[0][0].shape[1])
+        mass_NQ = torch.empty(len(places), runs[0][2].shape[1])
+        begin = 0
+        for all_NV, diagonal_I, row_GQ in runs:
+            first, end = np.searchsorted(places, (begin, begin + len(all_NV)))
             own = torch.from_numpy(places[first:end] - begin)
-            vectors.append(x_NV[own].numpy())
-            masses.append((diagonal_I[own // len(row_GQ), None] * row_GQ[own % len(row_GQ)]).numpy())
-            begin += len(x_NV)
-        return np.concatenate(vectors), np.concatenate(masses)
+            torch.index_select(all_NV, 0, own, out=x_NV[first:end])
+            torch.mul(diagonal_I[own // len(row_GQ), None], row_GQ[own % len(row_GQ)], out=mass_NQ[first:end])
+            begin += len(all_NV)
+        return x_NV.numpy(), mass_NQ.numpy()
 
 
 def _gain(parts: Sequence[tuple[np.ndarray, np.ndarray]], unit_QKU: np.ndarray, iterations: int) -> float:
