@@ -68,7 +68,15 @@ from phase8.codecs.base import (
     round_through,
 )
 from phase8.codecs.bitpack import narrowest
-from phase8.codecs.decoders.vptq import EIGHT_BIT_OFFSET, MAX_SEED, codebooks, parts, settings_of, unit_codebooks
+from phase8.codecs.decoders.vptq import (
+    EIGHT_BIT_OFFSET,
+    MAX_SEED,
+    codebooks,
+    float16_stream,
+    parts,
+    settings_of,
+    unit_codebooks,
+)
 from phase8.codecs.kmeans import kmeans, nearest
 from phase8.config import CodebookSource, VPTQConfig
 from phase8.errors import CodecError
@@ -537,7 +545,7 @@ class _VPTQTrainable(Trainable):
         if self._settings.seed is None:
             values = [torch.from_numpy(book.copy()) for book in codebooks(group)]
         else:
-            values = [torch.from_numpy(float16_values(group.shared[f"{role}_gain"].values)) for role in self._roles]
+            values = [torch.from_numpy(float16_stream(group.shared, f"{role}_gain")) for role in self._roles]
             for m, unit_QKU in enumerate(unit_codebooks(group.settings).values()):
                 self.register_buffer(f"unit_{m}", torch.from_numpy(unit_QKU), persistent=False)
         self.codebooks = nn.ParameterList([nn.Parameter(value) for value in values])

@@ -157,12 +157,12 @@ def codebooks(group: EncodedGroup) -> list[np.ndarray]:
     books = []
     for role, extents in settings.books().items():
         if settings.seed is not None:
-            books.append(units[role] * _float16(group.shared, f"{role}_gain")[0])
+            books.append(units[role] * float16_stream(group.shared, f"{role}_gain")[0])
         elif settings.bits == 16:
-            books.append(_float16(group.shared, role).reshape(extents))
+            books.append(float16_stream(group.shared, role).reshape(extents))
         else:
             codes = group.shared[role].values.astype(np.float32) - EIGHT_BIT_OFFSET
-            books.append((codes * _float16(group.shared, f"{role}_step")[0]).reshape(extents))
+            books.append((codes * float16_stream(group.shared, f"{role}_step")[0]).reshape(extents))
     return books
 
 
@@ -176,7 +176,12 @@ def unit_codebooks(settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return units
 
 
-def _float16(streams: Mapping[str, Stream], role: str) -> np.ndarray:
+def float16_stream(streams: Mapping[str, Stream], role: str) -> np.ndarray:
+    """The numbers of a stream, float32.
+
+    Raises:
+        ArtifactError: one is NaN or infinite.
+    """
     return finite(float16_values(streams[role].values), role)
 
 
