@@ -122,7 +122,7 @@ class VPTQCodec:
         matrices = {
             name: _prepare(name, weight, importance.get(name, Importance()), config) for name, weight in weights.items()
         }
-        fit = _Fit(config, matrices.values(), seed)
+        fit = _Fit(config, list(matrices.values()), seed)
         outlier_KV = None if "outlier_codebook" not in fit.books else fit.learn("outlier_codebook")[0]
         left_IP = [matrix.weight_IP[matrix.outliers :] for matrix in matrices.values()]
         levels: list[Tensor] = []
@@ -133,7 +133,7 @@ class VPTQCodec:
             for name, matrix in matrices.items():
                 coded = _code_matrix(matrix, levels, outlier_KV, last=last)
                 if last:
-                    streams = _matrix_streams(matrix, coded, [len(level_QKU[0]) for level_QKU in levels], outlier_KV)
+                    streams = _matrix_streams(matrix, coded, levels, outlier_KV)
                     tensors[name] = EncodedTensor(shape=matrix.shape, streams=streams)
                 else:
                     left_IP.append(coded.left_IP)
@@ -293,11 +293,12 @@ def _code_matrix(matrix: _Matrix, levels: list[Tensor], outlier_KV: Tensor | Non
         last: no further codebook wants to know what is left over.
     """
     columns, padded = matrix.weight_IP.shape
-    product, v, special = len(levels[0]), levels[0].shape[0] * levels[0].shape[2], matrix.outliers
+    product, _, u = levels[0].shape
+    v, special = product * u, matrix.outliers
     chooser = _Chooser(levels, matrix.row_GV)
-    outlier_v = 1 if outlier_KV is None else outlier_KV.shape[1]
-    outlier_chooser = None
+    outlier_v, outlier_chooser = 1, None
     if outlier_KV is not None:
+        outlier_v = outlier_KV.shape[1]
         outlier_chooser = _Chooser([outlier_KV[None]], matrix.rows_of(outlier_v))
     index_MIG = np.empty((len(levels), columns - special, padded // v * product), dtype=np.uint16)
     outlier_IG = np.empty((special, padded // outlier_v), dtype=np.uint16)
@@ -383,32 +384,30 @@ class _Chooser:
 
 
 def _matrix_streams(
-    matrix: _Matrix, coded: _Coded, sizes: list[int], outlier_KV: Tensor | None
+    matrix: _Matrix, coded: _Coded, levels: list[Tensor], outlier_KV: Tensor | None
 ) -> dict[str, Stream]:
     """The streams of a matrix, the columns in the matrix's own order."""
     outlier_I, other_I = matrix.order_I[: matrix.outliers], matrix.order_I[matrix.outliers :]
     streams = {"scale": Stream(values=float16_bits(np.array([matrix.scale])), bits=16)}
-    for m, (index_IG, size) in enumerate(zip(coded.index_MIG, sizes, strict=True)):
-        streams[f"index_{m}"] = _index_stream(index_IG.T[:, other_I.argsort().numpy()].reshape(-1), size)
+    for m, (index_IG, level_QKU) in enumerate(zip(coded.index_MIG, levels, strict=True)):
+        streams[f"index_{m}"] = _index_stream(index_IG.T[:, other_I.argsort().numpy()], level_QKU.shape[1])
     if matrix.outliers and outlier_KV is not None:
         streams["outlier_column"] = _index_stream(outlier_I.sort().values.numpy(), matrix.shape[1])
-        index_IG = coded.outlier_IG
-        streams["outlier_index"] = _index_stream(
-            index_IG.T[:, outlier_I.argsort().numpy()].reshape(-1), len(outlier_KV)
-        )
+        index_GI = coded.outlier_IG.T[:, outlier_I.argsort().numpy()]
+        streams["outlier_index"] = _index_stream(index_GI, len(outlier_KV))
     return streams
 
 
 def _index_stream(values: np.ndarray, size: int) -> Stream:
     bits = max(1, (size - 1).bit_length())
-    return Stream(values=values.astype(narrowest(bits), copy=False), bits=bits)
+    return Stream(values=values.reshape(-1).astype(narrowest(bits), copy=False), bits=bits)
 
 
 class _Fit:
     """Fits a group's codebooks one after the other, and knows how they are stored."""
 
-    def __init__(self, config: VPTQConfig, matrices: Sequence[_Matrix], seed: int) -> None:
-        self._config, self._matrices = config, list(matrices)
+    def __init__(self, config: VPTQConfig, matrices: list[_Matrix], seed: int) -> None:
+        self._config, self._matrices = config, matrices
         self._generator = np.random.default_rng(seed)
         self._streams: dict[str, dict[str, Stream]] = {}
         vectors = sum(m.weight_IP[m.outliers :].numel() for m in self._matrices) // config.vector_dim
@@ -434,15 +433,17 @@ class _Fit:
             left_IP: of every matrix, what the codebooks before left over of the columns that are no outliers.
         """
         product, size, u = self.books[role]
-        if role == "outlier_codebook":
-            runs = [(m.weight_IP[: m.outliers], m.diagonal_I[: m.outliers], m) for m in self._matrices]
-        else:
-            pairs = zip(left_IP, self._matrices, strict=True)
-            runs = [(left, m.diagonal_I[m.outliers :], m) for left, m in pairs]
+        v = product * u
         most = GAIN_VECTORS if self._units else max(FITTED_VECTORS, 32 * size)
-        x_NV, mass_NQ = self._drawn(
-            [(left.reshape(-1, product * u), d_I, m.row_mass(product * u, product)) for left, d_I, m in runs], most
-        )
+        if role == "outlier_codebook":
+            columns = [(m.weight_IP[: m.outliers], m.diagonal_I[: m.outliers]) for m in self._matrices]
+        else:
+            columns = [(left, m.diagonal_I[m.outliers :]) for left, m in zip(left_IP, self._matrices, strict=True)]
+        runs = [
+            (x_IP.reshape(-1, v), diagonal_I, m.row_mass(v, product))
+            for (x_IP, diagonal_I), m in zip(columns, self._matrices, strict=True)
+        ]
+        x_NV, mass_NQ = self._drawn(runs, most)
         parts = [
             (np.ascontiguousarray(x_NV[:, q * u : (q + 1) * u]), np.ascontiguousarray(mass_NQ[:, q]))
             for q in range(product)
