@@ -106,11 +106,11 @@ def variants() -> list[tuple[str, str, Any]]:
 
 
 def against_one_codebook(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> float | None:
-    """Output error in relation to one learned codebook's at equal bits; None outside the sizes measured."""
+    """Output error in relation to one learned codebook's at equal bits; None for these, and outside their range."""
     start = row["name"].partition(", v ")[0]
     points = [other for other in rows if other["name"] in {f"{start}, v 4, K {size}" for size in ONE_CODEBOOK}]
     bits = [point["bits_per_weight"] for point in points]
-    if not points or not min(bits) <= row["bits_per_weight"] <= max(bits):
+    if row in points or not points or not min(bits) <= row["bits_per_weight"] <= max(bits):
         return None
     logarithm = np.interp(row["bits_per_weight"], bits, np.log([point["output_error"] for point in points]))
     return float(row["output_error"] / np.exp(logarithm))
@@ -119,6 +119,22 @@ def against_one_codebook(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> 
 def percent(row: Mapping[str, Any]) -> str:
     ratio = row["against_one_codebook"]
     return "-" if ratio is None else f"{100 * ratio - 100:+.1f} %"
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "# Calibrated variants of the codecs on the reference model",
+        "",
+        "`python -m experiments.codecs.calibrated`: relative squared error of the layers' outputs before any training.",
+        "",
+        "| variant | bits/weight | output error | against one learned codebook at equal bits |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {row['name']} | {row['bits_per_weight']:.3f} | {row['output_error']:.5f} | {percent(row)} |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -136,20 +152,8 @@ def main() -> int:
         print(json.dumps(rows[-1]), flush=True)
     for row in rows:
         row["against_one_codebook"] = against_one_codebook(row, rows)
-    lines = [
-        "# Calibrated variants of the codecs on the reference model",
-        "",
-        "`python -m experiments.codecs.calibrated`: relative squared error of the layers' outputs before any training.",
-        "",
-        "| variant | bits/weight | output error | against one learned codebook at equal bits |",
-        "| --- | --- | --- | --- |",
-        *(
-            f"| {row['name']} | {row['bits_per_weight']:.3f} | {row['output_error']:.5f} | {percent(row)} |"
-            for row in rows
-        ),
-    ]
     write_atomic(options.out.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
-    write_atomic(options.out.with_suffix(".md"), "\n".join(lines) + "\n")
+    write_atomic(options.out.with_suffix(".md"), as_markdown(rows))
     return 0
 
 
