@@ -75,6 +75,15 @@ class Sharing(Enum):
     model = "model"
 
 
+class CodebookSource(Enum):
+    """Where the entries of a codebook come from."""
+
+    learned = "learned"
+    """Fitted to the weights and stored."""
+    seeded = "seeded"
+    """Generated from a seed, which costs no bytes; only a gain per codebook is fitted and stored."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeedLMConfig:
     """SeedLM (arXiv 2410.10714): a block of weights is a seeded pseudo-random basis times a few small coefficients."""
@@ -134,19 +143,25 @@ class SeedLMConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VPTQConfig:
-    """VPTQ (arXiv 2409.17066): indices into learned codebooks of weight vectors, fitted under the layer's Hessian."""
+    """VPTQ (arXiv 2409.17066): indices into codebooks of weight vectors, chosen under the layer's Hessian."""
 
     enabled: bool = True
     vector_dim: int = 4
     """v: consecutive output rows of one input column that form a vector."""
+    product: int = 1
+    """Consecutive parts of a vector, each with codebooks and indices of its own; divides `vector_dim`."""
     codebook_size: int = 1024
     """Entries of each codebook."""
     num_codebooks: int = 1
     """Residual codebooks: each codes what the ones before left over."""
     share: Sharing = Sharing.kind
     """Which matrices share the codebooks."""
+    share_layers: int = 0
+    """Only matrices of so many consecutive layers share them; 0: of all layers. With `share=model`, 1 is one set of
+    codebooks per layer."""
+    codebook_source: CodebookSource = CodebookSource.learned
     codebook_bits: int = 8
-    """16: float16 entries; 8: 8-bit entries with one float16 scale per codebook."""
+    """16: float16 entries; 8: 8-bit entries with one float16 scale per codebook. Seeded entries are not stored."""
     hessian_damping: float = 1.0
     """Added to the Hessian's diagonal, in units of its mean. The paper's 0.01 fits the layers' outputs more closely;
     after reconstruction 1.0 came out better (experiments/LOG.md)."""
@@ -169,8 +184,10 @@ class VPTQConfig:
         fix = "a good start is vector_dim=8 codebook_size=256 num_codebooks=2, which is 2 bits per weight"
         for name, low, high in (
             ("vector_dim", 1, 1024),
+            ("product", 1, 1024),
             ("codebook_size", 2, 65536),
             ("num_codebooks", 1, 16),
+            ("share_layers", 0, 100_000),
             ("kmeans_iterations", 1, 10_000),
             ("outlier_vector_dim", 1, 1024),
             ("outlier_codebook_size", 2, 65536),
@@ -179,6 +196,12 @@ class VPTQConfig:
             require(
                 low <= value <= high, f"vptq.{name} is {value}, needs {low} to {high}", where=f"vptq.{name}", fix=fix
             )
+        require(
+            self.vector_dim % self.product == 0,
+            f"vptq.product is {self.product}, which does not divide vptq.vector_dim ({self.vector_dim})",
+            where="vptq.product",
+            fix="1 divides everything; product=2 vector_dim=8 takes turns between two codebooks of vectors of 4",
+        )
         require(
             self.codebook_bits in (8, 16),
             f"vptq.codebook_bits is {self.codebook_bits}, needs 8 or 16",

@@ -14,6 +14,7 @@ import torch
 from phase8.calibration import collect_importance
 from phase8.codecs import get_codec
 from phase8.config import (
+    CodebookSource,
     CompressionConfig,
     GrokfastConfig,
     HyperConfig,
@@ -39,9 +40,14 @@ HYPERS = {
     "manifold": HyperConfig(trajectory_type=Trajectory.manifold, block_size=24, inputs=2, width=16),
     "fourier": HyperConfig(trajectory_type=Trajectory.fourier, block_size=32, degree=3),
 }
+VPTQS = {
+    "vptq product": replace(CONFIG.vptq, product=2),
+    "vptq seeded": replace(CONFIG.vptq, codebook_source=CodebookSource.seeded),
+}
 STAGES = {
     "seedlm": ("seedlm", CONFIG),
     "vptq": ("vptq", CONFIG),
+    **{name: ("vptq", replace(CONFIG, vptq=vptq)) for name, vptq in VPTQS.items()},
     **{name: ("hyper", replace(CONFIG, hyper=hyper)) for name, hyper in HYPERS.items()},
 }
 

@@ -23,6 +23,7 @@ from phase8.artifact import contents, read_artifact, write_artifact
 from phase8.calibration import collect_importance
 from phase8.codecs import Importance, get_codec
 from phase8.config import (
+    CodebookSource,
     CompressionConfig,
     GateConfig,
     GrokfastConfig,
@@ -144,7 +145,13 @@ def small_grid(monkeypatch):
 OUTLIERS = replace(STAGES["vptq"], outlier_columns=0.1, outlier_vector_dim=4, outlier_codebook_size=16)
 
 
-@pytest.mark.parametrize(("stage", "config"), [*STAGES.items(), ("vptq", OUTLIERS)])
+PRODUCT = replace(STAGES["vptq"], product=2, num_codebooks=2)
+SEEDED = replace(OUTLIERS, product=2, codebook_source=CodebookSource.seeded)
+
+
+@pytest.mark.parametrize(
+    ("stage", "config"), [*STAGES.items(), ("vptq", OUTLIERS), ("vptq", PRODUCT), ("vptq", SEEDED)]
+)
 def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage, config):
     found = candidates(stage, config)
     assert config in found and len(set(map(repr, found))) == len(found)
@@ -155,6 +162,41 @@ def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage, co
     for candidate in found[::3]:
         group = get_codec(stage).encode(matrices, candidate, importance={}, seed=0)
         assert packed_bits(stage, candidate, shapes) == group.packed_bits()
+
+
+def test_candidates_can_be_cut_into_their_parts():
+    assert {c.vector_dim for c in candidates("vptq", PRODUCT)} == {2, 4, 6, 8, 16}
+    assert {c.vector_dim for c in candidates("vptq", replace(PRODUCT, vector_dim=12, product=3))} == {6, 12}
+    assert {c.vector_dim for c in candidates("vptq", SEEDED)} == {4, 8, 16}
+
+
+NAMES = [f"model.layers.{n}.mlp.{kind}_proj.weight" for n in range(5) for kind in ("up", "down")]
+
+
+@pytest.mark.parametrize(
+    ("share", "layers", "shared"),
+    [
+        (Sharing.kind, 0, [NAMES[0::2], NAMES[1::2]]),
+        (Sharing.kind, 2, [NAMES[0:4:2], NAMES[1:4:2], NAMES[4:8:2], NAMES[5:8:2], NAMES[8:9], NAMES[9:]]),
+        (Sharing.kind, 9, [NAMES[0::2], NAMES[1::2]]),
+        (Sharing.model, 1, [NAMES[n : n + 2] for n in range(0, 10, 2)]),
+        (Sharing.model, 3, [NAMES[:6], NAMES[6:]]),
+        (Sharing.tensor, 2, [[name] for name in NAMES]),
+    ],
+)
+def test_layers_share_in_groups(share, layers, shared):
+    config = CompressionConfig(vptq=VPTQConfig(share=share, share_layers=layers))
+    groups = plan_groups(dict.fromkeys(NAMES, torch.zeros(1, 1)), "vptq", config)
+    assert [list(group) for group in groups] == shared
+    assert len(plan_groups(dict.fromkeys(NAMES, torch.zeros(1, 1)), "seedlm", config)) == 1
+
+
+def test_matrices_of_no_layer_share_among_themselves():
+    outside = dict.fromkeys(["model.embed_tokens.weight", "lm_head.weight", NAMES[0]], torch.zeros(1, 1))
+    config = CompressionConfig(vptq=VPTQConfig(share=Sharing.model, share_layers=1))
+    assert [list(group) for group in plan_groups(outside, "vptq", config)] == [list(outside)[:2], NAMES[:1]]
+    config = CompressionConfig(vptq=VPTQConfig(share=Sharing.kind, share_layers=1))
+    assert [list(group) for group in plan_groups(outside, "vptq", config)] == [[name] for name in outside]
 
 
 def test_the_sample_is_spread_over_the_rows():

@@ -57,6 +57,14 @@ def test_within_one_percent_of_the_entropy(name: str, values: np.ndarray, bits: 
     assert len(entropy.encode(values, bits)[1]) <= 1.01 * entropy_bytes(values) + 8, name
 
 
+@pytest.mark.parametrize("bits", [8, 12])
+def test_runs_and_wider_integers_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
+    values = gaussian(bits, 2 ** (bits - 4), 5000)
+    blobs = [entropy.encode(values.astype(dtype), bits) for dtype in (narrowest(bits), np.uint32)]
+    monkeypatch.setattr(entropy, "_COUNTED_AT_ONCE", 300)
+    assert blobs[0] == blobs[1] == entropy.encode(values, bits)
+
+
 def test_float16_streams_gain_from_planes() -> None:
     values = np.random.default_rng(3).normal(0, 0.02, 50_000).astype(np.float16).view(np.uint16)
     coding, blob = entropy.encode(values, 16)

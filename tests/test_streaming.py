@@ -51,10 +51,11 @@ def same_files(one, other):
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("share", list(Sharing))
+@pytest.mark.parametrize(("share", "layers"), [*((share, 0) for share in Sharing), (Sharing.model, 1)])
 @pytest.mark.parametrize("stage", STAGES)
-def test_bytes_are_those_of_the_ordinary_way(tiny_model_dir, tmp_path, stage, share):
-    config = replace(CONFIG, vptq=replace(CONFIG.vptq, share=share), protect=("model.layers.1.mlp.up_proj.weight",))
+def test_bytes_are_those_of_the_ordinary_way(tiny_model_dir, tmp_path, stage, share, layers):
+    vptq = replace(CONFIG.vptq, share=share, share_layers=layers)
+    config = replace(CONFIG, vptq=vptq, protect=("model.layers.1.mlp.up_proj.weight",))
     ordinary(tiny_model_dir, tmp_path / "a", stage, config)
     finished = []
     encode_checkpoint(tiny_model_dir, tmp_path / "b", stage, config, on_progress=finished.append)
@@ -111,6 +112,8 @@ def test_plan_cuts_groups_at_the_limit():
     )
     assert plan(sizes, "vptq", CONFIG, 30) == [up, down]
     assert plan(sizes, "vptq", CONFIG, 20) == [up[:2], up[2:], down[:2], down[2:]]
+    by_layer = replace(CONFIG, vptq=replace(CONFIG.vptq, share_layers=2))
+    assert plan(sizes, "vptq", by_layer, 30) == [up[:2], down[:2], up[2:], down[2:]]
     assert plan(sizes, "seedlm", CONFIG, 60) == [list(sizes)]
     assert plan(sizes, "hyper", CONFIG, 5) == [[name] for name in sizes]
 

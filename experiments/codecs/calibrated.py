@@ -8,34 +8,29 @@ weights of
 
     tr(dW H dW^T) / tr(W H W^T),     rows weighted by token frequency where the calibration says so,
 
-for SeedLM with and without importances, and for VPTQ (one group per kind of matrix) with one codebook of several sizes,
-with outlier columns, and with two variants that the codec does not have:
-
-- product codebooks: the vectors of a column take turns between two codebooks. Rows do not influence one another in the
-  second-order loop, so this is the same as encoding the two sets of rows as two groups;
-- a codebook generated from a seed (normally distributed, shrunk by what the codebook leaves over), whose bytes are not
-  counted.
+for SeedLM with and without importances, and for VPTQ (one group per kind of matrix unless told otherwise) with one
+learned codebook of several sizes, and with outlier columns, product codebooks, residual codebooks, codebooks from a
+seed, and codebooks for a few layers each. The last column compares with one learned codebook for all layers at the same
+bits per weight: the logarithm of its error, interpolated between the two nearest sizes.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from phase8.calibration import collect_importance
-from phase8.codecs import get_codec, vptq
+from phase8.codecs import get_codec
 from phase8.codecs.base import Importance
-from phase8.codecs.kmeans import Clustering
-from phase8.config import CompressionConfig, SeedLMConfig, VPTQConfig
+from phase8.config import CodebookSource, CompressionConfig, SeedLMConfig, Sharing, VPTQConfig
 from phase8.files import write_atomic
 from phase8.models import load_source
 from phase8.pipeline import plan_groups
@@ -43,18 +38,7 @@ from phase8.text import token_sequences
 
 RESULTS = Path(__file__).parent.parent / "results"
 SEQUENCES, TOKENS = 64, 256
-
-
-def seeded(x_ND: np.ndarray, k: int, **_: Any) -> Clustering:
-    """In place of `kmeans`: entries from a seed."""
-    drawn = np.random.default_rng(5).standard_normal((k, x_ND.shape[1])).astype(np.float32)
-    left_over = k ** (-2 / x_ND.shape[1])  # squared error of a codebook of this rate, at best
-    return Clustering(centroids_KD=drawn * np.float32((1 - left_over) ** 0.5), objective=[])
-
-
-def rows_of(importance: Importance, chosen_O: Tensor) -> Importance:
-    """The importance of some rows."""
-    return dataclasses.replace(importance, row_O=None if importance.row_O is None else importance.row_O[chosen_O])
+ONE_CODEBOOK = (64, 128, 256, 512, 1024, 2048)
 
 
 def output_error(matrices: Mapping[str, Tensor], importance: Mapping[str, Importance], decoded: Mapping) -> float:
@@ -71,53 +55,86 @@ def output_error(matrices: Mapping[str, Tensor], importance: Mapping[str, Import
 
 
 def measure(
-    matrices: dict[str, Tensor], importance: dict[str, Importance], stage: str, config: Any, product: int, free: bool
+    matrices: dict[str, Tensor], importance: dict[str, Importance], stage: str, config: Any
 ) -> dict[str, float]:
-    """One variant: `product` codebooks taking turns; `free` generates them from a seed and does not count them."""
-    decoded = {name: np.zeros(tuple(matrix.shape), dtype=np.float32) for name, matrix in matrices.items()}
+    """One variant."""
+    decoded: dict[str, np.ndarray] = {}
     bits, codec = 0, get_codec(stage)
-    for group in plan_groups(matrices, stage, CompressionConfig()):
-        for turn in range(product):
-            every = getattr(config, "vector_dim", 1)
-            chosen = {name: torch.arange(len(m)) // every % product == turn for name, m in group.items()}
-            encoded = codec.encode(
-                {name: matrix[chosen[name]] for name, matrix in group.items()},
-                config,
-                importance={name: rows_of(importance[name], chosen[name]) for name in group if name in importance},
-                seed=0,
-            )
-            bits += encoded.packed_bits()
-            if free:
-                bits -= sum(s.bits * s.values.size for role, s in encoded.shared.items() if not role.endswith("step"))
-            for name, weights in codec.decode(encoded).items():
-                decoded[name][chosen[name].numpy()] = weights
+    for group in plan_groups(matrices, stage, CompressionConfig(**{stage: config})):
+        inside = {name: importance[name] for name in group if name in importance}
+        encoded = codec.encode(group, config, importance=inside, seed=0)
+        bits += encoded.packed_bits()
+        decoded |= codec.decode(encoded)
     return {
         "bits_per_weight": bits / sum(matrix.numel() for matrix in matrices.values()),
         "output_error": output_error(matrices, importance, decoded),
     }
 
 
-def variants() -> list[tuple[str, str, Any, int, bool]]:
-    """Name, stage, config, product codebooks, seeded."""
-    found: list[tuple[str, str, Any, int, bool]] = []
+def variants() -> list[tuple[str, str, Any]]:
+    """Name, stage, config; of every damping, one learned codebook of several sizes comes first."""
+    found: list[tuple[str, str, Any]] = []
     for bits in (4, 1):
         for weighted in (False, True):
             name = f"SeedLM {bits} bit, {'weighted' if weighted else 'plain'}"
-            found.append((name, "seedlm", SeedLMConfig(bits=bits, weighted=weighted), 1, False))
+            found.append((name, "seedlm", SeedLMConfig(bits=bits, weighted=weighted)))
     for damping in (0.01, 1.0):
         base = VPTQConfig(hessian_damping=damping, kmeans_iterations=10)
-        start = f"VPTQ, damping {damping}, v 4, "
-        for size in (256, 512, 1024, 2048):
-            found.append((f"{start}K {size}", "vptq", dataclasses.replace(base, codebook_size=size), 1, False))
+
+        def add(what: str, start: str = f"VPTQ, damping {damping}, ", base: VPTQConfig = base, **changes: Any) -> None:
+            found.append((start + what, "vptq", replace(base, **changes)))
+
+        for size in ONE_CODEBOOK:
+            add(f"v 4, K {size}", codebook_size=size)
         for share in (0.01, 0.02, 0.05):
-            config = dataclasses.replace(base, outlier_columns=share, outlier_codebook_size=256)
-            found.append((f"{start}K 1024, {share:.0%} outliers (v' 2, K' 256)", "vptq", config, 1, False))
-        for size in (512, 1024):
-            name = f"{start}product of 2 x K {size}"
-            found.append((name, "vptq", dataclasses.replace(base, codebook_size=size), 2, False))
-        config = dataclasses.replace(base, vector_dim=8, codebook_size=65536)
-        found.append((f"VPTQ, damping {damping}, v 8, K 65536 from a seed", "vptq", config, 1, True))
+            add(f"v 4, K 1024, {share:.0%} outliers (v' 2, K' 256)", outlier_columns=share, outlier_codebook_size=256)
+        for v, product, size in ((8, 2, 512), (8, 2, 1024), (4, 2, 32), (8, 4, 32), (8, 2, 256)):
+            add(f"v {v}, product of {product} x K {size}", vector_dim=v, product=product, codebook_size=size)
+        for v, size in ((4, 32), (8, 1024)):
+            add(f"v {v}, residual 2 x K {size}", vector_dim=v, codebook_size=size, num_codebooks=2)
+        seeded = {"codebook_source": CodebookSource.seeded}
+        for v, size in ((4, 256), (4, 1024), (6, 4096), (8, 65536)):
+            add(f"v {v}, K {size} from a seed", vector_dim=v, codebook_size=size, **seeded)
+        add("v 8, residual 2 x K 1024 from a seed", vector_dim=8, codebook_size=1024, num_codebooks=2, **seeded)
+        for layers in (1, 2):
+            for size in (128, 256):
+                add(f"v 4, K {size}, {layers} layer(s) of a kind share", codebook_size=size, share_layers=layers)
+            add(f"v 4, K 512, all kinds of {layers} layer(s) share", codebook_size=512, share=Sharing.model,
+                share_layers=layers)  # fmt: skip
+        add("v 4, K 1024, all matrices share", share=Sharing.model)
     return found
+
+
+def against_one_codebook(row: Mapping[str, Any], rows: list[dict[str, Any]]) -> float | None:
+    """Output error in relation to one learned codebook's at equal bits; None for these, and outside their range."""
+    start = row["name"].partition(", v ")[0]
+    points = [other for other in rows if other["name"] in {f"{start}, v 4, K {size}" for size in ONE_CODEBOOK}]
+    bits = [point["bits_per_weight"] for point in points]
+    if row in points or not points or not min(bits) <= row["bits_per_weight"] <= max(bits):
+        return None
+    logarithm = np.interp(row["bits_per_weight"], bits, np.log([point["output_error"] for point in points]))
+    return float(row["output_error"] / np.exp(logarithm))
+
+
+def percent(row: Mapping[str, Any]) -> str:
+    ratio = row["against_one_codebook"]
+    return "-" if ratio is None else f"{100 * ratio - 100:+.1f} %"
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "# Calibrated variants of the codecs on the reference model",
+        "",
+        "`python -m experiments.codecs.calibrated`: relative squared error of the layers' outputs before any training.",
+        "",
+        "| variant | bits/weight | output error | against one learned codebook at equal bits |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {row['name']} | {row['bits_per_weight']:.3f} | {row['output_error']:.5f} | {percent(row)} |"
+            for row in rows
+        ),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
@@ -130,21 +147,13 @@ def main() -> int:
     tokens = token_sequences(source.tokenizer, sequences=SEQUENCES, length=TOKENS, seed=1009)
     importance = collect_importance(source.network, tokens.split(16), tuple(matrices))
     rows = []
-    for name, stage, config, product, free in variants():
-        with mock.patch.object(vptq, "kmeans", seeded if free else vptq.kmeans):
-            rows.append({"name": name, **measure(matrices, importance, stage, config, product, free)})
+    for name, stage, config in variants():
+        rows.append({"name": name, **measure(matrices, importance, stage, config)})
         print(json.dumps(rows[-1]), flush=True)
-    lines = [
-        "# Calibrated variants of the codecs on the reference model",
-        "",
-        "`python -m experiments.codecs.calibrated`: relative squared error of the layers' outputs before any training.",
-        "",
-        "| variant | bits/weight | output error |",
-        "| --- | --- | --- |",
-        *(f"| {row['name']} | {row['bits_per_weight']:.3f} | {row['output_error']:.5f} |" for row in rows),
-    ]
+    for row in rows:
+        row["against_one_codebook"] = against_one_codebook(row, rows)
     write_atomic(options.out.with_suffix(".json"), json.dumps(rows, indent=1) + "\n")
-    write_atomic(options.out.with_suffix(".md"), "\n".join(lines) + "\n")
+    write_atomic(options.out.with_suffix(".md"), as_markdown(rows))
     return 0
 
 

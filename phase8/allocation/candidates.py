@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from phase8.config import CompressionConfig, HyperConfig, SeedLMConfig, Sharing, VPTQConfig
+from phase8.config import CodebookSource, CompressionConfig, HyperConfig, SeedLMConfig, Sharing, VPTQConfig
 
 StageConfig = SeedLMConfig | VPTQConfig | HyperConfig
 
@@ -46,12 +46,17 @@ def candidates(stage: str, config: StageConfig) -> list[StageConfig]:
     """The candidate settings of a stage, the cheapest first; the stage's own among them."""
     found = []
     for row in _GRID[stage]:
-        # Outlier columns are cut into vectors of their own length, which must divide the others'.
-        if stage != "vptq" or not config.outlier_columns or row[0] % config.outlier_vector_dim == 0:
+        if stage != "vptq" or _divisible(row[0], config):
             found.append(replace(config, **dict(zip(VARIED[stage], row, strict=True))))
     if config not in found:
         found.append(config)
     return sorted(found, key=lambda candidate: bits_per_weight(stage, candidate))
+
+
+def _divisible(vector_dim: int, config: VPTQConfig) -> bool:
+    """Whether vectors of this length can be cut into the parts and the outliers' vectors that the settings ask for."""
+    outliers = config.outlier_vector_dim if config.outlier_columns else 1
+    return vector_dim % config.product == 0 and vector_dim % outliers == 0
 
 
 def bits_per_weight(stage: str, config: Any) -> float:
@@ -59,7 +64,8 @@ def bits_per_weight(stage: str, config: Any) -> float:
     if stage == "seedlm":
         return (config.seed_bits + config.exponent_bits + config.bits * config.latent_dim) / config.block_size
     if stage == "vptq":
-        return config.num_codebooks * max(1, (config.codebook_size - 1).bit_length()) / config.vector_dim
+        indices = config.num_codebooks * config.product
+        return indices * max(1, (config.codebook_size - 1).bit_length()) / config.vector_dim
     return ((config.classes + 1) * (config.grid + 1) - 1).bit_length() / config.dims
 
 
@@ -74,11 +80,11 @@ def packed_bits(stage: str, config: Any, shapes: Mapping[str, tuple[int, int]]) 
         groups = {name: -(-rows // v) for name, (rows, _) in shapes.items()}
         special = {name: columns * share // 1000 for name, (_, columns) in shapes.items()}
         vectors = sum(groups[name] * (shapes[name][1] - special[name]) for name in shapes)
-        bits = config.num_codebooks * _coded_bits(vectors, config.codebook_size, v, config.codebook_bits)
+        bits = config.num_codebooks * _coded_bits(vectors, config.codebook_size, v, config.product, config)
         if any(special.values()):
             few = config.outlier_vector_dim
             own = sum(groups[name] * (v // few) * special[name] for name in shapes)
-            bits += _coded_bits(own, config.outlier_codebook_size, few, config.codebook_bits)
+            bits += _coded_bits(own, config.outlier_codebook_size, few, 1, config)
             bits += sum(special[name] * max(1, (columns - 1).bit_length()) for name, (_, columns) in shapes.items())
         return bits + 16 * len(shapes)
     bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
@@ -86,21 +92,33 @@ def packed_bits(stage: str, config: Any, shapes: Mapping[str, tuple[int, int]]) 
     return sum(-(-size // config.dims) * bits + 16 for size in sizes) + shared
 
 
-def _coded_bits(vectors: int, size: int, length: int, codebook_bits: int) -> int:
-    """Bits of a VPTQ codebook and of the indices into it."""
+def _coded_bits(vectors: int, size: int, length: int, product: int, config: VPTQConfig) -> int:
+    """Bits of a VPTQ codebook, of all parts together, and of the indices into it."""
     entries = min(size, vectors)
-    book = entries * length * codebook_bits + (16 if codebook_bits == 8 else 0)
-    return vectors * max(1, (entries - 1).bit_length()) + book
+    book = entries * length * config.codebook_bits + (16 if config.codebook_bits == 8 else 0)
+    if config.codebook_source is CodebookSource.seeded:
+        book = 16
+    return vectors * product * max(1, (entries - 1).bit_length()) + book
 
 
 def pool_of(name: str, kind: str, stage: str, config: CompressionConfig | VPTQConfig | Any) -> str:
-    """Matrices with the same answer share parameters where they have the same settings; `vptq.share` decides.
+    """Matrices with the same answer share parameters where they have the same settings.
+
+    `vptq.share` and `vptq.share_layers` decide. A matrix's layer is the first number in its name; those that belong to
+    no layer, such as the embedding, share among themselves as matrices of one layer do. Example: with `share=kind` and
+    `share_layers=2`, `model.layers.5.mlp.up_proj.weight` shares with layer 4's `up_proj` alone.
 
     Args:
         name: the matrix's name.
         kind: its sort, as `phase8.artifact.kind_of` says.
         config: the stage's settings.
     """
-    if stage != "vptq" or config.share is Sharing.model:
+    if stage != "vptq":
         return "model"
-    return kind if config.share is Sharing.kind else name
+    if config.share is Sharing.tensor:
+        return name
+    pool = kind if config.share is Sharing.kind else "model"
+    layer = next((int(part) for part in name.split(".") if part.isdecimal()), None)
+    if config.share_layers == 0 or layer is None:
+        return pool
+    return f"{pool} {layer // config.share_layers}"

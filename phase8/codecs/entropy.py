@@ -44,6 +44,7 @@ _PRECISION = 24
 """Probabilities are multiples of 2**-24."""
 _AT_ONCE = 1 << 16
 """Values decoded at a time: the library returns 4 bytes for each."""
+_COUNTED_AT_ONCE = 1 << 18
 
 
 def encode(values: np.ndarray, bits: int) -> tuple[str, bytes]:
@@ -139,8 +140,11 @@ def _encode_ans(values: np.ndarray, *, limit_bytes: int) -> bytes | None:
     first, last = int(values.min()), int(values.max())
     if first == last:  # the coder's model needs two symbols at least
         first, last = max(first - 1, 0), max(last, 1)
-    symbols = values.astype(np.int32) - first
-    counts = np.bincount(symbols, minlength=last - first + 1)
+    symbols = values.astype(np.int32)
+    symbols -= first
+    counts = np.zeros(last - first + 1, dtype=np.int64)
+    for begin in range(0, symbols.size, _COUNTED_AT_ONCE):  # numpy counts a copy in 64 bits
+        counts += np.bincount(symbols[begin : begin + _COUNTED_AT_ONCE], minlength=counts.size)
     used = counts > 0
     best: tuple[float, int, np.ndarray] | None = None
     for mantissa_bits in range(_MAX_MANTISSA_BITS + 1):

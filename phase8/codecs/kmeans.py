@@ -83,9 +83,11 @@ def _draw(x_ND: np.ndarray, weights_N: np.ndarray, k: int, generator: np.random.
             continue
         # The `count` largest log(u) / share are a draw without replacement (Efraimidis and Spirakis 2006).
         share_N = share_N / max(share_N.max(), np.finfo(np.float64).tiny)
-        keys_N = np.log1p(-generator.random(len(x_ND))) / np.maximum(share_N, 1e-30)
+        keys_N = generator.random(len(x_ND))
+        np.log1p(np.negative(keys_N, out=keys_N), out=keys_N)
+        keys_N /= np.maximum(share_N, 1e-30)
         keys_N[taken_N] = -np.inf
-        chosen = np.sort(np.argpartition(-keys_N, count - 1)[:count])
+        chosen = np.sort(np.argpartition(np.negative(keys_N, out=keys_N), count - 1)[:count])
         taken_N[chosen] = True
         drawn_KD = np.ascontiguousarray(x_ND[chosen], dtype=np.float32)
         centroids_KD = np.concatenate([centroids_KD, drawn_KD])

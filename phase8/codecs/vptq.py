@@ -29,13 +29,24 @@ stored precision before the loop, so that it compensates that rounding too.
 Outlier columns (section 3.3 of the paper): the share `outlier_columns` of a matrix's columns, those of the largest
 Hessian diagonal, come first in the loop and have one codebook of their own, of shorter vectors.
 
+Product codebooks (Jegou, Douze and Schmid 2011): `product` cuts a vector into Q parts of u = v / Q elements, and every
+codebook above is then Q codebooks, one for each part, with an index each. A part of a vector is coded on its own, so
+the loop is the same; Q multiplies the rate, and the entries that one vector can be, K^Q.
+
+Codebooks from a seed: with `codebook_source=seeded` the entries are bell-shaped pseudo-random numbers
+(`phase8.codecs.splitmix`) which every reader generates anew; a codebook costs a gain of 16 bits. The gain minimises the
+weighted squared error: choose the nearest entries c, set the gain to sum w <x, c> / sum w <c, c>, repeat.
+
+Memory: codebooks are fitted to at most `FITTED_VECTORS` vectors, spread over all; indices are kept in 16 bits.
+
 Shape legend: O output rows, P rows padded to a multiple of v, I input columns, G = P / v vectors of a column,
-V elements of a vector, N vectors, K entries of a codebook.
+V elements of a vector, Q parts of a vector, U = V / Q elements of a part, N vectors, K entries of a codebook, T outlier
+columns, M codebooks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,19 +64,37 @@ from phase8.codecs.base import (
     Stream,
     Trainable,
     float16_bits,
+    float16_values,
     round_through,
 )
 from phase8.codecs.bitpack import narrowest
-from phase8.codecs.decoders.vptq import EIGHT_BIT_OFFSET, codebooks, parts, settings_of
-from phase8.codecs.kmeans import kmeans
-from phase8.config import VPTQConfig
+from phase8.codecs.decoders.vptq import (
+    EIGHT_BIT_OFFSET,
+    MAX_SEED,
+    codebooks,
+    float16_stream,
+    parts,
+    settings_of,
+    unit_codebooks,
+)
+from phase8.codecs.kmeans import kmeans, nearest
+from phase8.config import CodebookSource, VPTQConfig
 from phase8.errors import CodecError
 
 LOOP_BLOCK = 128
 """Columns between two lazy updates; changes the speed, not the result."""
 SCORES_AT_ONCE = 1 << 18
 """Distances held in memory while entries are chosen: 1 MiB, which stays in a core's cache."""
+SUMMED_AT_ONCE = 1 << 17
+"""Weights that are squared in float64 at a time."""
+TRANSPOSED_AT_ONCE = 16
+"""Columns that are transposed at a time: a cache line of every row."""
 SMALLEST_FLOAT16 = 2.0**-24
+FITTED_VECTORS = 1 << 19
+"""Vectors that codebooks are fitted to, where there are more: 512 for each of 1024 entries; larger codebooks get 32 for
+each."""
+GAIN_VECTORS = 1 << 14
+"""Vectors that the gain of a seeded codebook is fitted to: one number needs few."""
 
 
 class VPTQCodec:
@@ -90,55 +119,29 @@ class VPTQCodec:
             CodecError: weights or importance that are NaN, infinite or of the wrong shape; a Hessian that is not
                 positive semi-definite.
         """
-        v = config.vector_dim
         matrices = {
             name: _prepare(name, weight, importance.get(name, Importance()), config) for name, weight in weights.items()
         }
-        generator = np.random.default_rng(seed)
-
-        def fit(x_NV: Tensor, mass_N: Tensor, size: int) -> _Codebook:
-            found = kmeans(
-                x_NV.numpy(),
-                min(size, len(x_NV)),
-                iterations=config.kmeans_iterations,
-                generator=generator,
-                weights_N=mass_N.numpy(),
-            )
-            return _round_codebook(torch.from_numpy(found.centroids_KD), config.codebook_bits)
-
-        outliers: _Codebook | None = None
-        if any(m.outliers for m in matrices.values()):
-            x_NV = [m.weight_IP[: m.outliers].reshape(-1, config.outlier_vector_dim) for m in matrices.values()]
-            mass_N = [m.outlier_mass_N(config.outlier_vector_dim) for m in matrices.values()]
-            outliers = fit(torch.cat(x_NV), torch.cat(mass_N), config.outlier_codebook_size)
-        residual_IP = [m.weight_IP[m.outliers :] for m in matrices.values()]
-        mass_N = torch.cat([m.mass_IG[m.outliers :].reshape(-1) for m in matrices.values()])
-        codebooks: list[_Codebook] = []
-        coded: list[_Coded] = []
+        fit = _Fit(config, list(matrices.values()), seed)
+        outlier_KV = None if "outlier_codebook" not in fit.books else fit.learn("outlier_codebook")[0]
+        left_IP = [matrix.weight_IP[matrix.outliers :] for matrix in matrices.values()]
+        levels: list[Tensor] = []
+        tensors = {}
         for number in range(config.num_codebooks):
-            x_NV = torch.cat([r_IP.reshape(-1, v) for r_IP in residual_IP])
-            codebooks.append(fit(x_NV, mass_N, config.codebook_size))
-            entries = [codebook.values_KV for codebook in codebooks]
-            coded = []
-            for matrix in matrices.values():
-                coded.append(_code_matrix(matrix, entries, None if outliers is None else outliers.values_KV))
+            levels.append(fit.learn(f"codebook_{number}", left_IP))
+            last, left_IP = number + 1 == config.num_codebooks, []
+            for name, matrix in matrices.items():
+                coded = _code_matrix(matrix, levels, outlier_KV, last=last)
+                if last:
+                    streams = _matrix_streams(matrix, coded, levels, outlier_KV)
+                    tensors[name] = EncodedTensor(shape=matrix.shape, streams=streams)
+                else:
+                    left_IP.append(coded.left_IP)
                 if on_progress is not None:
                     # Every pass over the columns counts as an equal part of the matrix's work.
                     size, passes = matrix.shape[0] * matrix.shape[1], config.num_codebooks
                     on_progress(size * (number + 1) // passes - size * number // passes)
-            residual_IP = [each.left_IP for each in coded]
-
-        sizes = [len(codebook.values_KV) for codebook in codebooks]
-        settings = {"vector_dim": v, "codebook_bits": config.codebook_bits, "codebook_sizes": sizes}
-        shared = {f"codebook_{m}": codebook for m, codebook in enumerate(codebooks)}
-        if outliers is not None:
-            shared["outlier_codebook"] = outliers
-            settings["outliers"] = [_share(config), config.outlier_vector_dim, len(outliers.values_KV)]
-        tensors = {
-            name: EncodedTensor(shape=matrix.shape, streams=_matrix_streams(matrix, each, settings))
-            for (name, matrix), each in zip(matrices.items(), coded, strict=True)
-        }
-        return EncodedGroup(codec=self.name, settings=settings, tensors=tensors, shared=_codebook_streams(shared))
+        return EncodedGroup(codec=self.name, settings=fit.settings, tensors=tensors, shared=fit.streams)
 
     def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
         """Returns every matrix, float32 [O, I]; see `Codec.decode`."""
@@ -159,26 +162,24 @@ class _Matrix:
     outliers: int
     """How many of the columns, the first in that order, are outliers."""
     weight_IP: Tensor
-    """float32, contiguous; the rows that pad O to a multiple of v are 0."""
+    """float32, contiguous; the rows that pad O to a multiple of v are 0. The last pass of the loop overwrites it."""
     diagonal_I: Tensor
     """The damped Hessian's diagonal."""
-    mass_IG: Tensor
-    """k-means weight of each vector."""
     factor_II: Tensor | None
     """Upper Cholesky factor of the inverse Hessian; None where columns are coded independently."""
     row_GV: Tensor | None
     """Weights of the rows, 0 for padding; None where they are all 1."""
 
-    def outlier_rows(self, outlier_v: int) -> Tensor | None:
-        """`row_GV` for the outliers' vectors."""
-        return None if self.row_GV is None else self.row_GV.reshape(-1, outlier_v)
+    def rows_of(self, length: int) -> Tensor | None:
+        """`row_GV` for vectors of another length that divides v."""
+        return None if self.row_GV is None else self.row_GV.reshape(-1, length)
 
-    def outlier_mass_N(self, outlier_v: int) -> Tensor:
-        """k-means weight of each vector of the outlier columns."""
-        rows_GV = self.outlier_rows(outlier_v)
-        groups = self.weight_IP.shape[1] // outlier_v
-        row_G = torch.ones(groups) if rows_GV is None else rows_GV.mean(dim=1)
-        return (self.diagonal_I[: self.outliers, None] * row_G).reshape(-1)
+    def row_mass(self, length: int, product: int) -> Tensor:
+        """The rows' factor in the k-means weights, [G, Q] of one column's vectors of that length."""
+        rows_GV = self.rows_of(length)
+        if rows_GV is None:
+            return torch.ones(self.weight_IP.shape[1] // length, product)
+        return rows_GV.reshape(len(rows_GV), product, -1).mean(dim=2)
 
 
 def _share(config: VPTQConfig) -> int:
@@ -190,7 +191,7 @@ def _prepare(name: str, weight_OI: Tensor, importance: Importance, config: VPTQC
     if weight_OI.ndim != 2 or weight_OI.numel() == 0:
         raise CodecError(f"a matrix is needed, the shape is {tuple(weight_OI.shape)}", where=name, fix="protect it")
     weight_OI = weight_OI.detach().cpu().float()
-    if not torch.isfinite(weight_OI).all():
+    if not all(np.isfinite(float(extreme)) for extreme in torch.aminmax(weight_OI)):  # a NaN passes through both
         raise CodecError("the matrix holds NaN or infinite values", where=name, fix="check the checkpoint")
     rows, columns = weight_OI.shape
     scale = _scale(name, weight_OI)
@@ -204,7 +205,10 @@ def _prepare(name: str, weight_OI: Tensor, importance: Importance, config: VPTQC
 
     v = config.vector_dim
     padding = -rows % v
-    weight_IP = F.pad((weight_OI / (scale or 1.0)).T[order_I], (0, padding)).contiguous()
+    weight_IP = torch.zeros(columns, rows + padding)
+    for start in range(0, columns, TRANSPOSED_AT_ONCE):  # in runs, so that nothing else has the matrix's size
+        part = slice(start, start + TRANSPOSED_AT_ONCE)
+        torch.div(weight_OI.T[order_I[part]], scale or 1.0, out=weight_IP[part, :rows])
     row_GV = F.pad(row_O, (0, padding)).reshape(-1, v)
     return _Matrix(
         shape=(rows, columns),
@@ -213,7 +217,6 @@ def _prepare(name: str, weight_OI: Tensor, importance: Importance, config: VPTQC
         outliers=columns * _share(config) // 1000,
         weight_IP=weight_IP,
         diagonal_I=diagonal_I,
-        mass_IG=diagonal_I[:, None] * row_GV.mean(dim=1),
         factor_II=factor_II,
         row_GV=None if bool((row_GV == 1).all()) else row_GV,
     )
@@ -221,7 +224,8 @@ def _prepare(name: str, weight_OI: Tensor, importance: Importance, config: VPTQC
 
 def _scale(name: str, weight_OI: Tensor) -> float:
     """The root-mean-square, rounded to float16; 0 for a matrix of zeros, which so decodes to zeros."""
-    exact = float(weight_OI.double().square().mean().sqrt())
+    energy = sum(float(part.double().square().sum()) for part in weight_OI.reshape(-1).split(SUMMED_AT_ONCE))
+    exact = (energy / weight_OI.numel()) ** 0.5
     scale = float(torch.tensor(exact).half())
     if scale == float("inf"):
         raise CodecError(f"the weights' root-mean-square {exact:.3g} exceeds float16", where=name, fix="protect it")
@@ -270,58 +274,62 @@ def _second_order(
 class _Coded:
     """A matrix after the loop, in the loop's order of columns; the first T columns are outliers."""
 
-    index_MIG: Tensor
-    """int64 [codebooks, I - T, G]."""
-    outlier_IG: Tensor
-    """int64 [T, G v / v']."""
+    index_MIG: np.ndarray
+    """uint16 [codebooks, I - T, G Q]."""
+    outlier_IG: np.ndarray
+    """uint16 [T, G v / v']."""
     left_IP: Tensor
-    """What is left over of the compensated weights of the other columns, float32 [I - T, P]."""
+    """What is left over of the compensated weights of the other columns, float32 [I - T, P]; nothing where this was the
+    last codebook."""
 
 
-def _code_matrix(matrix: _Matrix, entries: list[Tensor], outlier_KV: Tensor | None) -> _Coded:
+def _code_matrix(matrix: _Matrix, levels: list[Tensor], outlier_KV: Tensor | None, *, last: bool) -> _Coded:
     """Runs the loop over one matrix.
 
     Args:
-        matrix: what to code; not changed.
-        entries: the codebooks so far, each float32 [K, V].
+        matrix: what to code; `weight_IP` is used up where this is the last time.
+        levels: the codebooks so far, each float32 [Q, K, U].
         outlier_KV: the outliers' codebook.
+        last: no further codebook wants to know what is left over.
     """
     columns, padded = matrix.weight_IP.shape
-    v, special = entries[0].shape[1], matrix.outliers
-    chooser = _Chooser(entries, matrix.row_GV)
-    outlier_IG = torch.empty(0, 0, dtype=torch.int64)
-    if special and outlier_KV is not None:
+    product, _, u = levels[0].shape
+    v, special = product * u, matrix.outliers
+    chooser = _Chooser(levels, matrix.row_GV)
+    outlier_v, outlier_chooser = 1, None
+    if outlier_KV is not None:
         outlier_v = outlier_KV.shape[1]
-        outlier_chooser = _Chooser([outlier_KV], matrix.outlier_rows(outlier_v))
-        outlier_IG = torch.empty(special, padded // outlier_v, dtype=torch.int64)
+        outlier_chooser = _Chooser([outlier_KV[None]], matrix.rows_of(outlier_v))
+    index_MIG = np.empty((len(levels), columns - special, padded // v * product), dtype=np.uint16)
+    outlier_IG = np.empty((special, padded // outlier_v), dtype=np.uint16)
     if matrix.factor_II is None:
-        if special:
-            found, _ = outlier_chooser.choose(matrix.weight_IP[:special].reshape(-1, outlier_v))
-            outlier_IG = found.reshape(special, -1)
-        index_MN, left_NV = chooser.choose(matrix.weight_IP[special:].reshape(-1, v))
-        return _Coded(
-            index_MIG=index_MN.reshape(len(entries), columns - special, -1),
-            outlier_IG=outlier_IG,
-            left_IP=left_NV.reshape(columns - special, padded),
+        left_IP = torch.empty(0) if last else torch.empty(columns - special, padded)
+        if special and outlier_chooser is not None:
+            outlier_chooser.choose(matrix.weight_IP[:special].reshape(-1, outlier_v), outlier_IG.reshape(1, -1, 1))
+        chooser.choose(
+            matrix.weight_IP[special:].reshape(-1, v),
+            index_MIG.reshape(len(levels), -1, product),
+            None if last else left_IP.view(-1, v),
         )
+        return _Coded(index_MIG=index_MIG, outlier_IG=outlier_IG, left_IP=left_IP)
 
-    target_IP, left_IP = matrix.weight_IP.clone(), torch.empty_like(matrix.weight_IP)
-    index_MIG = torch.empty(len(entries), columns, padded // v, dtype=torch.int64)
+    # A column that is coded is not read again: what is left over of it takes its place.
+    target_IP = matrix.weight_IP if last else matrix.weight_IP.clone()
     divisor_I = matrix.factor_II.diagonal().tolist()
     for start in range(0, columns, LOOP_BLOCK):
         stop = min(start + LOOP_BLOCK, columns)
         error_BP = torch.empty(stop - start, padded)
         for q in range(start, stop):
-            if q < special:
-                found, left_GV = outlier_chooser.choose(target_IP[q].reshape(-1, outlier_v))
-                outlier_IG[q] = found[0]
+            if q < special and outlier_chooser is not None:
+                x_GV = target_IP[q].view(-1, outlier_v)
+                outlier_chooser.choose(x_GV, outlier_IG[q].reshape(1, -1, 1), x_GV)
             else:
-                index_MIG[:, q], left_GV = chooser.choose(target_IP[q].reshape(-1, v))
-            left_IP[q] = left_GV.reshape(-1)
-            torch.div(left_IP[q], divisor_I[q], out=error_BP[q - start])
+                x_GV = target_IP[q].view(-1, v)
+                chooser.choose(x_GV, index_MIG[:, q - special].reshape(len(levels), -1, product), x_GV)
+            torch.div(target_IP[q], divisor_I[q], out=error_BP[q - start])
             target_IP[q + 1 : stop].addr_(matrix.factor_II[q, q + 1 : stop], error_BP[q - start], alpha=-1)
         target_IP[stop:].addmm_(matrix.factor_II[start:stop, stop:].T, error_BP, alpha=-1)
-    return _Coded(index_MIG=index_MIG[:, special:], outlier_IG=outlier_IG, left_IP=left_IP[special:])
+    return _Coded(index_MIG=index_MIG, outlier_IG=outlier_IG, left_IP=target_IP[special:])
 
 
 class _Chooser:
@@ -331,114 +339,249 @@ class _Chooser:
     (r x, r) with (c, -c^2 / 2). Where r is 1 throughout, the second half is a bias.
     """
 
-    def __init__(self, entries: list[Tensor], row_GV: Tensor | None) -> None:
-        self._entries = entries
+    def __init__(self, levels: list[Tensor], row_GV: Tensor | None) -> None:
+        self._levels = levels
         self._row_GV = row_GV
         self._keys = [
-            c.T.contiguous() if row_GV is None else torch.cat([c, c.square() / -2], dim=1).T.contiguous()
-            for c in entries
+            [
+                c_KU.T.contiguous() if row_GV is None else torch.cat([c_KU, c_KU.square() / -2], dim=1).T.contiguous()
+                for c_KU in level_QKU
+            ]
+            for level_QKU in levels
         ]
-        self._bias = [c.square().sum(dim=1) / -2 for c in entries]
-        self._chunk = max(1, SCORES_AT_ONCE // max(len(c) for c in entries))
+        self._bias = [level_QKU.square().sum(dim=2) / -2 for level_QKU in levels]
+        self._chunk = max(1, SCORES_AT_ONCE // max(level_QKU.shape[1] for level_QKU in levels))
 
-    def choose(self, x_NV: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns index int64 [codebooks, N] and x - sum of the entries, float32 [N, V]; N is a multiple of G."""
-        left_NV = x_NV
-        index_MN = torch.empty(len(self._entries), len(x_NV), dtype=torch.int64)
-        row_NV = None if self._row_GV is None else self._row_GV.repeat(len(x_NV) // len(self._row_GV), 1)
-        for m, c_KV in enumerate(self._entries):
-            for start in range(0, len(x_NV), self._chunk):
-                part = slice(start, start + self._chunk)
-                if row_NV is None:
-                    score = torch.addmm(self._bias[m], left_NV[part], self._keys[m])
-                else:
-                    score = torch.cat([left_NV[part] * row_NV[part], row_NV[part]], dim=1) @ self._keys[m]
-                # numpy's argmax is three times as fast as torch's on rows this short.
-                index_MN[m, part] = torch.from_numpy(score.numpy().argmax(axis=1))
-            left_NV = left_NV - c_KV[index_MN[m]]
-        return index_MN, left_NV
+    def choose(self, x_NV: Tensor, index_MNQ: np.ndarray, left_NV: Tensor | None = None) -> None:
+        """Writes the index of every codebook and, where it is wanted, x - sum of the entries; the latter may be x.
+
+        N is a multiple of G.
+        """
+        for start in range(0, len(x_NV), self._chunk):
+            part = slice(start, start + self._chunk)
+            left_CV = x_NV[part]
+            row_CV = None
+            if self._row_GV is not None:
+                row_CV = self._row_GV[torch.arange(start, start + len(left_CV)) % len(self._row_GV)]
+            for m, level_QKU in enumerate(self._levels):
+                more = m + 1 < len(self._levels) or left_NV is not None
+                rest = []
+                for q, c_KU in enumerate(level_QKU):
+                    own = slice(q * c_KU.shape[1], (q + 1) * c_KU.shape[1])
+                    x_CU = left_CV[:, own]
+                    if row_CV is None:
+                        score = torch.addmm(self._bias[m][q], x_CU, self._keys[m][q])
+                    else:
+                        score = torch.cat([x_CU * row_CV[:, own], row_CV[:, own]], dim=1) @ self._keys[m][q]
+                    # numpy's argmax is three times as fast as torch's on rows this short.
+                    index = score.numpy().argmax(axis=1)
+                    index_MNQ[m, part, q] = index
+                    if more:
+                        rest.append(x_CU - c_KU[torch.from_numpy(index)])
+                left_CV = torch.cat(rest, dim=1) if len(rest) > 1 else rest[0] if rest else left_CV
+            if left_NV is not None:
+                left_NV[part] = left_CV
 
 
-def _matrix_streams(matrix: _Matrix, coded: _Coded, settings: Mapping[str, JSON]) -> dict[str, Stream]:
+def _matrix_streams(
+    matrix: _Matrix, coded: _Coded, levels: list[Tensor], outlier_KV: Tensor | None
+) -> dict[str, Stream]:
     """The streams of a matrix, the columns in the matrix's own order."""
     outlier_I, other_I = matrix.order_I[: matrix.outliers], matrix.order_I[matrix.outliers :]
     streams = {"scale": Stream(values=float16_bits(np.array([matrix.scale])), bits=16)}
-    for m, (index_IG, size) in enumerate(zip(coded.index_MIG, settings["codebook_sizes"], strict=True)):
-        streams[f"index_{m}"] = _index_stream(index_IG[other_I.argsort()].T.reshape(-1).numpy(), size)
-    if matrix.outliers:
+    for m, (index_IG, level_QKU) in enumerate(zip(coded.index_MIG, levels, strict=True)):
+        streams[f"index_{m}"] = _index_stream(index_IG.T[:, other_I.argsort().numpy()], level_QKU.shape[1])
+    if matrix.outliers and outlier_KV is not None:
         streams["outlier_column"] = _index_stream(outlier_I.sort().values.numpy(), matrix.shape[1])
-        index_IG = coded.outlier_IG[outlier_I.argsort()]
-        streams["outlier_index"] = _index_stream(index_IG.T.reshape(-1).numpy(), settings["outliers"][2])
+        index_GI = coded.outlier_IG.T[:, outlier_I.argsort().numpy()]
+        streams["outlier_index"] = _index_stream(index_GI, len(outlier_KV))
     return streams
 
 
 def _index_stream(values: np.ndarray, size: int) -> Stream:
     bits = max(1, (size - 1).bit_length())
-    return Stream(values=values.astype(narrowest(bits)), bits=bits)
+    return Stream(values=values.reshape(-1).astype(narrowest(bits), copy=False), bits=bits)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Codebook:
-    """A codebook in its stored precision."""
+class _Fit:
+    """Fits a group's codebooks one after the other, and knows how they are stored."""
 
-    values_KV: Tensor
-    """float32, exactly what a reader decodes."""
-    codes: np.ndarray
-    """uint8 with an offset of 128, or float16 bits; 1-D."""
-    step: float | None
-    """8-bit codebooks: the value of one code step, a float16 number."""
+    def __init__(self, config: VPTQConfig, matrices: list[_Matrix], seed: int) -> None:
+        self._config, self._matrices = config, matrices
+        self._generator = np.random.default_rng(seed)
+        self._streams: dict[str, dict[str, Stream]] = {}
+        vectors = sum(m.weight_IP[m.outliers :].numel() for m in self._matrices) // config.vector_dim
+        self.settings: dict[str, JSON] = {"vector_dim": config.vector_dim}
+        if config.codebook_source is CodebookSource.learned:
+            self.settings["codebook_bits"] = config.codebook_bits
+        else:
+            self.settings["codebook_seed"] = seed & MAX_SEED
+        self.settings["codebook_sizes"] = [min(config.codebook_size, vectors)] * config.num_codebooks
+        if config.product > 1:
+            self.settings["product"] = config.product
+        few = config.outlier_vector_dim
+        if own := sum(m.weight_IP[: m.outliers].numel() for m in self._matrices) // few:
+            self.settings["outliers"] = [_share(config), few, min(config.outlier_codebook_size, own)]
+        self.books = settings_of(self.settings).books()
+        self._units = unit_codebooks(self.settings)
+
+    def learn(self, role: str, left_IP: Sequence[Tensor] = ()) -> Tensor:
+        """Fits the codebook of this role, float32 [Q, K, U] as a reader decodes it, and notes its streams.
+
+        Args:
+            role: a key of `books`.
+            left_IP: of every matrix, what the codebooks before left over of the columns that are no outliers.
+        """
+        product, size, u = self.books[role]
+        v = product * u
+        most = GAIN_VECTORS if self._units else max(FITTED_VECTORS, 32 * size)
+        if role == "outlier_codebook":
+            columns = [(m.weight_IP[: m.outliers], m.diagonal_I[: m.outliers]) for m in self._matrices]
+        else:
+            columns = [(left, m.diagonal_I[m.outliers :]) for left, m in zip(left_IP, self._matrices, strict=True)]
+        runs = [
+            (x_IP.reshape(-1, v), diagonal_I, m.row_mass(v, product))
+            for (x_IP, diagonal_I), m in zip(columns, self._matrices, strict=True)
+        ]
+        x_NV, mass_NQ = self._drawn(runs, most)
+        parts = [
+            (np.ascontiguousarray(x_NV[:, q * u : (q + 1) * u]), np.ascontiguousarray(mass_NQ[:, q]))
+            for q in range(product)
+        ]
+        if self._units:
+            unit_QKU = self._units[role]
+            gain = float16_bits(np.array([_gain(parts, unit_QKU, self._config.kmeans_iterations)]))
+            self._streams[role] = {"_gain": Stream(values=gain, bits=16)}
+            return torch.from_numpy(unit_QKU * float16_values(gain)[0])
+        entries = [
+            kmeans(
+                x_NU, size, iterations=self._config.kmeans_iterations, generator=self._generator, weights_N=mass_N
+            ).centroids_KD
+            for x_NU, mass_N in parts
+        ]
+        values, self._streams[role] = _round_codebook(torch.from_numpy(np.stack(entries)), self._config.codebook_bits)
+        return values
+
+    @property
+    def streams(self) -> dict[str, Stream]:
+        """The streams of all codebooks, in the order of `books`."""
+        return {role + suffix: stream for role in self.books for suffix, stream in self._streams[role].items()}
+
+    def _drawn(self, runs: list[tuple[Tensor, Tensor, Tensor]], most: int) -> tuple[np.ndarray, np.ndarray]:
+        """About `most` of all vectors, evenly spread, or all where there are no more: [N, V], and weights [N, Q].
+
+        Args:
+            runs: of every matrix its vectors, its columns' factor in their weights [I], and the rows' [G, Q].
+        """
+        count = sum(len(x_NV) for x_NV, _, _ in runs)
+        places = np.arange(count)
+        if count > most:
+            # One from each of `most` stretches of equal length: no period of the matrix can fall in with them.
+            places = ((np.arange(most) + self._generator.random(most)) * (count / most)).astype(np.int64)
+            places = np.unique(np.minimum(places, count - 1))
+        x_NV = torch.empty(len(places), runs[0][0].shape[1])
+        mass_NQ = torch.empty(len(places), runs[0][2].shape[1])
+        begin = 0
+        for all_NV, diagonal_I, row_GQ in runs:
+            first, end = np.searchsorted(places, (begin, begin + len(all_NV)))
+            own = torch.from_numpy(places[first:end] - begin)
+            torch.index_select(all_NV, 0, own, out=x_NV[first:end])
+            torch.mul(diagonal_I[own // len(row_GQ), None], row_GQ[own % len(row_GQ)], out=mass_NQ[first:end])
+            begin += len(all_NV)
+        return x_NV.numpy(), mass_NQ.numpy()
 
 
-def _round_codebook(entries_KV: Tensor, bits: int) -> _Codebook:
-    entries_KV = entries_KV.detach()
+def _gain(parts: Sequence[tuple[np.ndarray, np.ndarray]], unit_QKU: np.ndarray, iterations: int) -> float:
+    """The factor on generated entries, float16, at which neither entries nor factor change any more, or nearly so.
+
+    Args:
+        parts: vectors [N, U] and weights [N] of every part.
+        unit_QKU: the entries.
+        iterations: most steps.
+    """
+    _, size, u = unit_QKU.shape
+    mass = sum(float(mass_N.sum(dtype=np.float64)) for _, mass_N in parts) * u
+    energy = sum(float((mass_N[:, None] * x_NU.astype(np.float64) ** 2).sum()) for x_NU, mass_N in parts)
+    # What an ideal codebook of this rate leaves over is missing from its entries' variance.
+    gain = np.float16((energy / mass * (1 - size ** (-2 / u))) ** 0.5) if mass > 0 else np.float16(0)
+    for _ in range(iterations):
+        product = square = 0.0
+        for (x_NU, mass_N), unit_KU in zip(parts, unit_QKU, strict=True):
+            chosen_NU = unit_KU[nearest(x_NU, unit_KU * np.float32(gain))[0]].astype(np.float64)
+            product += float((mass_N[:, None] * x_NU * chosen_NU).sum())
+            square += float((mass_N[:, None] * chosen_NU**2).sum())
+        found = np.float16(product / square) if square > 0 else gain
+        if found == gain:
+            break
+        gain = found
+    return float(gain)
+
+
+def _round_codebook(entries: Tensor, bits: int) -> tuple[Tensor, dict[str, Stream]]:
+    """Returns entries as a reader decodes them, float32, and their streams by the suffix to the codebook's role."""
+    entries = entries.detach()
     if bits == 16:
-        values_KV = entries_KV.half().float()
-        return _Codebook(values_KV=values_KV, codes=float16_bits(values_KV), step=None)
-    step = (entries_KV.abs().max() / 127).half().float()
-    code_KV = (entries_KV / step.clamp_min(SMALLEST_FLOAT16)).round().clamp(-127, 127)
-    codes = (code_KV + EIGHT_BIT_OFFSET).reshape(-1).to(torch.uint8).cpu().numpy()
-    return _Codebook(values_KV=code_KV * step, codes=codes, step=float(step))
-
-
-def _codebook_streams(codebooks: Mapping[str, _Codebook]) -> dict[str, Stream]:
-    streams = {}
-    for role, codebook in codebooks.items():
-        streams[role] = Stream(values=codebook.codes, bits=16 if codebook.step is None else 8)
-        if codebook.step is not None:
-            streams[f"{role}_step"] = Stream(values=float16_bits(np.array([codebook.step])), bits=16)
-    return streams
+        values = entries.half().float()
+        return values, {"": Stream(values=float16_bits(values), bits=16)}
+    step = (entries.abs().max() / 127).half().float()
+    codes = (entries / step.clamp_min(SMALLEST_FLOAT16)).round().clamp(-127, 127)
+    stored = (codes + EIGHT_BIT_OFFSET).reshape(-1).to(torch.uint8).cpu().numpy()
+    return codes * step, {
+        "": Stream(values=stored, bits=8),
+        "_step": Stream(values=float16_bits(np.array([float(step)])), bits=16),
+    }
 
 
 class _VPTQTrainable(Trainable):
-    """Codebooks float32 [K, V] and one scale per matrix, rounded to their stored precision straight-through."""
+    """Codebooks float32 [Q, K, U], or generated ones' gains [1], and one scale per matrix, rounded straight-through."""
 
     relative_step = 0.01
 
     def __init__(self, group: EncodedGroup) -> None:
         super().__init__()
         decoders.check(group)
-        self._group, self._bits = group, group.settings["codebook_bits"]
-        self._settings = settings_of(group.settings)
+        self._group, self._settings = group, settings_of(group.settings)
+        self._roles, product = list(self._settings.books()), self._settings.product
         tensors = [parts(name, tensor, self._settings) for name, tensor in group.tensors.items()]
-        self.codebooks = nn.ParameterList([nn.Parameter(torch.from_numpy(c.copy())) for c in codebooks(group)])
+        if self._settings.seed is None:
+            values = [torch.from_numpy(book.copy()) for book in codebooks(group)]
+        else:
+            values = [torch.from_numpy(float16_stream(group.shared, f"{role}_gain")) for role in self._roles]
+            for m, unit_QKU in enumerate(unit_codebooks(group.settings).values()):
+                self.register_buffer(f"unit_{m}", torch.from_numpy(unit_QKU), persistent=False)
+        self.codebooks = nn.ParameterList([nn.Parameter(value) for value in values])
         self.scales = nn.Parameter(torch.tensor([float(found.scale) for found in tensors]))
         for t, found in enumerate(tensors):
-            outliers = [] if found.outlier_index is None else [found.outlier_index]
-            for m, index_GI in enumerate([*found.indices, *outliers]):
-                self.register_buffer(f"index_{t}_{m}", torch.from_numpy(index_GI.astype(np.int32)), persistent=False)
-            place_I = torch.from_numpy(np.concatenate([found.columns, found.outliers])).argsort()
-            self.register_buffer(f"place_{t}", place_I, persistent=False)
+            for m, (index_GI, size) in enumerate(zip(found.indices, self._settings.sizes, strict=True)):
+                # The parts' codebooks lie one after the other.
+                part_G = (np.arange(len(index_GI), dtype=np.int32) % product)[:, None]
+                self._note(f"index_{t}_{m}", index_GI.astype(np.int32) + part_G * size)
+            if found.outlier_index is not None:
+                self._note(f"index_{t}_{len(self._settings.sizes)}", found.outlier_index.astype(np.int32))
+            self._note(f"place_{t}", np.argsort(np.concatenate([found.columns, found.outliers])))
+
+    def _note(self, name: str, values: np.ndarray) -> None:
+        self.register_buffer(name, torch.from_numpy(values), persistent=False)
+
+    def _entries(self) -> list[Tensor]:
+        """The codebooks, [Q K, U] each."""
+        if self._settings.seed is None:
+            books = [round_through(c, _round_codebook(c, self._settings.bits)[0]) for c in self.codebooks]
+        else:
+            gains = [round_through(gain, gain.detach().half().float()) for gain in self.codebooks]
+            books = [getattr(self, f"unit_{m}") * gain for m, gain in enumerate(gains)]
+        return [book_QKU.flatten(0, 1) for book_QKU in books]
 
     def weights(self) -> dict[str, Tensor]:
-        codebooks = [round_through(c, _round_codebook(c, self._bits).values_KV) for c in self.codebooks]
+        codebooks = self._entries()
         scales_T = round_through(self.scales, self.scales.detach().half().float())
         weights = {}
         for t, (name, tensor) in enumerate(self._group.tensors.items()):
             rows, count = tensor.shape[0], len(self._settings.sizes)
-            sum_GIV = F.embedding(getattr(self, f"index_{t}_0"), codebooks[0])
+            sum_GIU = F.embedding(getattr(self, f"index_{t}_0"), codebooks[0])
             for m, codebook in enumerate(codebooks[1:count], start=1):
-                sum_GIV = sum_GIV + F.embedding(getattr(self, f"index_{t}_{m}"), codebook)
-            sum_PI = sum_GIV.transpose(1, 2).flatten(0, 1)
+                sum_GIU = sum_GIU + F.embedding(getattr(self, f"index_{t}_{m}"), codebook)
+            sum_PI = sum_GIU.transpose(1, 2).flatten(0, 1)
             if "outlier_column" in tensor.streams:
                 outlier_GIV = F.embedding(getattr(self, f"index_{t}_{count}"), codebooks[count])
                 sum_PI = torch.cat([sum_PI, outlier_GIV.transpose(1, 2).flatten(0, 1)], dim=1)
@@ -453,22 +596,23 @@ class _VPTQTrainable(Trainable):
             CodecError: training drove a parameter to NaN or beyond float16.
         """
         scales = self.scales.detach().cpu().half()
-        codebooks = [_round_codebook(c.cpu(), self._bits) for c in self.codebooks]
-        if not all(torch.isfinite(x).all() for x in (scales, *(c.values_KV for c in codebooks))):
+        stored, values = {}, [scales]
+        for role, parameter in zip(self._roles, self.codebooks, strict=True):
+            if self._settings.seed is None:
+                rounded, streams = _round_codebook(parameter.cpu(), self._settings.bits)
+                stored |= {role + suffix: stream for suffix, stream in streams.items()}
+            else:
+                rounded = parameter.detach().cpu().half()
+                stored[f"{role}_gain"] = Stream(values=float16_bits(rounded), bits=16)
+            values.append(rounded)
+        if not all(torch.isfinite(x).all() for x in values):
             raise CodecError(
                 "a codebook or scale is NaN or too large for float16", where="vptq", fix="lower the learning rate"
             )
-        roles = [f"codebook_{m}" for m in range(len(self._settings.sizes))]
-        roles += ["outlier_codebook"] if self._settings.share else []
         tensors = {
             name: EncodedTensor(
                 shape=tensor.shape, streams={**tensor.streams, "scale": Stream(values=float16_bits(scale), bits=16)}
             )
             for (name, tensor), scale in zip(self._group.tensors.items(), scales, strict=True)
         }
-        return EncodedGroup(
-            codec=self._group.codec,
-            settings=self._group.settings,
-            tensors=tensors,
-            shared=_codebook_streams(dict(zip(roles, codebooks, strict=True))),
-        )
+        return EncodedGroup(codec=self._group.codec, settings=self._group.settings, tensors=tensors, shared=stored)

@@ -13,22 +13,35 @@ Outlier columns: the setting `outliers` [share, v', K'], absent where there are 
 of a matrix, named by `outlier_column` [T] in ascending order, are coded with the shared `outlier_codebook` [K' v'] and
 `outlier_index` [G v / v' T]; `index_m` [G (I - T)] then counts the other columns.
 
+Product codebooks: the setting `product` Q, absent where it is 1, cuts a vector into Q parts of u = v / Q elements, each
+with entries and an index of its own. `codebook_m` holds Q codebooks of K_m entries of u elements, one after the other;
+`index_m` [G Q I] has a row of indices for every part of every vector. Element q u + i of vector (g, j) is
+
+    codebook_m[q, index_m[g Q + q, j], i]
+
+Codebooks from a seed: with the setting `codebook_seed` in place of `codebook_bits` no entry is stored. Those of all
+codebooks, in the order in which they would be stored (the outliers' last), are the numbers 0, 1, .. of that seed
+(`phase8.codecs.splitmix.bell`), times their codebook's `codebook_m_gain` [1] or `outlier_codebook_gain` [1], float16.
+
 Shape legend: as in `phase8.codecs.vptq`; T outlier columns.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from phase8.codecs.splitmix import bell
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, Stream, finite, float16_values, matrix_size
 from phase8.config import VPTQConfig
 from phase8.errors import ArtifactError, ConfigError
 
 EIGHT_BIT_OFFSET = 128
+MAX_SEED = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +49,12 @@ class Settings:
     """The checked settings of a group."""
 
     v: int
-    bits: int
     sizes: list[int]
+    product: int = 1
+    bits: int = 8
+    """Width of a stored entry's numbers, where entries are stored."""
+    seed: int | None = None
+    """What the entries are generated from; None where they are stored."""
     share: int = 0
     """Outlier columns, in thousandths of all; 0: none, and no codebook for them."""
     outlier_v: int = 1
@@ -47,6 +64,11 @@ class Settings:
         """How many of a matrix's columns are outliers."""
         return columns * self.share // 1000
 
+    def books(self) -> dict[str, tuple[int, int, int]]:
+        """Parts of a vector, entries and elements of every codebook, by role; the outliers' comes last."""
+        found = {f"codebook_{m}": (self.product, k, self.v // self.product) for m, k in enumerate(self.sizes)}
+        return {**found, "outlier_codebook": (1, self.outlier_size, self.outlier_v)} if self.share else found
+
 
 def settings_of(settings: Mapping[str, Any]) -> Settings:
     """Checks the settings of a group.
@@ -54,23 +76,33 @@ def settings_of(settings: Mapping[str, Any]) -> Settings:
     Raises:
         ArtifactError: a setting is missing, unknown or out of range.
     """
-    known = {"vector_dim", "codebook_bits", "codebook_sizes"}
+    seeded = "codebook_seed" in settings
+    source = "codebook_seed" if seeded else "codebook_bits"
     v: Any = settings.get("vector_dim")
-    bits: Any = settings.get("codebook_bits")
     sizes: Any = settings.get("codebook_sizes")
-    counts = [v, *sizes] if isinstance(sizes, list) else []
+    product: Any = settings.get("product", 1)
     outliers: Any = settings.get("outliers", [])
+    chosen: Any = settings.get(source)
+    counts = [v, product, *sizes] if isinstance(sizes, list) else []
     if "outliers" in settings:
-        known.add("outliers")
         counts += outliers if isinstance(outliers, list) and len(outliers) == 3 else [None]
-    if set(settings) != known or len(counts) < 2 or not all(type(count) is int and count >= 1 for count in counts):
+    known = {"vector_dim", "codebook_sizes", source} | settings.keys() & {"product", "outliers"}
+    if (
+        set(settings) != known
+        or len(counts) < 3
+        or not all(type(count) is int and count >= 1 for count in counts)
+        or ("product" in settings and product == 1)
+        or type(chosen) is not int
+        or (seeded and not 0 <= chosen <= MAX_SEED)
+    ):
         raise ArtifactError(f"impossible settings {dict(settings)}", where="vptq group", fix="write the file anew")
-    found = Settings(v, bits, sizes, *outliers)
+    found = Settings(v, sizes, product, 8 if seeded else chosen, chosen if seeded else None, *outliers)
     try:
         # A codebook of one entry is possible: the encoder never writes more entries than there are vectors.
         VPTQConfig(
             vector_dim=v,
-            codebook_bits=bits,
+            product=product,
+            codebook_bits=found.bits,
             num_codebooks=len(sizes),
             codebook_size=max(2, *sizes),
             outlier_columns=found.share / 1000,
@@ -91,7 +123,8 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         groups, special = -(-shape[0] // found.v), found.outliers(shape[1])
         count = groups * (shape[1] - special)
         vectors += count
-        tensors[name] = {"scale": (1, 16), **{f"index_{m}": (count, _width(k)) for m, k in enumerate(found.sizes)}}
+        indices = {f"index_{m}": (count * found.product, _width(k)) for m, k in enumerate(found.sizes)}
+        tensors[name] = {"scale": (1, 16), **indices}
         if special:
             own = groups * (found.v // found.outlier_v) * special
             outliers += own
@@ -99,12 +132,12 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
             tensors[name]["outlier_index"] = (own, _width(found.outlier_size))
     if max(found.sizes) > max(1, vectors) or found.outlier_size > max(1, outliers):
         raise ArtifactError("a codebook has more entries than there are vectors to code", where="vptq group")
-    books = {f"codebook_{m}": k * found.v for m, k in enumerate(found.sizes)}
-    if found.share:
-        books["outlier_codebook"] = found.outlier_size * found.outlier_v
     shared = {}
-    for role, count in books.items():
-        shared[role] = (count, found.bits)
+    for role, extents in found.books().items():
+        if found.seed is not None:
+            shared[f"{role}_gain"] = (1, 16)
+            continue
+        shared[role] = (math.prod(extents), found.bits)
         if found.bits == 8:
             shared[f"{role}_step"] = (1, 16)
     return Layout(tensors=tensors, shared=shared)
@@ -115,27 +148,41 @@ def _width(count: int) -> int:
 
 
 def codebooks(group: EncodedGroup) -> list[np.ndarray]:
-    """Returns the codebooks, float32 [K_m, v] each; the outliers', where there are such, at the end.
+    """Returns the codebooks, float32 [Q, K_m, u] each; the outliers', where there are such, [1, K', v'] at the end.
 
     Raises:
         ArtifactError: an entry is NaN or infinite.
     """
-    settings = settings_of(group.settings)
-    books = [
-        _codebook(group.shared, f"codebook_{m}", settings.bits).reshape(k, settings.v)
-        for m, k in enumerate(settings.sizes)
-    ]
-    if settings.share:
-        books.append(_codebook(group.shared, "outlier_codebook", settings.bits).reshape(-1, settings.outlier_v))
+    settings, units = settings_of(group.settings), unit_codebooks(group.settings)
+    books = []
+    for role, extents in settings.books().items():
+        if settings.seed is not None:
+            books.append(units[role] * float16_stream(group.shared, f"{role}_gain")[0])
+        elif settings.bits == 16:
+            books.append(float16_stream(group.shared, role).reshape(extents))
+        else:
+            codes = group.shared[role].values.astype(np.float32) - EIGHT_BIT_OFFSET
+            books.append((codes * float16_stream(group.shared, f"{role}_step")[0]).reshape(extents))
     return books
 
 
-def _codebook(streams: Mapping[str, Stream], role: str, bits: int) -> np.ndarray:
-    codes = streams[role].values
-    if bits == 16:
-        return finite(float16_values(codes), role)
-    step = finite(float16_values(streams[f"{role}_step"].values), f"{role}_step")[0]
-    return (codes.astype(np.float32) - EIGHT_BIT_OFFSET) * step
+def unit_codebooks(settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The generated codebooks before their gains, by role, in the shapes of `codebooks`; none where they are stored."""
+    found, units, begin = settings_of(settings), {}, 0
+    if found.seed is not None:
+        for role, extents in found.books().items():
+            units[role] = bell(found.seed, begin, math.prod(extents)).reshape(extents)
+            begin += units[role].size
+    return units
+
+
+def float16_stream(streams: Mapping[str, Stream], role: str) -> np.ndarray:
+    """The numbers of a stream, float32.
+
+    Raises:
+        ArtifactError: one is NaN or infinite.
+    """
+    return finite(float16_values(streams[role].values), role)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +191,7 @@ class Parts:
 
     scale: np.float32
     indices: list[np.ndarray]
-    """One array [G, I - T] per codebook."""
+    """One array [G Q, I - T] per codebook."""
     columns: np.ndarray
     """The columns that `indices` code, int64 [I - T]."""
     outliers: np.ndarray
@@ -184,8 +231,8 @@ def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
     """See `phase8.codecs.decoders`."""
     settings = settings_of(group.settings)
     # One contiguous column of entries per element of a vector: a row of vectors is then one gather from it.
-    columns_VK = [np.ascontiguousarray(codebook_KV.T) for codebook_KV in codebooks(group)]
-    ordinary = columns_VK[: len(settings.sizes)]
+    books_QUK = [np.ascontiguousarray(book_QKU.transpose(0, 2, 1)) for book_QKU in codebooks(group)]
+    ordinary = books_QUK[: len(settings.sizes)]
     for name, tensor in group.tensors.items():
         found = parts(name, tensor, settings)
         weights_OI = np.empty(tensor.shape, dtype=np.float32)
@@ -193,7 +240,7 @@ def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
             _fill(weights_OI, slice(None), ordinary, found.indices, found.scale)
         else:
             _fill(weights_OI, found.columns, ordinary, found.indices, found.scale)
-            _fill(weights_OI, found.outliers, columns_VK[-1:], [found.outlier_index], found.scale)
+            _fill(weights_OI, found.outliers, books_QUK[-1:], [found.outlier_index], found.scale)
         yield name, weights_OI
 
 
@@ -204,13 +251,14 @@ def _fill(
     indices: list[np.ndarray],
     scale: np.float32,
 ) -> None:
-    """Writes the columns that these codebooks, [V, K] each, and indices, [G, columns] each, stand for."""
-    v = len(books[0])
-    for i in range(min(v, len(weights_OI))):
-        rows_RI = weights_OI[i::v]
-        used = len(rows_RI)
-        total_RI = books[0][i][indices[0][:used]]
-        for column_VK, index in zip(books[1:], indices[1:], strict=True):
-            total_RI += column_VK[i][index[:used]]
+    """Writes the columns that these codebooks, [Q, u, K] each, and indices, [G Q, columns] each, stand for."""
+    product, u, _ = books[0].shape
+    for place in range(min(product * u, len(weights_OI))):
+        q, i = divmod(place, u)
+        rows_RI = weights_OI[place :: product * u]
+        picked = [index[q::product][: len(rows_RI)] for index in indices]
+        total_RI = books[0][q, i][picked[0]]
+        for book_QUK, index_RI in zip(books[1:], picked[1:], strict=True):
+            total_RI += book_QUK[q, i][index_RI]
         total_RI *= scale
         rows_RI[:, columns] = total_RI
