@@ -1,9 +1,9 @@
 """The settings among which an allocation chooses, and what they take in plain packing.
 
 Each stage has about ten, from its cheapest useful rate upwards: those that came out on the lower hull of error against
-entropy-coded bits on Gaussian weights, or within 0.2 dB of it (SeedLM: 65,536 weights, 83 settings). All other settings of
-the stage, such as the seeds' width or the damping, stay as the user has them; the user's own dimensions are one more
-candidate.
+entropy-coded bits on Gaussian weights, or within 0.2 dB of it (SeedLM: 65,536 weights, 83 settings). All other
+settings of the stage, such as the seeds' width or the damping, stay as the user has them; the user's own dimensions
+are one more candidate.
 """
 
 from __future__ import annotations
