@@ -26,18 +26,15 @@ import math
 
 import numpy as np
 
+from phase8.codecs.splitmix import integers
+
 SINE = tuple(np.float32(c) for c in (6.2831853, -41.341702, 81.605249, -76.705859, 42.058693))
 """Taylor coefficients of sin(2 pi v): (2 pi)^n / n! for n = 1, 3, 5, 7, 9, with their signs."""
-_MASK = (1 << 64) - 1
 
 
 def numbers(seed: int, begin: int, count: int) -> np.ndarray:
     """Pseudo-random numbers `begin` .. of a seed, float32 [count], multiples of 2^-23 in [-1, 1)."""
-    start = np.uint64((seed << 32 | 1) & _MASK)
-    z = (np.arange(begin, begin + count, dtype=np.uint64) + start) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
+    z = integers(seed, begin, count)
     return (z >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1)
 
 
