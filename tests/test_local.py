@@ -209,3 +209,6 @@ def test_a_directory_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="does not exist") as caught:
         check_data_dir(str(tmp_path / "nowhere"))
     assert "benchmarks.data_dir" in caught.value.where
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="data is a file"):
+        check_data_dir(str(tmp_path / "file"))

@@ -96,6 +96,15 @@ def test_the_lowest_failed_average_decides():
     assert "raise_rate" in advice.action and "expert retention is 0.890" in advice.reason
 
 
+@pytest.mark.parametrize("name", ["benchmark/mini_arc", "knowledge", "first_expert"])
+def test_doubt_about_a_single_benchmark_takes_more_calibration(name):
+    """The policy `confident` fails a benchmark that keeps 85 % where its items cannot show 80 %."""
+    advice = recommend("vptq", CONFIG, failing(check(name, 0.85), check("core_retention", 0.97, True)))
+    assert advice.action == "raise_calibration"
+    assert advice.adjustments == {"optimizer.calibration_sequences": 512, "grokfast.iterations": 200}
+    assert name.removeprefix("benchmark/") in advice.reason
+
+
 def test_what_did_not_fail_is_not_mended():
     verdict = failing(check("core_retention", 0.94), check("expert_retention", 0.85, True))
     assert recommend("vptq", CONFIG, verdict).action == "raise_calibration"

@@ -73,7 +73,7 @@ def read_candidates(path: str | Path) -> list[Item]:
     where = str(path)
     fix = 'each line is {"prompt": "...", "choices": ["...", "..."], "answer": 0, "level": 1}'
     try:
-        lines = read_bounded(path, MAX_FILE_BYTES, error=ConfigError).decode("utf-8").splitlines()
+        lines = read_bounded(path, MAX_FILE_BYTES, error=ConfigError, fix=fix).decode("utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8: {error}", where=where, fix="save the file as UTF-8") from error
     items: list[Item] = []

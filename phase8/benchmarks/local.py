@@ -78,7 +78,7 @@ def check_data_dir(directory: str) -> Path:
     path = Path(directory).expanduser()
     if not path.is_dir():
         raise ConfigError(
-            "the directory with the benchmarks' data does not exist",
+            f"the directory with the benchmarks' data {'is a file' if path.exists() else 'does not exist'}",
             where=f"benchmarks.data_dir={directory} ({path.resolve()})",
             fix="name a directory that holds gsm8k/, humaneval/, hellaswag/, truthfulqa/, mmlu/, arc_challenge/ and "
             "winogrande/",
@@ -191,7 +191,7 @@ def _rows(benchmark: str, path: Path) -> list[Row]:
             ) from problem
     if not rows:
         raise BenchmarkError(
-            f"{benchmark}: the file holds no items", where=str(path), fix="download the file anew, or remove it"
+            f"{benchmark}: the file holds no items", where=str(path), fix="download the file anew"
         )
     return rows
 
