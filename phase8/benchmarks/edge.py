@@ -73,25 +73,28 @@ def read_candidates(path: str | Path) -> list[Item]:
     where = str(path)
     fix = 'each line is {"prompt": "...", "choices": ["...", "..."], "answer": 0, "level": 1}'
     try:
-        lines = read_bounded(path, MAX_FILE_BYTES, error=ConfigError, fix=fix).decode("utf-8").splitlines()
+        lines = read_bounded(path, MAX_FILE_BYTES, error=ConfigError, fix=fix).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8: {error}", where=where, fix="save the file as UTF-8") from error
     items: list[Item] = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            choices = [str(choice) for choice in row["choices"]]
-            item = {
-                "prompt": str(row["prompt"]), "choices": choices, "answer": int(row["answer"]),
-                "chance": 1 / len(choices), "level": str(row["level"]),
-            }  # fmt: skip
-        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+            prompt, choices, answer, level = (row[name] for name in ("prompt", "choices", "answer", "level"))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = f"line {number} is not a question: {type(error).__name__}: {error}"
             raise ConfigError(what, where=where, fix=fix) from error
-        if len(choices) < 2 or len(set(choices)) < len(choices) or not 0 <= item["answer"] < len(choices):
+        if not (_is_text(prompt) and isinstance(choices, list) and all(map(_is_text, choices))):
+            raise ConfigError(f"line {number}: prompt and choices need text in them", where=where, fix=fix)
+        if len(set(choices)) < max(2, len(choices)) or type(answer) is not int or not 0 <= answer < len(choices):
             what = f"line {number}: needs two or more different choices, and the index of one of them as answer"
             raise ConfigError(what, where=where, fix=fix)
-        items.append(item)
+        chance = 1 / len(choices)
+        items.append(
+            {"prompt": prompt, "choices": choices, "answer": answer, "chance": chance, "level": str(level)}
+        )
     per_level = defaultdict(int)
     for item in items:
         per_level[item["level"]] += 1
@@ -102,6 +105,10 @@ def read_candidates(path: str | Path) -> list[Item]:
             fix="some 150 on each of several levels, from easy to hard, make a pool of 200",
         )  # fmt: skip
     return items
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def build_pool(items: Sequence[Item], measure: Callable[[list[Item]], Sequence[float]], size: int = POOL_ITEMS) -> Pool:
