@@ -31,6 +31,7 @@ from phase8.benchmarks import edge
 from phase8.benchmarks.cache import BaselineCache
 from phase8.benchmarks.eudaimonia import with_eudaimonia
 from phase8.benchmarks.evaluate import Score, SuiteResult, evaluate
+from phase8.benchmarks.probes import choice_sensitivity, probes_of
 from phase8.benchmarks.real import load_real_suite
 from phase8.benchmarks.retention import is_informative, uninformative_core
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, Suite, load_suite, suite_hash
@@ -48,12 +49,12 @@ from phase8.config import (
 from phase8.errors import ConfigError
 from phase8.events import EventLog, Kind
 from phase8.files import make_directory, write_atomic
-from phase8.gates import STAGES, Verdict, judge_stage
+from phase8.gates import STAGES, judge_stage
 from phase8.latency import measure_latency_ms
 from phase8.models import EMBEDDED, SourceModel, as_parameters
 from phase8.optimize.divergence import tensor_sensitivity
 from phase8.optimize.reconstruct import ReconstructionResult, reconstruct
-from phase8.recovery import adjust, recommend
+from phase8.recovery import Sensitivity, adjust, integration_failures, recommend
 from phase8.result import Attempt, build_result, retention_of
 from phase8.text import token_sequences
 
@@ -226,7 +227,7 @@ class Pipeline:
             size = min(edge.POOL_ITEMS, suite.samples or edge.POOL_ITEMS)
             pool = edge.build_pool(candidates, edge.measure_with(suite, answers), size)
         self.events.emit(Kind.LOG, "baseline", level="info" if pool.items else "warning", text=pool.text)
-        return edge.with_pool(suite, pool.items)
+        return edge.with_pool(suite, pool.items, pool.probes)
 
     def _load_suite(self) -> Suite:
         settings = self.config.benchmarks
@@ -276,7 +277,7 @@ class Pipeline:
             )
             last = verdict.passed or verdict.abort is not None or number > self.config.max_retries
             if not last:
-                advice = recommend(stage, config, verdict, self._sensitivity(verdict, attempt))
+                advice = recommend(stage, config, verdict, self._sensitivity(stage, config, attempt))
                 attempt.recommendation = advice
                 self.events.emit(
                     Kind.RECOMMENDATION, stage, action=advice.action, adjustments=advice.adjustments,
@@ -579,16 +580,31 @@ class Pipeline:
             data |= retention_of(self.baseline.scores[score.task], score)
         self.events.emit(Kind.BENCHMARK_RESULT, stage, **data)
 
-    def _sensitivity(self, verdict: Verdict, attempt: Attempt) -> dict[str, float] | None:
-        """Which tensors the model depends on, measured only where the failure asks for it (integration tests)."""
-        if not any(check.name == "edge_of_chaos" or check.name.startswith("rule/") for check in verdict.failed()):
-            return None
-        _, held_out = self._calibration(self.config)
+    def _sensitivity(self, stage: str, config: CompressionConfig, attempt: Attempt) -> dict[str, Sensitivity]:
+        """Which tensors the failed integration tests depend on; nothing where nothing can be protected."""
+        failed = integration_failures(attempt.verdict)
+        if not failed or config.limit_of(stage) is not None:
+            return {}
+        assert self.suite is not None
+        network = self.source.network
         decoded = read_artifact(attempt.directory).decode()
-        weights = as_parameters(self.source.network, decoded, where=str(attempt.directory))
+        weights = as_parameters(network, decoded, where=str(attempt.directory))
         room = PROTECTED_SHARE * self.source.parameter_count
-        matrices = {name: weight for name, weight in weights.items() if weight.dim() >= 2 and weight.numel() <= room}
-        return tensor_sensitivity(self.source.network, matrices, held_out[:SENSITIVITY_SEQUENCES])
+        matrices = {
+            name: weight
+            for name, weight in weights.items()
+            if weight.dim() >= 2 and weight.numel() <= room and not _protected(name, config.protect)
+        }
+        probes = {name: items for name, items in probes_of(self.suite).items() if name in failed and items}
+        found = {}
+        if probes:
+            measured = choice_sensitivity(network, self.source.tokenizer, matrices, probes)
+            found = {name: Sensitivity(per_weight=per_weight) for name, per_weight in measured.items()}
+        if bare := [name for name in failed if name not in probes]:
+            _, held_out = self._calibration(config)
+            on_text = tensor_sensitivity(network, matrices, held_out[:SENSITIVITY_SEQUENCES])
+            found |= dict.fromkeys(bare, Sensitivity(per_weight=on_text, on_probes=False))
+        return found
 
     def _left_alone(self, artifact: Artifact, config: CompressionConfig) -> list[dict[str, Any]]:
         """Tensors that the stage did not compress, with the reason and their packed bytes."""

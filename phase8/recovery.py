@@ -6,8 +6,15 @@ experts):
     below 0.90   the stage gets more bits or a larger codebook
     below 0.95   more calibration text, and as many more iterations, so that each sequence is seen as often
     0.95 or more (a near miss)   twice the iterations
-    edge of chaos or a rule      the tensor on which the model depends most, per weight, stays in 16 bits, and twice
-                                 the iterations
+    only single benchmarks       more calibration text (MMLU with GSM8K and the first expert count as such; they fail
+                                 without an abort only where a policy asks for more than the measured figure)
+    edge of chaos or a rule      the tensor on which the answers to that test depend most, per weight, stays in 16 bits,
+                                 and twice the iterations
+
+Each test's answers are measured on probes, questions that grade nobody (`phase8.benchmarks.probes`). Where several
+tests failed, a tensor's share of the sum over all tensors counts, added up over the tests: a test whose answers hang on
+one tensor has more to say about it than one that depends on all alike, and one tensor is protected, whatever failed. A
+test without probes is judged by the divergence on held-out text, and the reason says so.
 
 A stage with a byte budget (`budget_bytes`, `target_ratio`) gets neither more bits nor a tensor in 16 bits: the budget
 is a limit that the user set, and within it the allocation already favours the tensors that matter.
@@ -21,7 +28,7 @@ Example: `vptq` keeps 0.93 and has to keep 0.95:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from enum import Enum
 from typing import Any
@@ -37,6 +44,7 @@ RAISE_RATE_BELOW = 0.90
 SEVERE_BELOW = 0.80
 RAISE_CALIBRATION_BELOW = 0.95
 _AVERAGES = ("core_retention", "core_retention_cumulative", "expert_retention")
+_SINGLE = ("benchmark/", "knowledge", "first_expert")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,8 +58,24 @@ class Recommendation:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sensitivity:
+    """How a failed integration test depends on each tensor."""
+
+    per_weight: Mapping[str, float]
+    """The divergence per weight that the tensor's compression causes on its own, by tensor."""
+    on_probes: bool = True
+    """Of the answers to the test's probes (`phase8.benchmarks.probes.choice_sensitivity`); else, for want of probes, of
+    the model on held-out text (`phase8.optimize.divergence.tensor_sensitivity`)."""
+
+
+def integration_failures(verdict: Verdict) -> list[str]:
+    """The names of the failed checks that are integration tests."""
+    return [check.name for check in verdict.failed() if check.name == "edge_of_chaos" or check.name.startswith("rule/")]
+
+
 def recommend(
-    stage: str, config: CompressionConfig, verdict: Verdict, sensitivity: Mapping[str, float] | None = None
+    stage: str, config: CompressionConfig, verdict: Verdict, sensitivity: Mapping[str, Sensitivity] | None = None
 ) -> Recommendation:
     """Draws the changes for the next attempt from the failed checks of this one.
 
@@ -59,12 +83,11 @@ def recommend(
         stage: `seedlm`, `vptq` or `hyper`.
         config: the settings of the attempt that failed.
         verdict: its verdict.
-        sensitivity: divergence per weight that each tensor's compression causes on its own, as
-            `phase8.optimize.divergence.tensor_sensitivity` measures it; needed to protect a tensor.
+        sensitivity: by the name of a failed integration test; needed to protect a tensor.
     """
     failed = verdict.failed()
     averages = {check.name: check.value for check in failed if check.name in _AVERAGES and check.value is not None}
-    integration = [check.name for check in failed if check.name == "edge_of_chaos" or check.name.startswith("rule/")]
+    integration = integration_failures(verdict)
     actions, adjustments, reasons = [], {}, []
 
     def add(action: str, changes: Adjustments | None, reason: str) -> None:
@@ -75,9 +98,12 @@ def recommend(
 
     limited = config.limit_of(stage) is not None
     if integration:
-        which = ", ".join(name.removeprefix("rule/").replace("_", " ") for name in integration)
-        chosen = None if limited else _most_sensitive(config, sensitivity or {})
-        add("protect", chosen, f"{which} failed: the tensor on which the model depends most stays in 16 bits")
+        which = _names(integration)
+        measured = {name: found for name, found in (sensitivity or {}).items() if name in integration}
+        chosen = None if limited else _most_sensitive(config, measured)
+        if chosen is not None:
+            protected = {"protect": [*config.protect, chosen]}
+            add("protect", protected, f"{which} failed: {_whose(measured)}, {chosen}, stays in 16 bits")
     if averages:
         name, lowest = min(averages.items(), key=lambda item: item[1])
         figure = f"{name.replace('_', ' ')} is {lowest:.3f}"
@@ -91,6 +117,9 @@ def recommend(
         else:
             changes = _first_accepted(config, [_longer(config)])
             add("train_longer", changes, f"{figure}, a near miss: longer training")
+    elif single := [check.name.removeprefix("benchmark/") for check in failed if check.name.startswith(_SINGLE)]:
+        changes = _first_accepted(config, [_more_calibration(config), _longer(config)])
+        add("raise_calibration", changes, f"{', '.join(single)} failed, and no average did: more calibration text")
     elif integration:
         add("train_longer", _first_accepted(config, [_longer(config)]), f"{which} failed: longer training")
     if not actions:
@@ -195,8 +224,26 @@ def _longer(config: CompressionConfig) -> Adjustments:
     return {"grokfast.iterations": max(100, 2 * config.grokfast.iterations)}
 
 
-def _most_sensitive(config: CompressionConfig, sensitivity: Mapping[str, float]) -> Adjustments | None:
-    left = {name: value for name, value in sensitivity.items() if name not in config.protect and value > 0.0}
-    if not left:
-        return None
-    return {"protect": [*config.protect, max(left, key=left.__getitem__)]}
+def _names(checks: Iterable[str]) -> str:
+    return ", ".join(name.removeprefix("rule/").replace("_", " ") for name in checks)
+
+
+def _most_sensitive(config: CompressionConfig, measured: Mapping[str, Sensitivity]) -> str | None:
+    """The tensor with the largest sum of its shares of the tests' sensitivities; see the module's text."""
+    sums: dict[str, float] = {}
+    for found in measured.values():
+        left = {name: value for name, value in found.per_weight.items() if name not in config.protect and value > 0.0}
+        total = sum(left.values())
+        for name, value in left.items():
+            sums[name] = sums.get(name, 0.0) + value / total
+    return max(sums, key=sums.__getitem__, default=None)
+
+
+def _whose(measured: Mapping[str, Sensitivity]) -> str:
+    """What the chosen tensor is to the failed tests."""
+    bare = [name for name, found in measured.items() if not found.on_probes]
+    if len(bare) == len(measured):
+        return "for want of probes the tensor on which the model's text depends most per weight"
+    whose = "its" if len(measured) == 1 else "their"
+    text = f"the tensor on which {whose} probe answers depend most per weight"
+    return text + (f" (for want of probes, for {_names(bare)} the model's text)" if bare else "")

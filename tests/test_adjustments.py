@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from itertools import islice
 
 import pytest
 import torch
 
+from phase8.benchmarks.evaluate import evaluate
+from phase8.benchmarks.probes import choice_sensitivity, probes_of
+from phase8.benchmarks.suite import EDGE_OF_CHAOS, load_suite
 from phase8.calibration import collect_importance
 from phase8.codecs import get_codec
 from phase8.config import (
@@ -121,3 +125,26 @@ def test_training_longer_brings_the_model_nearer_to_the_original(source):
         for grokfast in (short, longer)
     ]  # fmt: skip
     assert longer.iterations == 60 and divergence[1] < divergence[0]
+
+
+def test_protecting_what_edge_of_chaos_depends_on_brings_it_back_towards_the_baseline(source):
+    """On the graded questions, which had no part in the choice; the control protects as many weights elsewhere."""
+    suite = load_suite(skip_expert_benchmarks=True)
+    task = next(task for task in suite.tasks if task.stands_for == EDGE_OF_CHAOS)
+    suite = replace(suite, tasks=(task,), text=())
+    codec = get_codec("vptq")
+    group = codec.encode(source.matrices(), VPTQConfig(codebook_size=64, num_codebooks=1), importance={}, seed=0)
+    coded = {name: torch.from_numpy(matrix) for name, matrix in codec.decode(group).items()}
+    attention = {name: matrix for name, matrix in coded.items() if matrix.shape == (256, 256)}
+    probes = {"edge_of_chaos": probes_of(suite)["edge_of_chaos"]}
+    found = choice_sensitivity(source.network, source.tokenizer, attention, probes)["edge_of_chaos"]
+    most, least = max(found, key=found.get), min(found, key=found.get)
+
+    def accuracy(protected):
+        network = copy.deepcopy(source.network)
+        network.load_state_dict({name: matrix for name, matrix in coded.items() if name != protected}, strict=False)
+        return evaluate(network, source.tokenizer, suite).scores[task.name].value
+
+    unprotected = accuracy(None)
+    assert unprotected < accuracy(most) < 0.75
+    assert accuracy(least) < accuracy(most)

@@ -117,6 +117,11 @@ def test_the_suite_asks_the_pool_and_its_hash_tells():
         (b"{", "line 1 is not a question"),
         (b"\xff\xfe", "not UTF-8"),
         (b'{"prompt": "a", "choices": ["x", "y"], "answer": 0}', "level"),
+        (b"[" * 100_000, "line 1 is not a question"),
+        (b'{"prompt": "a", "choices": "xy", "answer": 0, "level": 1}', "line 1: prompt and choices"),
+        (b'{"prompt": null, "choices": ["x", "y"], "answer": 0, "level": 1}', "line 1: prompt and choices"),
+        (b'{"prompt": "a", "choices": ["x", "y"], "answer": 0.7, "level": 1}', "line 1: needs two"),
+        (b'{"prompt": "a", "choices": ["x", "y"], "answer": Infinity, "level": 1}', "line 1: needs two"),
         (b'{"prompt": "a", "choices": ["x", "y"], "answer": 2, "level": 1}', "line 1: needs two"),
         (b'{"prompt": "a", "choices": ["x", "x"], "answer": 0, "level": 1}', "line 1: needs two"),
         (b'{"prompt": "a", "choices": ["x", "y"], "answer": 0, "level": 1}', "at least 2 on each level"),
@@ -131,8 +136,8 @@ def test_a_bad_file_is_named(tmp_path, content, message):
 
 def test_a_file_of_the_users_is_read(tmp_path):
     path = tmp_path / "pool.jsonl"
-    rows = [{"prompt": f"{n}", "choices": ["x", "y"], "answer": n % 2, "level": "easy"} for n in range(4)]
-    path.write_text("\n".join(json.dumps(row) for row in rows))
+    rows = [{"prompt": f"{n}\u2028", "choices": ["x", "y"], "answer": n % 2, "level": "easy"} for n in range(4)]
+    path.write_text("\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n", encoding="utf-8")
     items = edge.read_candidates(path)
     assert [item["answer"] for item in items] == [0, 1, 0, 1] and {item["chance"] for item in items} == {0.5}
 

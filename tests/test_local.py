@@ -107,6 +107,8 @@ WRONG = [
     ("truthfulqa", "validation", {"mc1_targets": {"choices": ["a", "b"]}}, "'labels' is missing in 'mc1_targets'"),
     ("truthfulqa", "validation", {"mc1_targets": {"choices": ["a", "b"], "labels": [0, 1]}}, "must be the first"),
     ("truthfulqa", "validation", {"mc2_targets": {"choices": ["a", "b"], "labels": [1]}}, "the labels in"),
+    ("truthfulqa", "validation", {"mc2_targets": {"choices": ["a", "b"], "labels": [1, []]}}, "the labels in"),
+    ("hellaswag", "validation", {"label": float("inf")}, "'label' is inf"),
     ("mmlu", "test", {"choices": ["a", "b", "c"]}, "3 choices, needs 4"),
     ("mmlu", "test", {"answer": True}, "'answer' is True"),
     ("mmlu", "test", {"answer": 4}, "'answer' is 4"),
@@ -143,6 +145,7 @@ BROKEN = {
     "not UTF-8": (b'{"question": "a", "answer": "#### 1"}\n{"question": "caf\xe9"}\n', "not UTF-8: byte 0xe9"),
     "not JSON": (b'{"question": "a", "answer": "#### 1"}\nquestion: b\n', "not JSON"),
     "cut short": (b'{"question": "a", "answer": "#### 1"}\n{"question": "b", "ans', "not JSON"),
+    "nested without end": (b'{"question": "a", "answer": "#### 1"}\n' + b"[" * 100_000, "not JSON"),
     "a list": (b'{"question": "a", "answer": "#### 1"}\n["a", "b"]\n', "a JSON list, not an object"),
     "another benchmark": (b'\n{"sentence": "a _"}\n', "the column 'answer' is missing; there are 'sentence'"),
 }
@@ -209,3 +212,6 @@ def test_a_directory_that_is_not_there(tmp_path):
     with pytest.raises(ConfigError, match="does not exist") as caught:
         check_data_dir(str(tmp_path / "nowhere"))
     assert "benchmarks.data_dir" in caught.value.where
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="data is a file"):
+        check_data_dir(str(tmp_path / "file"))

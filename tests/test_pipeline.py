@@ -131,13 +131,18 @@ def test_same_seed_same_bytes(finished, tmp_path):
 
 
 def test_a_failed_gate_is_tried_again_and_then_falls_back(tmp_path):
-    gates = replace(LENIENT, core=StageThresholds(seedlm=0.0, vptq=1.0, hyper=0.0))
+    strict = StageThresholds(seedlm=0.0, vptq=1.0, hyper=0.0)
+    gates = replace(LENIENT, core=strict, rule=strict)
     vptq = VPTQConfig(codebook_size=2, num_codebooks=1)
     result = run_configured(settings(tmp_path, gates=gates, vptq=vptq), console=False)
     assert result["compression_level"] == "seedlm" and not result["success"]
     attempts = result["stages"]["vptq"]["attempts"]
-    assert len(attempts) == 2 and attempts[0]["recommendation"]["adjustments"]
-    assert attempts[1]["bytes"] != attempts[0]["bytes"]
+    assert len(attempts) == 2
+    advice = attempts[0]["recommendation"]
+    (protected,) = advice["adjustments"]["protect"]
+    assert f"probe answers depend most per weight, {protected}, stays in 16 bits" in advice["reason"]
+    alone = [{name for row in attempt["left_alone"] for name in row["tensors"]} for attempt in attempts]
+    assert alone[1] - alone[0] == {protected}
     assert "hyper" not in result["stages"]
     assert Path(result["artifact"]).name == "seedlm"
 

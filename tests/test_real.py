@@ -206,6 +206,16 @@ def test_a_task_that_would_run_code_outside_the_sandbox_is_refused(data, tmp_pat
         )
 
 
+def test_where_programs_cannot_be_run_safely_the_suite_is_refused(data, monkeypatch):
+    def refuse(*_, **__):
+        raise BenchmarkError("no fork here")
+
+    monkeypatch.setattr("phase8.benchmarks.real.shared_sandbox", refuse)
+    with pytest.raises(BenchmarkError, match="no fork here"):
+        load_real_suite(data_dir=str(data), run_generated_code=True)
+    load_real_suite(data_dir=str(data))
+
+
 def test_a_subject_nobody_knows_and_too_few_examples(tmp_path):
     write_data_sets(tmp_path, ROWS)
     rows = [row | {"subject": "sorcery"} for row in ROWS["mmlu"]["test"]]

@@ -8,10 +8,12 @@ from phase8.config import CompressionConfig, HyperConfig, SeedLMConfig, Trajecto
 from phase8.errors import ConfigError
 from phase8.gates import Verdict
 from phase8.policy import Check
-from phase8.recovery import Recommendation, adjust, recommend
+from phase8.recovery import Recommendation, Sensitivity, adjust, integration_failures, recommend
 
 CONFIG = CompressionConfig()
-SENSITIVITY = {"model.embed_tokens.weight": 1e-7, "model.layers.0.mlp.down_proj.weight": 5e-7}
+EMBEDDING, DOWN, OUT = "model.embed_tokens.weight", "layers.0.mlp.down_proj.weight", "layers.1.self_attn.o_proj.weight"
+INTEGRATION = ("edge_of_chaos", "rule/autonomy", "rule/honesty", "rule/harm", "rule/dignity")
+SENSITIVITY = {name: Sensitivity(per_weight={EMBEDDING: 1e-7, DOWN: 5e-7}) for name in INTEGRATION}
 
 
 def check(name, value, passed=False):
@@ -94,19 +96,70 @@ def test_the_lowest_failed_average_decides():
     assert "raise_rate" in advice.action and "expert retention is 0.890" in advice.reason
 
 
+@pytest.mark.parametrize("name", ["benchmark/mini_arc", "knowledge", "first_expert"])
+def test_doubt_about_a_single_benchmark_takes_more_calibration(name):
+    """The policy `confident` fails a benchmark that keeps 85 % where its items cannot show 80 %."""
+    advice = recommend("vptq", CONFIG, failing(check(name, 0.85), check("core_retention", 0.97, True)))
+    assert advice.action == "raise_calibration"
+    assert advice.adjustments == {"optimizer.calibration_sequences": 512, "grokfast.iterations": 200}
+    assert name.removeprefix("benchmark/") in advice.reason
+
+
 def test_what_did_not_fail_is_not_mended():
     verdict = failing(check("core_retention", 0.94), check("expert_retention", 0.85, True))
     assert recommend("vptq", CONFIG, verdict).action == "raise_calibration"
 
 
-@pytest.mark.parametrize("name", ["edge_of_chaos", "rule/honesty"])
+@pytest.mark.parametrize("name", INTEGRATION)
 def test_an_integration_failure_protects_the_tensor_that_matters_most(name):
     advice = recommend("vptq", CONFIG, failing(check(name, 0.6)), SENSITIVITY)
     assert advice.action == "protect_and_train_longer"
+    what = name.removeprefix("rule/").replace("_", " ")
+    told = f"{what} failed: the tensor on which its probe answers depend most per weight, {DOWN}, stays in 16 bits; "
+    assert advice.reason.startswith(told)
     once = adjust(CONFIG, advice)
-    assert once.protect == ("model.layers.0.mlp.down_proj.weight",)
+    assert once.protect == (DOWN,)
     twice = adjust(once, recommend("vptq", once, failing(check(name, 0.6)), SENSITIVITY))
-    assert twice.protect == (*once.protect, "model.embed_tokens.weight")
+    assert twice.protect == (*once.protect, EMBEDDING)
+
+
+def test_the_test_that_failed_decides_which_tensor_is_protected():
+    by_test = {
+        "edge_of_chaos": Sensitivity(per_weight={DOWN: 3e-7, OUT: 1e-7}),
+        "rule/honesty": Sensitivity(per_weight={DOWN: 1e-9, OUT: 3e-9}),
+    }
+    for name, tensor in (("edge_of_chaos", DOWN), ("rule/honesty", OUT)):
+        advice = recommend("vptq", CONFIG, failing(check(name, 0.6), check("rule/harm", 0.9, True)), by_test)
+        assert advice.adjustments["protect"] == [tensor]
+
+
+def test_of_several_failed_tests_each_has_a_say_of_one():
+    """Shares, not nats: edge of chaos moves by a hundred times as much, and counts no more."""
+    by_test = {
+        "edge_of_chaos": Sensitivity(per_weight={EMBEDDING: 6e-7, DOWN: 4e-7, OUT: 0.0}),  # shares 0.6, 0.4, 0
+        "rule/honesty": Sensitivity(per_weight={EMBEDDING: 1e-9, DOWN: 5e-9, OUT: 4e-9}),  # 0.1, 0.5, 0.4
+    }
+    advice = recommend("vptq", CONFIG, failing(check("edge_of_chaos", 0.6), check("rule/honesty", 0.6)), by_test)
+    assert advice.adjustments["protect"] == [DOWN]
+    assert f"edge of chaos, honesty failed: the tensor on which their probe answers depend most per weight, {DOWN}" in (
+        advice.reason
+    )
+
+
+def test_for_want_of_probes_text_decides_and_the_reason_says_so():
+    on_text = Sensitivity(per_weight={DOWN: 2e-7, OUT: 1e-7}, on_probes=False)
+    failed = failing(check("edge_of_chaos", 0.6), check("rule/harm", 0.6))
+    alone = recommend("vptq", CONFIG, failing(check("edge_of_chaos", 0.6)), {"edge_of_chaos": on_text})
+    assert f"for want of probes the tensor on which the model's text depends most per weight, {DOWN}," in alone.reason
+    both = {"edge_of_chaos": on_text, "rule/harm": Sensitivity(per_weight={OUT: 1.0})}
+    mixed = recommend("vptq", CONFIG, failed, both)
+    assert mixed.adjustments["protect"] == [OUT]
+    assert "for want of probes, for edge of chaos the model's text" in mixed.reason
+
+
+def test_only_failed_integration_tests_count_as_such():
+    verdict = failing(check("edge_of_chaos", 0.6), check("rule/harm", 0.9, True), check("core_retention", 0.9))
+    assert integration_failures(verdict) == ["edge_of_chaos"]
 
 
 def test_without_a_measured_sensitivity_an_integration_failure_trains_longer():

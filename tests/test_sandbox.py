@@ -10,8 +10,10 @@ import time
 import pytest
 
 from experiments.benchmarks.sandbox_demo import ATTACKS, FILES, PlainProcess, attack
+from phase8.benchmarks import sandbox as sandbox_module
 from phase8.benchmarks.sandbox import Sandbox, isolation, run_tests, run_tests_batch
 from phase8.benchmarks.sandbox_server import MEMORY_BYTES
+from phase8.errors import BenchmarkError
 
 GOOD = "def add(a, b):\n    return a + b\n\nassert add(2, 3) == 5\n"
 WRONG = "def add(a, b):\n    return a - b\n\nassert add(2, 3) == 5\n"
@@ -157,6 +159,17 @@ def test_a_server_that_dies_is_replaced(sandbox):
     os.killpg(sandbox._server.pid, signal.SIGKILL)
     assert not sandbox.run(GOOD)
     assert sandbox.run(GOOD)
+
+
+def test_a_sandbox_that_fails_every_program_is_an_error(tmp_path, monkeypatch):
+    """Where the change of user is refused nothing is run; scores of 0 would look like the model's."""
+    server = tmp_path / "sandbox_server.py"
+    content = sandbox_module.SERVER.read_text()
+    server.write_text(content.replace("if drop_privileges():", "if not drop_privileges():"))
+    assert server.read_text() != content
+    monkeypatch.setattr(sandbox_module, "SERVER", server)
+    with pytest.raises(BenchmarkError, match="even an empty program"):
+        Sandbox()
 
 
 def test_an_interrupted_program_leaves_no_answer_for_the_next(sandbox, monkeypatch):

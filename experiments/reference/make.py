@@ -25,13 +25,12 @@ import torch
 from experiments.reference.evaluate import SUITE_DIR, evaluate, suite
 from phase8.benchmarks.edge import choose_mix
 from phase8.world import items
-from phase8.world.items import CALIBRATION_SEED, SHIPPED_SEED
+from phase8.world.items import CALIBRATION_ITEMS, CALIBRATION_SEED, SHIPPED_SEED
 
 STEPS = 4000
 ASSETS = Path(items.__file__).parents[1] / "assets" / "reference"
 EDGE_BAND, EDGE_ITEMS = (0.745, 0.755), 200
-CALIBRATION_ITEMS = {1: 150, 2: 150, 3: 150, 4: 48, 5: 150, 6: 150}
-# Only 97 people are reserved for level 4; half of them calibrate.
+# Of the 97 people reserved for level 4, half calibrate.
 LEVEL_4_LIMIT = 46
 EXPERTS = {
     "num_experts": 5,

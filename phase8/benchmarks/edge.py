@@ -16,14 +16,14 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from phase8.benchmarks.suite import EDGE_OF_CHAOS, MINI, Suite, load_tasks
+from phase8.benchmarks.suite import EDGE_OF_CHAOS, MINI, Suite, load_tasks, spread
 from phase8.errors import BenchmarkError, ConfigError
 from phase8.files import read_bounded
 
@@ -36,6 +36,7 @@ LEVELS = (1, 2, 3, 5, 6)
 """Of the embedded questions; level 4 asks about the embedded world."""
 SEED = 404
 DRAWS = 64
+PROBES = 64
 MAX_FILE_BYTES = 8 << 20
 MAX_ITEMS = 10_000
 
@@ -52,6 +53,8 @@ class Pool:
     """Of the baseline, at each difficulty, on the half that calibrates."""
     text: str
     """One line for the log: what was built, or why nothing could be."""
+    probes: tuple[Item, ...] = ()
+    """Questions of the calibrating half in the mix of the pool: see `probes.py`."""
 
 
 def embedded_candidates() -> list[Item]:
@@ -70,25 +73,28 @@ def read_candidates(path: str | Path) -> list[Item]:
     where = str(path)
     fix = 'each line is {"prompt": "...", "choices": ["...", "..."], "answer": 0, "level": 1}'
     try:
-        lines = read_bounded(path, MAX_FILE_BYTES, error=ConfigError).decode("utf-8").splitlines()
+        lines = read_bounded(path, MAX_FILE_BYTES, error=ConfigError, fix=fix).decode("utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8: {error}", where=where, fix="save the file as UTF-8") from error
     items: list[Item] = []
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
-            choices = [str(choice) for choice in row["choices"]]
-            item = {
-                "prompt": str(row["prompt"]), "choices": choices, "answer": int(row["answer"]),
-                "chance": 1 / len(choices), "level": str(row["level"]),
-            }  # fmt: skip
-        except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+            prompt, choices, answer, level = (row[name] for name in ("prompt", "choices", "answer", "level"))
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             what = f"line {number} is not a question: {type(error).__name__}: {error}"
             raise ConfigError(what, where=where, fix=fix) from error
-        if len(choices) < 2 or len(set(choices)) < len(choices) or not 0 <= item["answer"] < len(choices):
+        if not (_is_text(prompt) and isinstance(choices, list) and all(map(_is_text, choices))):
+            raise ConfigError(f"line {number}: prompt and choices need text in them", where=where, fix=fix)
+        if len(set(choices)) < max(2, len(choices)) or type(answer) is not int or not 0 <= answer < len(choices):
             what = f"line {number}: needs two or more different choices, and the index of one of them as answer"
             raise ConfigError(what, where=where, fix=fix)
-        items.append(item)
+        chance = 1 / len(choices)
+        items.append(
+            {"prompt": prompt, "choices": choices, "answer": answer, "chance": chance, "level": str(level)}
+        )
     per_level = defaultdict(int)
     for item in items:
         per_level[item["level"]] += 1
@@ -99,6 +105,10 @@ def read_candidates(path: str | Path) -> list[Item]:
             fix="some 150 on each of several levels, from easy to hard, make a pool of 200",
         )  # fmt: skip
     return items
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 def build_pool(items: Sequence[Item], measure: Callable[[list[Item]], Sequence[float]], size: int = POOL_ITEMS) -> Pool:
@@ -138,7 +148,20 @@ def build_pool(items: Sequence[Item], measure: Callable[[list[Item]], Sequence[f
         return Pool((), accuracy, text)
     counts = ", ".join(f"{count} of {level}" for level, count in sorted(mix.items()) if count)
     text = f"edge of chaos: {len(best)} questions, the baseline solves {reached:.1%} ({counts}; by difficulty {told})"
-    return Pool(tuple(items[n] for n in sorted(best)), accuracy, text)
+    chosen = [items[n] for n in sorted(best)]
+    calibrating = [items[n] for level in sorted(halves[0]) for n in halves[0][level]]
+    return Pool(tuple(chosen), accuracy, text, tuple(probes_like(calibrating, chosen)))
+
+
+def probes_like(candidates: Sequence[Item], graded: Sequence[Item]) -> list[Item]:
+    """About `PROBES` candidates, none with a prompt of `graded`, with the shares of levels that `graded` has; fewer
+    where the candidates do not suffice."""
+    asked = {item["prompt"] for item in graded}
+    chosen = []
+    for level, count in sorted(Counter(str(item["level"]) for item in graded).items()):
+        free = [item for item in candidates if str(item["level"]) == level and item["prompt"] not in asked]
+        chosen += [free[n] for n in spread(len(free), round(PROBES * count / len(graded)))]
+    return chosen
 
 
 def choose_mix(accuracy: Mapping[str, float], available: Mapping[str, int], size: int) -> dict[str, int]:
@@ -173,8 +196,9 @@ def choose_mix(accuracy: Mapping[str, float], available: Mapping[str, int], size
     return min((counts(tilt) for tilt in tilts), key=miss)
 
 
-def with_pool(suite: Suite, items: Sequence[Item]) -> Suite:
-    """The suite with these questions for edge of chaos; without the benchmark where there are none."""
+def with_pool(suite: Suite, items: Sequence[Item], probes: Sequence[Item] = ()) -> Suite:
+    """The suite with these questions for edge of chaos, and these probes; without the benchmark where there are no
+    questions."""
     task = next((task for task in suite.tasks if task.stands_for == EDGE_OF_CHAOS), None)
     if task is None:
         return suite
@@ -185,7 +209,7 @@ def with_pool(suite: Suite, items: Sequence[Item]) -> Suite:
     with TemporaryDirectory() as directory:
         (Path(directory) / f"{task.name}.jsonl").write_text(data, encoding="utf-8")
         loaded = load_tasks(MINI, [task.name], data_dir=directory)
-    return replace(suite, loaded={**suite.loaded, **loaded}, edge_pool=data)
+    return replace(suite, loaded={**suite.loaded, **loaded}, edge_pool=data, edge_probes=tuple(probes))
 
 
 def measure_with(suite: Suite, evaluate: Callable[[Suite], Any]) -> Callable[[list[Item]], Sequence[float]]:

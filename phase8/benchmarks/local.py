@@ -78,7 +78,7 @@ def check_data_dir(directory: str) -> Path:
     path = Path(directory).expanduser()
     if not path.is_dir():
         raise ConfigError(
-            "the directory with the benchmarks' data does not exist",
+            f"the directory with the benchmarks' data {'is a file' if path.exists() else 'does not exist'}",
             where=f"benchmarks.data_dir={directory} ({path.resolve()})",
             fix="name a directory that holds gsm8k/, humaneval/, hellaswag/, truthfulqa/, mmlu/, arc_challenge/ and "
             "winogrande/",
@@ -191,7 +191,7 @@ def _rows(benchmark: str, path: Path) -> list[Row]:
             ) from problem
     if not rows:
         raise BenchmarkError(
-            f"{benchmark}: the file holds no items", where=str(path), fix="download the file anew, or remove it"
+            f"{benchmark}: the file holds no items", where=str(path), fix="download the file anew"
         )
     return rows
 
@@ -243,7 +243,7 @@ def _whole(row: Mapping[str, Any], name: str, end: int) -> int:
     value = _field(row, name, object)
     try:
         number = int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = -1
     if isinstance(value, float) or not 0 <= number < end:
         raise _Malformed(f"{name!r} is {value!r:.60}, needs a whole number from 0 to {end - 1}")
@@ -284,7 +284,7 @@ def _truthfulqa(row: Row) -> Row:
         targets = _field(row, name, dict)
         choices = _texts(targets, "choices", within=name)
         labels = _field(targets, "labels", list, within=name)
-        if len(labels) != len(choices) or not set(labels) == {0, 1}:
+        if len(labels) != len(choices) or not (0 in labels and 1 in labels and all(one in (0, 1) for one in labels)):
             raise _Malformed(f"the labels in {name!r} are {labels!r:.60}, need a 0 or 1 for each choice, and both")
         converted[name] = {"choices": choices, "labels": labels}
     if converted["mc1_targets"]["labels"][0] != 1 or sum(converted["mc1_targets"]["labels"]) != 1:

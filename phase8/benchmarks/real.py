@@ -27,6 +27,7 @@ from phase8.benchmarks.code_eval import pass_at_1, pass_at_k, without_code_eval
 from phase8.benchmarks.experts import check_experts, expert_map, stands_for
 from phase8.benchmarks.local import Row, check_data_dir, has_files, read_all
 from phase8.benchmarks.perplexity import held_out_documents
+from phase8.benchmarks.sandbox import shared_sandbox
 from phase8.benchmarks.suite import (
     MINI,
     Suite,
@@ -132,7 +133,8 @@ def load_real_suite(
 
     Raises:
         ConfigError: the data directory or the text cannot be read.
-        BenchmarkError: an expert or a benchmark is unknown, or data are missing or malformed.
+        BenchmarkError: an expert or a benchmark is unknown, data are missing or malformed, or programs may be run and
+            this system has no sandbox.
     """
     known = expert_map(overrides)
     check_experts(experts, known)
@@ -152,6 +154,8 @@ def load_real_suite(
     wanted = {task: one for task, one in wanted.items() if one not in unsafe}
     # All data are read and checked before anything else that takes time.
     local = read_all((one.data_folder for one in wanted.values()), directory) if directory is not None else None
+    if any(task in UNSAFE for task in wanted):
+        shared_sandbox()  # a system that cannot run programs safely is told now, not after hours
     tasks: list[Task] = []
     loaded: dict[str, Any] = {}
     digest = hashlib.sha256(hash_directory(MINI).encode())
@@ -260,7 +264,7 @@ def _load_parts(one: Published, splits: Splits | None) -> dict[str, Any]:
     if strange:
         raise BenchmarkError(
             f"{one.name} has no subject {', '.join(map(repr, strange))}",
-            where=one.data_folder,
+            where=f"benchmarks.data_dir, {one.data_folder}/",
             fix=f"its subjects are {', '.join(name.removeprefix(prefix) for name in names)}",
         )
     return {name: _load_one(one, name, by_part[name]) for name in names if "test" in by_part.get(name, ())}
@@ -287,7 +291,8 @@ def _load_one(one: Published, name: str, splits: Splits | None) -> Any:
         settings["custom_dataset"] = lambda **_: _datasets(splits)
         if name == "squad_completion":  # a class of its own, which takes no settings
             settings["class"] = _squad(splits)
-    where = f"lm-eval's task {name}" + (" on local data" if splits is not None else ", its data from the network")
+    source = "its data from the network" if splits is None else f"on local data, {one.data_folder}/"
+    where = f"lm-eval's task {name}, {source}"
     # What it would say of every task with arguments for its reader is a hint for lm-eval's own command line.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     try:

@@ -36,7 +36,7 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         _bound_rows(path, number)
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BenchmarkError(f"not JSON: {error}", where=f"{path}, line {number}", fix=fix) from error
         if not isinstance(row, dict):
             raise BenchmarkError(f"a JSON {type(row).__name__}, not an object", where=f"{path}, line {number}", fix=fix)

@@ -36,7 +36,7 @@ class Sandbox:
         namespaces: ask the kernel for an own process space, no network and a read-only file system, where it may.
 
     Raises:
-        BenchmarkError: this system cannot fork, or the child process cannot be started.
+        BenchmarkError: this system cannot fork, or the child process cannot be started, or fails an empty program.
     """
 
     def __init__(self, *, namespaces: bool = True) -> None:
@@ -53,6 +53,13 @@ class Sandbox:
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
         self._start()
+        if not self.run("", GRACE_S):
+            self.close()
+            raise BenchmarkError(
+                "the sandbox fails even an empty program, so every score of generated code would be 0",
+                where=f"limits and change of user in {SERVER.name}",
+                fix="run as an ordinary user, or a root that may become another one; or leave the code benchmarks out",
+            )
 
     def run(self, program: str, timeout_s: float = 5.0) -> bool:
         """Whether a program ran to its end within `timeout_s` seconds of wall-clock time."""

@@ -80,6 +80,8 @@ class Suite:
     cache: PlanCache = field(repr=False)
     edge_pool: str = ""
     """Questions of edge of chaos built for this model (JSON lines); empty where the suite's own are asked."""
+    edge_probes: tuple[dict[str, Any], ...] = ()
+    """Questions that calibrated `edge_pool` and are not in it; see `probes.py`. They change no score."""
     notes: tuple[str, ...] = ()
     """What a user should know before anything is computed."""
 

@@ -2,9 +2,11 @@
 
     python -m phase8.world.items OUT_DIR --seed 202
 
-draws every task's items. Three seeds are in use: `DEVELOPMENT_SEED` for looking at a model while the world was
+draws every task's items. Four seeds are in use: `DEVELOPMENT_SEED` for looking at a model while the world was
 being made, `CALIBRATION_SEED` for the accuracy per level of difficulty, `SHIPPED_SEED` for the committed files,
-which are only reported on. Items of a later seed that repeat a key of an earlier one can be excluded.
+which are only reported on. Items of a later seed that repeat a key of an earlier one can be excluded: so the committed
+edge-of-chaos items share no key with those of `CALIBRATION_SEED`, and the probes of the four rules (`PROBE_SEED`) none
+with the committed ones.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from phase8.world import arithmetic, conduct, knowledge, narrative, programs
 from phase8.world.facts import World, build_world
 from phase8.world.problem import Problem
 
-DEVELOPMENT_SEED, CALIBRATION_SEED, SHIPPED_SEED = 101, 303, 202
+DEVELOPMENT_SEED, CALIBRATION_SEED, SHIPPED_SEED, PROBE_SEED = 101, 303, 202, 505
+CALIBRATION_ITEMS = {1: 150, 2: 150, 3: 150, 4: 48, 5: 150, 6: 150}
+"""Edge-of-chaos items that calibrate, by level. Only 97 people are reserved for level 4; half of them calibrate."""
 ITEMS_PER_TASK = 200
 ITEMS_PER_RULE = 60
 
@@ -94,20 +98,33 @@ def edge_items(seed: int, per_level: dict[int, int], excluded: set[tuple[object,
     return items
 
 
+def conduct_items(seed: int, per_rule: int, excluded: set[tuple[object, ...]] | None = None) -> list[Item]:
+    """Pairs for the four rules, `per_rule` of each, none with a key in `excluded` (which grows)."""
+    world, rng = build_world(), _task_rng("mini_eudaimonia", seed)
+    taken = set() if excluded is None else excluded
+    items: list[Item] = []
+    for rule in conduct.RULES:
+        source = _reserved(lambda rule=rule: conduct.reply(world, rng, rule), taken)  # type: ignore[misc]
+        items += [_choice_item(next(source), rng) for _ in range(per_rule)]
+    return items
+
+
+def conduct_probes(per_rule: int) -> list[Item]:
+    """Pairs for the four rules that share no key with the committed ones."""
+    committed: set[tuple[object, ...]] = set()
+    conduct_items(SHIPPED_SEED, ITEMS_PER_RULE, committed)
+    return conduct_items(PROBE_SEED, per_rule, committed)
+
+
 def task_items(task: str, seed: int, count: int = ITEMS_PER_TASK) -> list[Item]:
     """`count` items of the task (per rule a quarter of 240 for eudaimonia; per level a sixth for edge of chaos)."""
-    world, rng = build_world(), _task_rng(task, seed)
     if task == "mini_edge_of_chaos":
         return edge_items(seed, dict.fromkeys(range(1, 7), count // 6))
-    taken: set[tuple[object, ...]] = set()
     if task == "mini_eudaimonia":
-        items = []
-        for rule in conduct.RULES:
-            source = _reserved(lambda rule=rule: conduct.reply(world, rng, rule), taken)  # type: ignore[misc]
-            items += [_choice_item(next(source), rng) for _ in range(ITEMS_PER_RULE)]
-        return items
+        return conduct_items(seed, ITEMS_PER_RULE)
+    world, rng = build_world(), _task_rng(task, seed)
     draw, as_item = _TASKS[task]
-    source = _reserved(lambda: draw(world, rng), taken)
+    source = _reserved(lambda: draw(world, rng), set())
     return [as_item(next(source), rng) for _ in range(count)]
 
 
