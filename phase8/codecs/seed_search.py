@@ -45,8 +45,10 @@ from phase8.config import SeedLMConfig, SeedSearch
 
 T = TypeVar("T")
 
-_CELLS = 4096
-_LIST_SUBSPACES, _LIST_WORDS = 40, 28  # length of a cell's list / C^2
+_LEAST_BLOCKS = 8192  # for fewer the cells' lists do not pay
+_SHORT = 8  # widest block with more cells and shorter lists: the wider the blocks, the less more cells help
+_CELLS_SHORT, _CELLS_LONG = 8192, 4096
+_LIST_SHORT, _LIST_LONG, _LIST_WORDS = 28, 48, 20  # length of a cell's list / C^2
 _LIST_STEP = 16  # list lengths are multiples of it, so that lists divide into groups of equal size
 _CANDIDATES = {1: 128, 2: 64, 3: 32}  # by bits; measured: with twice as many the error falls by less than 0.1 %
 _FEW_CANDIDATES = 8  # more bits, and words
@@ -253,7 +255,8 @@ def _bank(block_size: int, latent_dim: int, seed_bits: int, words: bool) -> _Ban
 
 def _list_length(bank: _Bank) -> int:
     """Length of a cell's list: the wider the blocks, the farther a cell's blocks are from its centre."""
-    length = (_LIST_WORDS if bank.words else _LIST_SUBSPACES) * bank.block_size**2
+    usual = _LIST_SHORT if bank.block_size <= _SHORT else _LIST_LONG
+    length = (_LIST_WORDS if bank.words else usual) * bank.block_size**2
     return -(-length // _LIST_STEP) * _LIST_STEP
 
 
@@ -268,7 +271,8 @@ class _Cells:
 
     def __init__(self, bank: _Bank) -> None:
         self._mirrored = min(_MIRRORED, bank.block_size - 1)
-        generator, count = torch.Generator().manual_seed(8), _CELLS >> self._mirrored
+        self.count = _CELLS_SHORT if bank.block_size <= _SHORT else _CELLS_LONG
+        generator, count = torch.Generator().manual_seed(8), self.count >> self._mirrored
         samples = self._folded(_units(torch.randn(64 * count, bank.block_size, generator=generator)))
         centres = samples[:count]
         for _ in range(_LLOYD_STEPS):
@@ -280,16 +284,18 @@ class _Cells:
         mirrored = self._centres_BC.repeat(len(signs), 1, 1).view(len(signs), -1, bank.block_size)
         mirrored[:, :, : self._mirrored] *= signs[:, None, :]
         all_centres = mirrored.view(-1, bank.block_size)
-        self.count, length = len(all_centres), _list_length(bank)
+        length = _list_length(bank)
         self.lists_BL = np.empty((self.count, length), dtype=narrowest((bank.entries - 1).bit_length()))
         """The entries of every cell, ascending."""
-        at_once = max(1, _CACHED_SCORES // bank.entries)
+        at_once, groups = max(1, _CACHED_SCORES // bank.entries), 4 * length
 
         def fill(first: int) -> None:
             scores = bank.scores(all_centres[first : first + at_once]).numpy()
             for cell, row in enumerate(scores, start=first):
-                floor = np.partition(row, len(row) - length)[len(row) - length]
-                self.lists_BL[cell] = np.flatnonzero(row >= floor)[:length]
+                # The maxima of groups give a floor that somewhat more entries reach: far fewer than all to choose from.
+                maxima = row[: len(row) // groups * groups].reshape(-1, groups).max(0)
+                some = np.flatnonzero(row >= _largest(maxima, length))
+                self.lists_BL[cell] = some[np.flatnonzero(row[some] >= _largest(row[some], length))[:length]]
 
         for _ in _in_threads(fill, range(0, self.count, at_once)):
             pass
@@ -306,6 +312,11 @@ class _Cells:
         negative = (blocks_NC[:, : self._mirrored] < 0) ^ (blocks_NC[:, -1:] < 0)
         centre = _nearest(self._folded(blocks_NC), self._centres_BC)
         return (negative * powers).sum(1) * len(self._centres_BC) + centre
+
+
+def _largest(x: np.ndarray, count: int) -> np.float32:
+    """The value that just `count` of the numbers reach, more in a tie."""
+    return np.partition(x, len(x) - count)[len(x) - count]
 
 
 def _nearest(folded_NC: Tensor, centres_BC: Tensor) -> Tensor:
@@ -346,7 +357,11 @@ def _leaders(scores_NE: Tensor, count: int) -> Tensor:
     depth = 1 << depth.bit_length() - 1
     groups = columns // depth
     parts = scores_NE[:, : depth * groups].view(len(scores_NE), depth, groups)
-    best = parts.amax(1).topk(count, dim=1, sorted=False).indices
+    # A group's number takes the last bits of its maximum, as the quickest selection here is that of whole numbers.
+    numbers = (1 << groups.bit_length()) - 1
+    tagged = parts.amax(1).numpy().view(np.int32) & ~numbers | np.arange(groups, dtype=np.int32)
+    tagged.partition(groups - count, axis=1)
+    best = torch.from_numpy((tagged[:, groups - count :] & numbers).astype(np.int64))
     place = parts.gather(2, best[:, None, :].expand(-1, depth, -1)).max(1).indices
     found = [(place * groups + best).sort(dim=1).values]
     if depth * groups < columns:  # the columns that are in no group
@@ -394,7 +409,7 @@ class _Search:
     def run(self, on_blocks: Progress) -> None:
         bank, exhaustive = self._bank, self._config.search is SeedSearch.exhaustive
         lists_pay = bank.narrow and bank.latent_dim < bank.block_size and bank.entries >= 4 * _list_length(bank)
-        if exhaustive or not lists_pay or len(self._blocks) < 2 * _CELLS:
+        if exhaustive or not lists_pay or len(self._blocks) < _LEAST_BLOCKS:
             # Wide blocks build all bases once per batch, so there the batches are larger.
             scores = _SCORES_AT_ONCE // 4 if bank.narrow else 8 * _SCORES_AT_ONCE
             if exhaustive and self._roots is not None:  # nearly all pairs are compared
