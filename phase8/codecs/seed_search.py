@@ -48,7 +48,7 @@ T = TypeVar("T")
 _LEAST_BLOCKS = 8192  # for fewer the cells' lists do not pay
 _SHORT = 8  # widest block with more cells and shorter lists: the wider the blocks, the less more cells help
 _CELLS_SHORT, _CELLS_LONG = 8192, 4096
-_LIST_SHORT, _LIST_LONG, _LIST_WORDS = 28, 48, 16  # length of a cell's list / C^2
+_LIST_SHORT, _LIST_LONG, _LIST_WORDS = 28, 48, 24  # length of a cell's list / C^2
 _LIST_STEP = 16  # list lengths are multiples of it, so that lists divide into groups of equal size
 _CANDIDATES = {1: 128, 2: 64, 3: 32}  # by bits; measured: with twice as many the error falls by less than 0.1 %
 _FEW_CANDIDATES = 8  # more bits, and words
@@ -57,7 +57,7 @@ _WORD_SIGNS = 4  # most coefficients of 1 bit whose patterns of signs are scored
 _MIRRORED = 3  # weights whose signs are part of the cell's number
 _LLOYD_STEPS = 12
 _PIECE = 128  # most blocks of a cell that are scored at once
-_PIECES_AT_ONCE, _PIECES_A_TASK = 8, 32
+_PIECES_AT_ONCE, _PIECES_A_TASK = 8, 16
 _NARROW = 16  # widest block that is scored by its products of two weights
 _SCORES_AT_ONCE = 1 << 23
 _CACHED_SCORES = 1 << 20  # of 4 bytes: a processor core's share of the last cache
@@ -78,6 +78,20 @@ def codes_of(x: Tensor, bits: int) -> Tensor:
     half = 1 << (bits - 1)
     nearest = torch.floor(x / 2) + half if bits <= 2 else torch.round(x) + half
     return nearest.clamp_(0, 2 * half - 1)
+
+
+class _Scratch(threading.local):
+    """Arrays of each thread that are used again: large ones that come and go cost more in page faults than in sums."""
+
+    def __init__(self) -> None:
+        self._memory: dict[str, Tensor] = {}
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Float32 of this shape with arbitrary content, until the next `take` of this name."""
+        size = math.prod(shape)
+        if name not in self._memory or self._memory[name].numel() < size:
+            self._memory[name] = torch.empty(size)
+        return self._memory[name][:size].view(shape)
 
 
 # ---------------------------------------------------------------------------------------------------------- the bases
@@ -133,7 +147,7 @@ class _Bank:
 
     def _parts(self) -> tuple[Tensor, ...]:
         elements = self._windows.shape[1] * max(self.block_size, len(self.signs_WP))
-        return torch.arange(self.seeds).split(max(1, _ELEMENTS_AT_ONCE // 4 // elements))
+        return torch.arange(self.seeds).split(max(1, _ELEMENTS_AT_ONCE // 16 // elements))
 
     def _windows_of(self, places: Tensor) -> Tensor:
         """The bases of the seeds `places` + 1, float32 [S, C, latent_dim]."""
@@ -170,7 +184,13 @@ class _Bank:
         return scores
 
     def fit(
-        self, blocks_NC: Tensor, rows_M: Tensor, entries_M: Tensor, config: SeedLMConfig, roots_NC: Tensor | None
+        self,
+        blocks_NC: Tensor,
+        rows_M: Tensor,
+        entries_M: Tensor,
+        config: SeedLMConfig,
+        roots_NC: Tensor | None,
+        scratch: _Scratch,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Quantises the blocks `rows_M` in the bases `entries_M`.
 
@@ -187,10 +207,13 @@ class _Bank:
             blocks = blocks_NC.index_select(0, rows)
             # Gathered, the pairs lie along the last axis: every operation is then one long loop over them.
             if self.narrow and roots_NC is None:
-                inverses = self._inverses_EPC.index_select(0, entries)
+                inverses = scratch.take("bases", len(rows), self.latent_dim, self.block_size)
+                torch.index_select(self._inverses_EPC, 0, entries, out=inverses)
                 coefficients = torch.bmm(inverses, blocks[:, :, None])[:, :, 0].T.contiguous()
-                grams = self._grams_EPP.index_select(0, entries).permute(1, 2, 0).contiguous()
-                inner = (grams * coefficients).sum(1)
+                grams = scratch.take("gathered", len(rows), self.latent_dim, self.latent_dim)
+                torch.index_select(self._grams_EPP, 0, entries, out=grams)
+                grams = scratch.take("grams", *grams.shape[1:], len(rows)).copy_(grams.permute(1, 2, 0))
+                inner = _product(grams, coefficients, scratch)
             else:
                 basis = self._bases(entries)
                 if roots_NC is not None:
@@ -200,11 +223,17 @@ class _Bank:
                 grams = torch.bmm(basis.mT, basis).permute(1, 2, 0).contiguous()
                 coefficients = _solve(grams, inner).nan_to_num_()
             energies = energies_N.index_select(0, rows)
-            fitted.append((*self._quantise(energies, inner, grams, coefficients, config), coefficients))
+            fitted.append((*self._quantise(energies, inner, grams, coefficients, config, scratch), coefficients))
         return tuple(torch.cat(parts, dim=-1) for parts in zip(*fitted, strict=True))
 
     def _quantise(
-        self, energies_M: Tensor, inner_PM: Tensor, grams_PPM: Tensor, coefficients_PM: Tensor, config: SeedLMConfig
+        self,
+        energies_M: Tensor,
+        inner_PM: Tensor,
+        grams_PPM: Tensor,
+        coefficients_PM: Tensor,
+        config: SeedLMConfig,
+        scratch: _Scratch,
     ) -> tuple[Tensor, Tensor]:
         """Errors and exponents of the rounded t: |w - U t|^2 = |w|^2 + t^T (U^T U t - 2 U^T w)."""
         half_range = 1 << (config.exponent_bits - 1)
@@ -216,7 +245,7 @@ class _Bank:
             tried = (exponents - lower).clamp_(-half_range, half_range - 1)
             step = torch.exp2(tried)
             rounded = code_values(codes_of(coefficients_PM / step, config.bits), config.bits) * step
-            found.append((energies_M + (rounded * ((grams_PPM * rounded).sum(1) - twice_PM)).sum(0), tried))
+            found.append((energies_M + (rounded * (_product(grams_PPM, rounded, scratch) - twice_PM)).sum(0), tried))
         (errors, first), (other_errors, second) = found
         return torch.minimum(errors, other_errors), torch.where(other_errors < errors, second, first)
 
@@ -226,6 +255,11 @@ class _Bank:
             return entries_N + 1, codes_PN.T
         signs = self.signs_WP[entries_N % len(self.signs_WP)]
         return entries_N // len(self.signs_WP) + 1, codes_of(signs * code_values(codes_PN.T, 1), 1)
+
+
+def _product(grams_PPM: Tensor, x_PM: Tensor, scratch: _Scratch) -> Tensor:
+    """M products of a matrix and a vector, float32 [P, M]."""
+    return torch.mul(grams_PPM, x_PM, out=scratch.take("products", *grams_PPM.shape)).sum(1)
 
 
 def _solve(gram_PPM: Tensor, inner_PM: Tensor) -> Tensor:
@@ -288,14 +322,16 @@ class _Cells:
         self.lists_BL = np.empty((self.count, length), dtype=narrowest((bank.entries - 1).bit_length()))
         """The entries of every cell, ascending."""
         at_once, groups = max(1, _CACHED_SCORES // bank.entries), 4 * length
+        scratch = _Scratch()
 
         def fill(first: int) -> None:
-            scores = bank.scores(all_centres[first : first + at_once]).numpy()
-            for cell, row in enumerate(scores, start=first):
+            some = all_centres[first : first + at_once]
+            scores = bank.scores(some, scratch.take("scores", len(some), bank.entries))
+            for cell, row in enumerate(scores.numpy(), start=first):
                 # The maxima of groups give a floor that somewhat more entries reach: far fewer than all to choose from.
                 maxima = row[: len(row) // groups * groups].reshape(-1, groups).max(0)
-                some = np.flatnonzero(row >= _largest(maxima, length))
-                self.lists_BL[cell] = some[np.flatnonzero(row[some] >= _largest(row[some], length))[:length]]
+                high = np.flatnonzero(row >= _largest(maxima, length))
+                self.lists_BL[cell] = high[np.flatnonzero(row[high] >= _largest(row[high], length))[:length]]
 
         for _ in _in_threads(fill, range(0, self.count, at_once)):
             pass
@@ -344,7 +380,7 @@ def _above(scores_NE: Tensor, floor_N: np.ndarray) -> tuple[Tensor, Tensor]:
     return rows, places - rows * scores_NE.shape[1]
 
 
-def _leaders(scores_NE: Tensor, count: int) -> Tensor:
+def _leaders(scores_NE: Tensor, count: int, scratch: _Scratch) -> Tensor:
     """Columns, ascending, of about each row's `count` largest scores; int64 [N, at least min(count, E)].
 
     The columns are dealt out to groups, at least eight for each one wanted, and the best groups give their best column:
@@ -359,10 +395,13 @@ def _leaders(scores_NE: Tensor, count: int) -> Tensor:
     parts = scores_NE[:, : depth * groups].view(len(scores_NE), depth, groups)
     # A group's number takes the last bits of its maximum, as the quickest selection here is that of whole numbers.
     numbers = (1 << groups.bit_length()) - 1
-    tagged = parts.amax(1).numpy().view(np.int32) & ~numbers | np.arange(groups, dtype=np.int32)
+    tagged = torch.amax(parts, 1, out=scratch.take("maxima", len(parts), groups)).numpy().view(np.int32)
+    tagged &= ~numbers
+    tagged |= np.arange(groups, dtype=np.int32)
     tagged.partition(groups - count, axis=1)
     best = torch.from_numpy((tagged[:, groups - count :] & numbers).astype(np.int64))
-    place = parts.gather(2, best[:, None, :].expand(-1, depth, -1)).max(1).indices
+    chosen = scratch.take("chosen", len(parts), depth, count)
+    place = torch.gather(parts, 2, best[:, None, :].expand(-1, depth, -1), out=chosen).max(1).indices
     found = [(place * groups + best).sort(dim=1).values]
     if depth * groups < columns:  # the columns that are in no group
         found.append(torch.arange(depth * groups, columns).expand(len(scores_NE), -1))
@@ -402,6 +441,7 @@ class _Search:
         self._bank = _bank(*self._key)
         usual = _FEW_CANDIDATES if words else _CANDIDATES.get(config.bits, _FEW_CANDIDATES)
         self._candidates = config.candidates or usual * (1 if roots_NC is None else _WEIGHTED_FACTOR)
+        self._scratch = _Scratch()
         self.seeds = torch.empty(len(blocks_NC), dtype=torch.int64)
         self.exponents = torch.empty(len(blocks_NC))
         self.codes = torch.empty(len(blocks_NC), config.latent_dim)
@@ -419,16 +459,15 @@ class _Search:
                 on_blocks(len(rows))
             return
         cells = _cells(*self._key)
-        parts = self._blocks.split(_PIECE * _PIECES_A_TASK)
+        parts = self._blocks.split(_PIECE * _PIECES_AT_ONCE)
         cell = torch.cat(list(_in_threads(lambda number: cells.nearest(parts[number]), range(len(parts)))))
         order = torch.argsort(cell, stable=True)
         pieces = _pieces(np.bincount(cell.numpy(), minlength=cells.count))
-        scratch = threading.local()
 
         def work(first: int) -> int:
             found = []
             for begin in range(first, min(first + _PIECES_A_TASK, len(pieces)), _PIECES_AT_ONCE):
-                found.append(self._listed(cells, order, pieces[begin : begin + _PIECES_AT_ONCE], scratch))
+                found.append(self._listed(cells, order, pieces[begin : begin + _PIECES_AT_ONCE]))
             rows, entries = (torch.cat(parts) for parts in zip(*found, strict=True))
             pair_rows = torch.arange(len(rows)).repeat_interleave(entries.shape[1])
             self._settle(rows, pair_rows, entries.flatten())
@@ -437,9 +476,7 @@ class _Search:
         for count in _in_threads(work, range(0, len(pieces), _PIECES_A_TASK)):
             on_blocks(count)
 
-    def _listed(
-        self, cells: _Cells, order_N: Tensor, pieces: np.ndarray, scratch: threading.local
-    ) -> tuple[Tensor, Tensor]:
+    def _listed(self, cells: _Cells, order_N: Tensor, pieces: np.ndarray) -> tuple[Tensor, Tensor]:
         """The blocks of the pieces, and the entries to compare for each, after scoring those of their cells' lists."""
         bank, (cell, start, length) = self._bank, pieces.T
         within = np.arange(length[0])  # the first piece is the longest; its blocks' last one fills up the others
@@ -447,13 +484,13 @@ class _Search:
         listed = torch.from_numpy(cells.lists_BL[cell].astype(np.int32))
         features = bank.features(self._blocks.index_select(0, rows).T.contiguous())
         features = features.view(-1, len(pieces), len(within)).permute(1, 2, 0)
-        scored = _buffer(scratch, "scored", listed.numel(), features.shape[2])
+        scored = self._scratch.take("scored", listed.numel(), features.shape[2])
         torch.index_select(bank.scored_EF, 0, listed.flatten(), out=scored)
-        scores = _buffer(scratch, "scores", *features.shape[:2], listed.shape[1])
+        scores = self._scratch.take("scores", *features.shape[:2], listed.shape[1])
         torch.bmm(features, scored.view(*listed.shape, -1).mT, out=scores)
         if bank.words:
             scores.square_()
-        columns = _leaders(scores.view(len(rows), -1), self._candidates).view(len(pieces), -1)
+        columns = _leaders(scores.view(len(rows), -1), self._candidates, self._scratch).view(len(pieces), -1)
         entries = listed.gather(1, columns).view(len(rows), -1)
         real = torch.from_numpy((within < length[:, None]).ravel())
         return rows[real], entries[real].long()
@@ -462,7 +499,7 @@ class _Search:
         """The pairs to compare for the blocks `rows`, after scoring all entries."""
         blocks = self._blocks[rows]
         scores = self._bank.scores(_units(blocks))
-        leaders = _leaders(scores, self._candidates)
+        leaders = _leaders(scores, self._candidates, self._scratch)
         pair_rows, entries = torch.arange(len(rows)).repeat_interleave(leaders.shape[1]), leaders.flatten()
         if not exhaustive:
             return pair_rows, entries
@@ -476,7 +513,7 @@ class _Search:
 
     def _fit(self, rows: Tensor, pair_rows: Tensor, entries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         roots = None if self._roots is None else self._roots[rows]
-        return self._bank.fit(self._blocks[rows], pair_rows, entries, self._config, roots)
+        return self._bank.fit(self._blocks[rows], pair_rows, entries, self._config, roots, self._scratch)
 
     def _settle(self, rows: Tensor, pair_rows: Tensor, entries: Tensor) -> None:
         """Compares the pairs of the blocks `rows` exactly and keeps each block's best."""
@@ -497,15 +534,6 @@ def _pieces(counts: np.ndarray) -> np.ndarray:
     within = (np.arange(len(cell)) - np.repeat(cut.cumsum() - cut, cut)) * _PIECE
     start, length = (counts.cumsum() - counts)[cell] + within, np.minimum(_PIECE, counts[cell] - within)
     return np.stack([cell, start, length], axis=1)[np.argsort(-length, kind="stable")]
-
-
-def _buffer(scratch: threading.local, name: str, *shape: int) -> Tensor:
-    """Memory of this thread that is used again: large arrays that come and go cost more in page faults than in sums."""
-    memory = getattr(scratch, name, None)
-    if memory is None or memory.numel() < math.prod(shape):
-        memory = torch.empty(math.prod(shape))
-        setattr(scratch, name, memory)
-    return memory[: math.prod(shape)].view(shape)
 
 
 def search(
