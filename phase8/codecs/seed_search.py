@@ -27,6 +27,7 @@ C weights of a block; P coefficients of an entry; F numbers of an entry's score;
 from __future__ import annotations
 
 import math
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -166,14 +167,21 @@ class _Bank:
         signs = self.signs_WP[entries % len(self.signs_WP)]
         return torch.bmm(self._windows_of(entries // len(self.signs_WP)), signs[:, :, None])
 
-    def features(self, blocks_CN: Tensor) -> Tensor:
+    def features(self, blocks_CN: Tensor, scratch: _Scratch) -> Tensor:
         """What is multiplied by `scored_EF`: the weights for words, else the products of two weights; [F, N]."""
-        return blocks_CN if self.words else blocks_CN[self._upper[0]] * blocks_CN[self._upper[1]]
+        if self.words:
+            return blocks_CN
+        shape = self._upper.shape[1], blocks_CN.shape[1]
+        one, other = scratch.take("features", *shape), scratch.take("factors", *shape)
+        torch.index_select(blocks_CN, 0, self._upper[0], out=one)
+        torch.index_select(blocks_CN, 0, self._upper[1], out=other)
+        return one.mul_(other)
 
-    def scores(self, units_NC: Tensor, out_NE: Tensor | None = None) -> Tensor:
+    def scores(self, units_NC: Tensor, scratch: _Scratch) -> Tensor:
         """The share of every block's energy that each entry can express; float32 [N, E]."""
         if self.narrow:
-            scores = torch.mm(self.features(units_NC.T.contiguous()).T, self.scored_EF.T, out=out_NE)
+            scores = scratch.take("scores", len(units_NC), self.entries)
+            torch.mm(self.features(units_NC.T.contiguous(), scratch).T, self.scored_EF.T, out=scores)
             return scores.square_() if self.words else scores
         scores, units = torch.empty(len(units_NC), self.entries), units_NC.bfloat16()
         for places in self._parts():
@@ -204,7 +212,8 @@ class _Bank:
         energies_N = (blocks_NC if roots_NC is None else blocks_NC * roots_NC).square().sum(1)
         size = max(1, min(_PAIRS_AT_ONCE, _ELEMENTS_AT_ONCE // (self.block_size * self.latent_dim)))
         for rows, entries in zip(rows_M.split(size), entries_M.split(size), strict=True):
-            blocks = blocks_NC.index_select(0, rows)
+            blocks = scratch.take("blocks", len(rows), self.block_size)
+            torch.index_select(blocks_NC, 0, rows, out=blocks)
             # Gathered, the pairs lie along the last axis: every operation is then one long loop over them.
             if self.narrow and roots_NC is None:
                 inverses = scratch.take("bases", len(rows), self.latent_dim, self.block_size)
@@ -326,7 +335,7 @@ class _Cells:
 
         def fill(first: int) -> None:
             some = all_centres[first : first + at_once]
-            scores = bank.scores(some, scratch.take("scores", len(some), bank.entries))
+            scores = bank.scores(some, scratch)
             for cell, row in enumerate(scores.numpy(), start=first):
                 # The maxima of groups give a floor that somewhat more entries reach: far fewer than all to choose from.
                 maxima = row[: len(row) // groups * groups].reshape(-1, groups).max(0)
@@ -416,6 +425,12 @@ def _least(errors_M: Tensor, rows_M: Tensor, count: int) -> tuple[Tensor, Tensor
     return least, torch.from_numpy(np.minimum.reduceat(places.numpy(), starts))
 
 
+@lru_cache(maxsize=1)
+def _pool(threads: int, process: int) -> ThreadPoolExecutor:
+    """Threads that stay: what MKL allocates for a thread's products outlives the thread. A fork has none of them."""
+    return ThreadPoolExecutor(threads)
+
+
 def _in_threads(work: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]:
     """The results of `work`, in order, from as many threads as torch may use, each without threads of its own.
 
@@ -425,8 +440,7 @@ def _in_threads(work: Callable[[int], T], numbers: Iterable[int]) -> Iterator[T]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield from pool.map(work, numbers)
+        yield from _pool(threads, os.getpid()).map(work, numbers)
     finally:
         torch.set_num_threads(threads)
 
@@ -482,7 +496,7 @@ class _Search:
         within = np.arange(length[0])  # the first piece is the longest; its blocks' last one fills up the others
         rows = order_N[torch.from_numpy(start[:, None] + np.minimum(within, length[:, None] - 1))].flatten()
         listed = torch.from_numpy(cells.lists_BL[cell].astype(np.int32))
-        features = bank.features(self._blocks.index_select(0, rows).T.contiguous())
+        features = bank.features(self._blocks.index_select(0, rows).T.contiguous(), self._scratch)
         features = features.view(-1, len(pieces), len(within)).permute(1, 2, 0)
         scored = self._scratch.take("scored", listed.numel(), features.shape[2])
         torch.index_select(bank.scored_EF, 0, listed.flatten(), out=scored)
@@ -498,7 +512,7 @@ class _Search:
     def _all(self, rows: Tensor, exhaustive: bool) -> tuple[Tensor, Tensor]:
         """The pairs to compare for the blocks `rows`, after scoring all entries."""
         blocks = self._blocks[rows]
-        scores = self._bank.scores(_units(blocks))
+        scores = self._bank.scores(_units(blocks), self._scratch)
         leaders = _leaders(scores, self._candidates, self._scratch)
         pair_rows, entries = torch.arange(len(rows)).repeat_interleave(leaders.shape[1]), leaders.flatten()
         if not exhaustive:
