@@ -112,7 +112,7 @@ def test_error_on_gaussian_weights(setting: tuple[int, int, int], largest: float
 def test_fast_search_loses_at_most_one_percent(setting: tuple[int, int, int]) -> None:
     block_size, latent_dim, bits = setting
     blocks = torch.randn(8500, block_size, generator=torch.Generator().manual_seed(3)) * seed_search.limit(bits) / 2.5
-    assert len(blocks) >= 2 * seed_search._CELLS, "too few blocks for the lists to be used"
+    assert len(blocks) >= seed_search._LEAST_BLOCKS, "too few blocks for the lists to be used"
     config = SeedLMConfig(block_size=block_size, latent_dim=latent_dim, bits=bits)
     fast = search_error(blocks, config, 1000)
     assert fast <= 1.01 * search_error(blocks[:1000], dataclasses.replace(config, search=SeedSearch.exhaustive), 1000)

@@ -32,7 +32,7 @@ import torch
 
 from phase8.codecs import lfsr, seed_search
 from phase8.codecs.decoders.seedlm import code_values
-from phase8.codecs.seedlm import SeedLMCodec, scaled_blocks
+from phase8.codecs.seedlm import SeedLMCodec, blocks_of, scale_of
 from phase8.config import SeedLMConfig, SeedSearch
 from phase8.files import write_atomic
 from phase8.models import load_source
@@ -77,7 +77,12 @@ def measure(weights: dict[str, torch.Tensor], config: SeedLMConfig, sample: int,
             runs[threads].append(timed(encode))
     torch.set_num_threads(1)
 
-    blocks = torch.cat([scaled_blocks(name, matrix, config)[0] for name, matrix in weights.items()])
+    blocks = torch.cat(
+        [
+            blocks_of(matrix, scale_of(name, matrix, config), config, slice(0, -(-matrix.numel() // config.block_size)))
+            for name, matrix in weights.items()
+        ]
+    )
     chosen = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(1))[:sample].sort().values
     fast = block_errors(blocks, config)[chosen]
     best = torch.empty(0)

@@ -23,7 +23,7 @@ Shape legend: O, I rows and columns of a matrix; N blocks; C weights of a block;
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -47,48 +47,53 @@ from phase8.config import SeedLMConfig
 from phase8.errors import CodecError
 
 _LEAST_WEIGHT = 0.01  # of the mean: calibration text that never used an input does not show that it is never used
+_WEIGHTS_AT_ONCE = 1 << 22  # more of them fill the cells better, but take some 30 bytes each
 _TYPICAL = 2.5  # largest coefficient of a typical block / root mean square of the weights
 
 
 # ---------------------------------------------------------------------------------------------------------- the codec
 
 
-def scaled_blocks(name: str, matrix: Tensor, config: SeedLMConfig) -> tuple[Tensor, np.ndarray]:
-    """Cuts a matrix into blocks, divided by the matrix's scale.
-
-    Returns:
-        float32 [N, C]; the scale's bfloat16 pattern, uint16 [1].
+def scale_of(name: str, matrix: Tensor, config: SeedLMConfig) -> np.ndarray:
+    """The scale that brings typical blocks to exponent 0 and keeps the largest in range; bfloat16 pattern, uint16 [1].
 
     Raises:
         CodecError: what is no matrix, is empty, or holds NaN or infinite values.
     """
     if matrix.ndim != 2 or matrix.numel() == 0:
         raise CodecError(f"seedlm takes matrices, not shape {tuple(matrix.shape)}", where=name)
-    if not torch.isfinite(matrix).all():
+    low, high = map(float, matrix.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise CodecError("the tensor holds NaN or infinite values", where=name, fix="train the model anew")
-    flat = matrix.detach().float().reshape(-1)
-    bits = np.array([_scale_bits(flat, config)], dtype=np.uint16)
-    flat = nn.functional.pad(flat, (0, -flat.numel() % config.block_size))
-    return (flat / (float(bfloat16_values(bits)[0]) or 1.0)).view(-1, config.block_size), bits
-
-
-def _scale_bits(flat: Tensor, config: SeedLMConfig) -> int:
-    """bfloat16 pattern of the scale that brings typical blocks to exponent 0 and keeps the largest in range."""
+    parts = matrix.detach().reshape(-1).split(_WEIGHTS_AT_ONCE)
+    norm = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
     top = 2.0 ** ((1 << (config.exponent_bits - 1)) - 1)
-    norm, (low, high) = torch.linalg.vector_norm(flat, dtype=torch.float64), flat.aminmax()
-    typical = max(float(norm) / math.sqrt(flat.numel()), max(-float(low), float(high)) / top)
-    return int(_bfloat16_bits(torch.tensor(_TYPICAL * typical / limit(config.bits)))[0])
+    typical = max(norm / math.sqrt(matrix.numel()), max(-low, high) / top)
+    return _bfloat16_bits(torch.tensor(_TYPICAL * typical / limit(config.bits)))
 
 
-def _weights(matrix: Tensor, importance: Importance) -> Tensor:
-    """What a squared error in each weight counts, mean about 1: Hessian's diagonal times row weight; float32 [O, I]."""
-    weights = torch.ones(matrix.shape)
-    for each, shape in ((importance.hessian_II, (1, -1)), (importance.row_O, (-1, 1))):
-        if each is not None:
-            diagonal = each.diagonal() if each.ndim == 2 else each
-            mean = float(diagonal.mean())
-            weights = weights * (diagonal / mean if mean > 0 else torch.ones_like(diagonal)).view(shape)
-    return weights.clamp_min(_LEAST_WEIGHT)
+def blocks_of(matrix: Tensor, scale: np.ndarray, config: SeedLMConfig, rows: slice) -> Tensor:
+    """The blocks `rows` of a matrix, divided by the scale; float32 [N, C]."""
+    flat = matrix.detach().reshape(-1)[rows.start * config.block_size : rows.stop * config.block_size].float()
+    flat = flat / (float(bfloat16_values(scale)[0]) or 1.0)
+    return nn.functional.pad(flat, (0, -len(flat) % config.block_size)).view(-1, config.block_size)
+
+
+def _roots_of(matrix: Tensor, importance: Importance, config: SeedLMConfig, rows: slice) -> Tensor:
+    """Root of what a squared error in each weight of some blocks counts; float32 [N, C].
+
+    That is the Hessian's diagonal times the row's weight, both with a mean of 1.
+    """
+    factors = []
+    for each, length in ((importance.row_O, matrix.shape[0]), (importance.hessian_II, matrix.shape[1])):
+        diagonal = torch.ones(length) if each is None else each.diagonal() if each.ndim == 2 else each
+        mean = float(diagonal.mean())
+        factors.append(diagonal / mean if mean > 0 else torch.ones(length))
+    places = torch.arange(rows.start * config.block_size, min(rows.stop * config.block_size, matrix.numel()))
+    weights = factors[0][places // matrix.shape[1]] * factors[1][places % matrix.shape[1]]
+    roots = weights.clamp_min(_LEAST_WEIGHT).sqrt()
+    padding = (0, -len(roots) % config.block_size)
+    return nn.functional.pad(roots, padding, value=_LEAST_WEIGHT).view(-1, config.block_size)
 
 
 def _bfloat16_bits(x: Tensor) -> np.ndarray:
@@ -113,15 +118,21 @@ class SeedLMCodec:
 
         `importance` has influence where `config.weighted` is set, `seed` never: nothing here is drawn at random.
         """
-        scales, blocks, roots = [], [], []
-        for name, matrix in weights.items():
-            scaled, scale = scaled_blocks(name, matrix, config)
-            blocks.append(scaled)
-            scales.append(scale)
-            if config.weighted:
-                weight = _weights(matrix, importance.get(name, Importance())).sqrt().reshape(-1)
-                roots.append(nn.functional.pad(weight, (0, -weight.numel() % config.block_size), value=_LEAST_WEIGHT))
-        counts = [len(part) for part in blocks]
+        scales = {name: scale_of(name, matrix, config) for name, matrix in weights.items()}
+        counts = {name: -(-matrix.numel() // config.block_size) for name, matrix in weights.items()}
+        half_range = 1 << (config.exponent_bits - 1)
+        tensors = {
+            name: EncodedTensor(
+                shape=tuple(matrix.shape),
+                streams={
+                    "seeds": _empty(counts[name], config.seed_bits),
+                    "exponents": _empty(counts[name], config.exponent_bits),
+                    "codes": _empty(counts[name] * config.latent_dim, config.bits),
+                    "scale": Stream(values=scales[name], bits=16),
+                },
+            )
+            for name, matrix in weights.items()
+        }
         remaining = sum(matrix.numel() for matrix in weights.values())
 
         def on_blocks(count: int) -> None:
@@ -132,26 +143,20 @@ class SeedLMCodec:
                 on_progress(finished)
 
         with torch.no_grad():
-            found: tuple[Tensor, ...] = (torch.empty(0),) * 3
-            if blocks:
-                joined = blocks[0] if len(blocks) == 1 else torch.cat(blocks)
-                every = torch.cat(roots).view(-1, config.block_size) if roots else None
-                blocks.clear()
-                roots.clear()
-                found = search(joined, config, on_blocks, every)
-        tensors = {}
-        parts = zip(weights.items(), scales, *(each.split(counts) for each in found), strict=True)
-        for (name, matrix), scale, seeds, exponents, codes in parts:
-            half_range = 1 << (config.exponent_bits - 1)
-            tensors[name] = EncodedTensor(
-                shape=tuple(matrix.shape),
-                streams={
-                    "seeds": _stream(seeds, config.seed_bits),
-                    "exponents": _stream(exponents + half_range, config.exponent_bits),
-                    "codes": _stream(codes, config.bits),
-                    "scale": Stream(values=scale, bits=16),
-                },
-            )
+            for run in _runs(counts, max(1, _WEIGHTS_AT_ONCE // config.block_size)):
+                blocks = torch.cat([blocks_of(weights[name], scales[name], config, rows) for name, rows in run])
+                roots = None
+                if config.weighted:
+                    each = ((weights[name], importance.get(name, Importance()), config, rows) for name, rows in run)
+                    roots = torch.cat([_roots_of(*one) for one in each])
+                found = search(blocks, config, on_blocks, roots)
+                lengths = [rows.stop - rows.start for _, rows in run]
+                parts = zip(run, *(each.split(lengths) for each in found), strict=True)
+                for (name, rows), seeds, exponents, codes in parts:
+                    streams = tensors[name].streams
+                    streams["seeds"].values[rows] = seeds.numpy()
+                    streams["exponents"].values[rows] = (exponents + half_range).numpy()
+                    streams["codes"].values.reshape(-1, config.latent_dim)[rows] = codes.numpy()
         settings = {name: getattr(config, name) for name in SETTINGS}
         return EncodedGroup(codec=self.name, settings=settings, tensors=tensors)
 
@@ -162,6 +167,28 @@ class SeedLMCodec:
     def trainable(self, group: EncodedGroup) -> Trainable:
         """Returns coefficients and scales as parameters; seeds and exponents stay."""
         return _SeedLMTrainable(group)
+
+
+def _runs(counts: Mapping[str, int], most: int) -> Iterator[list[tuple[str, slice]]]:
+    """Cuts the tensors' blocks, one tensor after the other, into runs of equal size of at most `most` blocks.
+
+    Equal, as the search is slow where a run is short. Example: at most 4 of a's 3 and b's 6: [a 0:3], [b 0:3], [b 3:6].
+    """
+    total = sum(counts.values())
+    number = -(-total // most)
+    for run in range(number):
+        begin, end = run * total // number, (run + 1) * total // number
+        parts, first = [], 0
+        for name, count in counts.items():
+            rows = slice(max(0, begin - first), min(count, end - first))
+            if rows.start < rows.stop:
+                parts.append((name, rows))
+            first += count
+        yield parts
+
+
+def _empty(count: int, bits: int) -> Stream:
+    return Stream(values=np.empty(count, dtype=narrowest(bits)), bits=bits)
 
 
 def _stream(values: Tensor, bits: int) -> Stream:
