@@ -314,12 +314,13 @@ class _Cells:
 
     def __init__(self, bank: _Bank) -> None:
         self._mirrored = min(_MIRRORED, bank.block_size - 1)
+        scratch = _Scratch()
         self.count = _CELLS_SHORT if bank.block_size <= _SHORT else _CELLS_LONG
         generator, count = torch.Generator().manual_seed(8), self.count >> self._mirrored
         samples = self._folded(_units(torch.randn(64 * count, bank.block_size, generator=generator)))
         centres = samples[:count]
         for _ in range(_LLOYD_STEPS):
-            sums = torch.zeros_like(centres).index_add_(0, _nearest(samples, centres), samples)
+            sums = torch.zeros_like(centres).index_add_(0, _nearest(samples, centres, scratch), samples)
             centres = _units(torch.where(sums.any(1, keepdim=True), sums, centres))
         self._centres_BC = centres
         # Cell number: the signs of the first weights, then the centre.
@@ -331,7 +332,6 @@ class _Cells:
         self.lists_BL = np.empty((self.count, length), dtype=narrowest((bank.entries - 1).bit_length()))
         """The entries of every cell, ascending."""
         at_once, groups = max(1, _CACHED_SCORES // bank.entries), 4 * length
-        scratch = _Scratch()
 
         def fill(first: int) -> None:
             some = all_centres[first : first + at_once]
@@ -351,11 +351,11 @@ class _Cells:
         folded[:, : self._mirrored].abs_()
         return folded
 
-    def nearest(self, blocks_NC: Tensor) -> Tensor:
+    def nearest(self, blocks_NC: Tensor, scratch: _Scratch) -> Tensor:
         """The cell of every block, whatever its length; int64 [N]."""
         powers = 1 << torch.arange(self._mirrored)
         negative = (blocks_NC[:, : self._mirrored] < 0) ^ (blocks_NC[:, -1:] < 0)
-        centre = _nearest(self._folded(blocks_NC), self._centres_BC)
+        centre = _nearest(self._folded(blocks_NC), self._centres_BC, scratch)
         return (negative * powers).sum(1) * len(self._centres_BC) + centre
 
 
@@ -364,14 +364,14 @@ def _largest(x: np.ndarray, count: int) -> np.float32:
     return np.partition(x, len(x) - count)[len(x) - count]
 
 
-def _nearest(folded_NC: Tensor, centres_BC: Tensor) -> Tensor:
+def _nearest(folded_NC: Tensor, centres_BC: Tensor, scratch: _Scratch) -> Tensor:
     """The centre with the largest inner product, the first in a tie; int64 [N]."""
-    found, scores = [], torch.empty(min(len(folded_NC), _CACHED_SCORES // len(centres_BC)), len(centres_BC))
-    for some in folded_NC.split(len(scores)):
-        torch.mm(some, centres_BC.T, out=scores[: len(some)])
-        # numpy's is many times faster here than torch's
-        found.append(torch.from_numpy(scores[: len(some)].numpy().argmax(1)))
-    return torch.cat(found)
+    found = torch.empty(len(folded_NC), dtype=torch.int64)
+    size = _CACHED_SCORES // len(centres_BC)
+    for some, places in zip(folded_NC.split(size), found.split(size), strict=True):
+        scores = torch.mm(some, centres_BC.T, out=scratch.take("scores", len(some), len(centres_BC)))
+        scores.numpy().argmax(1, out=places.numpy())  # many times faster here than torch's
+    return found
 
 
 @lru_cache(maxsize=2)
@@ -473,8 +473,14 @@ class _Search:
                 on_blocks(len(rows))
             return
         cells = _cells(*self._key)
-        parts = self._blocks.split(_PIECE * _PIECES_AT_ONCE)
-        cell = torch.cat(list(_in_threads(lambda number: cells.nearest(parts[number]), range(len(parts)))))
+        cell = torch.empty(len(self._blocks), dtype=torch.int64)
+
+        def assign(first: int) -> None:
+            some = slice(first, first + _PIECE * _PIECES_A_TASK)
+            cell[some] = cells.nearest(self._blocks[some], self._scratch)
+
+        for _ in _in_threads(assign, range(0, len(cell), _PIECE * _PIECES_A_TASK)):
+            pass
         order = torch.argsort(cell, stable=True)
         pieces = _pieces(np.bincount(cell.numpy(), minlength=cells.count))
 
