@@ -74,9 +74,10 @@ def scale_of(name: str, matrix: Tensor, config: SeedLMConfig) -> np.ndarray:
 
 def blocks_of(matrix: Tensor, scale: np.ndarray, config: SeedLMConfig, rows: slice) -> Tensor:
     """The blocks `rows` of a matrix, divided by the scale; float32 [N, C]."""
-    flat = matrix.detach().reshape(-1)[rows.start * config.block_size : rows.stop * config.block_size].float()
-    flat = flat / (float(bfloat16_values(scale)[0]) or 1.0)
-    return nn.functional.pad(flat, (0, -len(flat) % config.block_size)).view(-1, config.block_size)
+    flat = matrix.detach().reshape(-1)[rows.start * config.block_size : rows.stop * config.block_size]
+    blocks = torch.zeros(rows.stop - rows.start, config.block_size)
+    blocks.view(-1)[: len(flat)] = flat
+    return blocks.div_(float(bfloat16_values(scale)[0]) or 1.0)
 
 
 def _roots_of(matrix: Tensor, importance: Importance, config: SeedLMConfig, rows: slice) -> Tensor:
@@ -144,11 +145,11 @@ class SeedLMCodec:
 
         with torch.no_grad():
             for run in _runs(counts, max(1, _WEIGHTS_AT_ONCE // config.block_size)):
-                blocks = torch.cat([blocks_of(weights[name], scales[name], config, rows) for name, rows in run])
+                blocks = _joined([blocks_of(weights[name], scales[name], config, rows) for name, rows in run])
                 roots = None
                 if config.weighted:
                     each = ((weights[name], importance.get(name, Importance()), config, rows) for name, rows in run)
-                    roots = torch.cat([_roots_of(*one) for one in each])
+                    roots = _joined([_roots_of(*one) for one in each])
                 found = search(blocks, config, on_blocks, roots)
                 lengths = [rows.stop - rows.start for _, rows in run]
                 parts = zip(run, *(each.split(lengths) for each in found), strict=True)
@@ -185,6 +186,10 @@ def _runs(counts: Mapping[str, int], most: int) -> Iterator[list[tuple[str, slic
                 parts.append((name, rows))
             first += count
         yield parts
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _empty(count: int, bits: int) -> Stream:
