@@ -7,8 +7,9 @@ with one pattern of signs is a single vector up to its length, and the patterns 
 vector each: what is scored is then what is stored, but for the power of two.
 
 The `candidates` best-scoring ones are compared exactly, with *quantised* coefficients; the least squared error wins,
-the lowest seed in a tie. Where weights have importances d_c, the coefficients are those of least weighted squared error
-and the comparison is of weighted errors; the scores stay plain.
+the lowest seed in a tie. An error comes from the coefficients and the Gram matrix U^T U alone; without importances both
+that matrix and (U^T U)^-1 U^T, which gives the coefficients, are looked up. Where weights have importances d_c, the
+coefficients are those of least weighted squared error and the comparison is of weighted errors; the scores stay plain.
 
 - `exhaustive` scores all 2^K - 1 seeds for every block, and also compares all those exactly whose error without
   quantisation is below the best error with it: no seed is left out that could win.
@@ -18,7 +19,13 @@ and the comparison is of weighted errors; the scores stay plain.
   takes exhaustive search where lists do not pay: few blocks, few seeds, or C > 16, where all directions are far apart.
 
 Every block's result depends on the other blocks of the call only through the rounding of matrix products; it does not
-depend on the number of threads, each of which works on batches of cells of its own.
+depend on the number of threads. A cell's blocks are cut into pieces of at most 128; pieces of nearly equal length are
+scored together, eight in one batched product, and a thread takes 16 pieces at a time. Calls that large rarely wait for
+the interpreter's lock, and every thread keeps its large arrays: allocated anew, small results that stay would lie
+between them and hold all their memory.
+
+Example: a block (3, -1, 0.5, ...) at C = 8 goes to one of 8,192 cells, is scored against the 1,792 entries of its list
+out of 65,535, and the 8 best are compared exactly.
 
 Shape legend: N blocks; E entries (a seed's basis, or at 1 bit one vector of it); M pairs of a block and an entry;
 C weights of a block; P coefficients of an entry; F numbers of an entry's score; L entries of a cell's list.
@@ -52,7 +59,7 @@ _CELLS_SHORT, _CELLS_LONG = 8192, 4096
 _LIST_SHORT, _LIST_LONG, _LIST_WORDS = 28, 48, 24  # length of a cell's list / C^2
 _LIST_STEP = 16  # list lengths are multiples of it, so that lists divide into groups of equal size
 _CANDIDATES = {1: 128, 2: 64, 3: 32}  # by bits; measured: with twice as many the error falls by less than 0.1 %
-_FEW_CANDIDATES = 8  # more bits, and words
+_FEW_CANDIDATES, _WORD_CANDIDATES = 8, 12  # more bits; words
 _WEIGHTED_FACTOR = 4  # more candidates where the scores leave out the importances
 _WORD_SIGNS = 4  # most coefficients of 1 bit whose patterns of signs are scored one by one
 _MIRRORED = 3  # weights whose signs are part of the cell's number
@@ -453,7 +460,7 @@ class _Search:
         words = config.bits == 1 and config.block_size <= _NARROW and config.latent_dim <= _WORD_SIGNS
         self._key = config.block_size, config.latent_dim, config.seed_bits, words
         self._bank = _bank(*self._key)
-        usual = _FEW_CANDIDATES if words else _CANDIDATES.get(config.bits, _FEW_CANDIDATES)
+        usual = _WORD_CANDIDATES if words else _CANDIDATES.get(config.bits, _FEW_CANDIDATES)
         self._candidates = config.candidates or usual * (1 if roots_NC is None else _WEIGHTED_FACTOR)
         self._scratch = _Scratch()
         self.seeds = torch.empty(len(blocks_NC), dtype=torch.int64)
