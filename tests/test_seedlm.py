@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from phase8.codecs import lfsr, seed_search
+from phase8.codecs import lfsr, seed_search, seedlm
 from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Stream
 from phase8.codecs.seedlm import SeedLMCodec
 from phase8.config import SeedLMConfig, SeedSearch
@@ -175,6 +175,32 @@ def test_threads_do_not_change_the_result(bits: int) -> None:
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_runs_that_cut_matrices_are_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(16)
+    weights = {"a": torch.randn(300, 401, generator=generator), "b": torch.randn(7, 11, generator=generator)}
+    weights["c"] = torch.randn(200, 300, generator=generator) * 0.1
+    errors, seeds, calls = [], [], []
+
+    def counted(blocks: torch.Tensor, *rest: object) -> tuple[torch.Tensor, ...]:
+        calls[-1].append(len(blocks))
+        return seed_search.search(blocks, *rest)
+
+    monkeypatch.setattr(seedlm, "search", counted)
+    for most in (1 << 22, 100_000):
+        monkeypatch.setattr(seedlm, "_WEIGHTS_AT_ONCE", most)
+        calls.append([])
+        progress: list[int] = []
+        group = SeedLMCodec().encode(weights, SeedLMConfig(), importance={}, seed=0, on_progress=progress.append)
+        assert sum(progress) == sum(matrix.numel() for matrix in weights.values())
+        decoded = SeedLMCodec().decode(group)
+        errors.append([relative_error(matrix.numpy(), decoded[name]) for name, matrix in weights.items()])
+        seeds.append(np.concatenate([tensor.streams["seeds"].values for tensor in group.tensors.values()]))
+    assert [len(counts) for counts in calls] == [1, 2] and max(calls[1]) - min(calls[1]) <= 1
+    assert min(calls[1]) >= seed_search._LEAST_BLOCKS, "too few blocks for the lists to be used"
+    assert errors[1] == pytest.approx(errors[0], rel=1e-3)
+    assert (seeds[0] == seeds[1]).mean() > 0.999  # all but what rounding decides
 
 
 def test_scale_of_the_weights_does_not_matter() -> None:

@@ -7,8 +7,9 @@ with one pattern of signs is a single vector up to its length, and the patterns 
 vector each: what is scored is then what is stored, but for the power of two.
 
 The `candidates` best-scoring ones are compared exactly, with *quantised* coefficients; the least squared error wins,
-the lowest seed in a tie. Where weights have importances d_c, the coefficients are those of least weighted squared error
-and the comparison is of weighted errors; the scores stay plain.
+the lowest seed in a tie. An error comes from the coefficients and the Gram matrix U^T U alone; without importances both
+that matrix and (U^T U)^-1 U^T, which gives the coefficients, are looked up. Where weights have importances d_c, the
+coefficients are those of least weighted squared error and the comparison is of weighted errors; the scores stay plain.
 
 - `exhaustive` scores all 2^K - 1 seeds for every block, and also compares all those exactly whose error without
   quantisation is below the best error with it: no seed is left out that could win.
@@ -18,7 +19,13 @@ and the comparison is of weighted errors; the scores stay plain.
   takes exhaustive search where lists do not pay: few blocks, few seeds, or C > 16, where all directions are far apart.
 
 Every block's result depends on the other blocks of the call only through the rounding of matrix products; it does not
-depend on the number of threads, each of which works on batches of cells of its own.
+depend on the number of threads. A cell's blocks are cut into pieces of at most 128; pieces of nearly equal length are
+scored together, eight in one batched product, and a thread takes 16 pieces at a time. Calls that large rarely wait for
+the interpreter's lock, and every thread keeps its large arrays: allocated anew, small results that stay would lie
+between them and hold all their memory.
+
+Example: a block (3, -1, 0.5, ...) at C = 8 goes to one of 8,192 cells, is scored against the 1,792 entries of its list
+out of 65,535, and the 8 best are compared exactly.
 
 Shape legend: N blocks; E entries (a seed's basis, or at 1 bit one vector of it); M pairs of a block and an entry;
 C weights of a block; P coefficients of an entry; F numbers of an entry's score; L entries of a cell's list.
@@ -52,7 +59,7 @@ _CELLS_SHORT, _CELLS_LONG = 8192, 4096
 _LIST_SHORT, _LIST_LONG, _LIST_WORDS = 28, 48, 24  # length of a cell's list / C^2
 _LIST_STEP = 16  # list lengths are multiples of it, so that lists divide into groups of equal size
 _CANDIDATES = {1: 128, 2: 64, 3: 32}  # by bits; measured: with twice as many the error falls by less than 0.1 %
-_FEW_CANDIDATES = 8  # more bits, and words
+_FEW_CANDIDATES, _WORD_CANDIDATES = 8, 12  # more bits; words
 _WEIGHTED_FACTOR = 4  # more candidates where the scores leave out the importances
 _WORD_SIGNS = 4  # most coefficients of 1 bit whose patterns of signs are scored one by one
 _MIRRORED = 3  # weights whose signs are part of the cell's number
@@ -314,12 +321,13 @@ class _Cells:
 
     def __init__(self, bank: _Bank) -> None:
         self._mirrored = min(_MIRRORED, bank.block_size - 1)
+        scratch = _Scratch()
         self.count = _CELLS_SHORT if bank.block_size <= _SHORT else _CELLS_LONG
         generator, count = torch.Generator().manual_seed(8), self.count >> self._mirrored
         samples = self._folded(_units(torch.randn(64 * count, bank.block_size, generator=generator)))
         centres = samples[:count]
         for _ in range(_LLOYD_STEPS):
-            sums = torch.zeros_like(centres).index_add_(0, _nearest(samples, centres), samples)
+            sums = torch.zeros_like(centres).index_add_(0, _nearest(samples, centres, scratch), samples)
             centres = _units(torch.where(sums.any(1, keepdim=True), sums, centres))
         self._centres_BC = centres
         # Cell number: the signs of the first weights, then the centre.
@@ -331,7 +339,6 @@ class _Cells:
         self.lists_BL = np.empty((self.count, length), dtype=narrowest((bank.entries - 1).bit_length()))
         """The entries of every cell, ascending."""
         at_once, groups = max(1, _CACHED_SCORES // bank.entries), 4 * length
-        scratch = _Scratch()
 
         def fill(first: int) -> None:
             some = all_centres[first : first + at_once]
@@ -351,11 +358,11 @@ class _Cells:
         folded[:, : self._mirrored].abs_()
         return folded
 
-    def nearest(self, blocks_NC: Tensor) -> Tensor:
+    def nearest(self, blocks_NC: Tensor, scratch: _Scratch) -> Tensor:
         """The cell of every block, whatever its length; int64 [N]."""
         powers = 1 << torch.arange(self._mirrored)
         negative = (blocks_NC[:, : self._mirrored] < 0) ^ (blocks_NC[:, -1:] < 0)
-        centre = _nearest(self._folded(blocks_NC), self._centres_BC)
+        centre = _nearest(self._folded(blocks_NC), self._centres_BC, scratch)
         return (negative * powers).sum(1) * len(self._centres_BC) + centre
 
 
@@ -364,14 +371,14 @@ def _largest(x: np.ndarray, count: int) -> np.float32:
     return np.partition(x, len(x) - count)[len(x) - count]
 
 
-def _nearest(folded_NC: Tensor, centres_BC: Tensor) -> Tensor:
+def _nearest(folded_NC: Tensor, centres_BC: Tensor, scratch: _Scratch) -> Tensor:
     """The centre with the largest inner product, the first in a tie; int64 [N]."""
-    found, scores = [], torch.empty(min(len(folded_NC), _CACHED_SCORES // len(centres_BC)), len(centres_BC))
-    for some in folded_NC.split(len(scores)):
-        torch.mm(some, centres_BC.T, out=scores[: len(some)])
-        # numpy's is many times faster here than torch's
-        found.append(torch.from_numpy(scores[: len(some)].numpy().argmax(1)))
-    return torch.cat(found)
+    found = torch.empty(len(folded_NC), dtype=torch.int64)
+    size = _CACHED_SCORES // len(centres_BC)
+    for some, places in zip(folded_NC.split(size), found.split(size), strict=True):
+        scores = torch.mm(some, centres_BC.T, out=scratch.take("scores", len(some), len(centres_BC)))
+        scores.numpy().argmax(1, out=places.numpy())  # many times faster here than torch's
+    return found
 
 
 @lru_cache(maxsize=2)
@@ -453,7 +460,7 @@ class _Search:
         words = config.bits == 1 and config.block_size <= _NARROW and config.latent_dim <= _WORD_SIGNS
         self._key = config.block_size, config.latent_dim, config.seed_bits, words
         self._bank = _bank(*self._key)
-        usual = _FEW_CANDIDATES if words else _CANDIDATES.get(config.bits, _FEW_CANDIDATES)
+        usual = _WORD_CANDIDATES if words else _CANDIDATES.get(config.bits, _FEW_CANDIDATES)
         self._candidates = config.candidates or usual * (1 if roots_NC is None else _WEIGHTED_FACTOR)
         self._scratch = _Scratch()
         self.seeds = torch.empty(len(blocks_NC), dtype=torch.int64)
@@ -473,8 +480,14 @@ class _Search:
                 on_blocks(len(rows))
             return
         cells = _cells(*self._key)
-        parts = self._blocks.split(_PIECE * _PIECES_AT_ONCE)
-        cell = torch.cat(list(_in_threads(lambda number: cells.nearest(parts[number]), range(len(parts)))))
+        cell = torch.empty(len(self._blocks), dtype=torch.int64)
+
+        def assign(first: int) -> None:
+            some = slice(first, first + _PIECE * _PIECES_A_TASK)
+            cell[some] = cells.nearest(self._blocks[some], self._scratch)
+
+        for _ in _in_threads(assign, range(0, len(cell), _PIECE * _PIECES_A_TASK)):
+            pass
         order = torch.argsort(cell, stable=True)
         pieces = _pieces(np.bincount(cell.numpy(), minlength=cells.count))
 

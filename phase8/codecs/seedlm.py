@@ -11,8 +11,10 @@ at K + exponent_bits + P * bits bits for C weights. Deviations from the paper, e
 - e = ceil(log2(max|t| / limit)) with limit = 2^(b-1) - 1/2 (the paper's rule, read literally, uses the codes -2 .. 2
   only), and e - 1 beside it, whichever errs less.
 
-`phase8.codecs.seed_search` finds seed, exponent and codes. Coefficients of 1 bit are searched jointly with the seed
-(the paper rounds the pseudo-inverse's coefficients, which at 1 bit costs 20 % more squared error).
+`phase8.codecs.seed_search` finds seed, exponent and codes, for runs of at most 4 million weights, which span small
+matrices and cut large ones: beside the matrices and the streams, memory does not grow with the model. Coefficients of
+1 bit are searched jointly with the seed (the paper rounds the pseudo-inverse's coefficients, which at 1 bit costs 20 %
+more squared error).
 
 Example: C = 4, P = 2, K = 3, seed 4: V = [[2, 5], [6, 7], [3, 1], [4, 2]] and U = (V - 4) / 3; codes (3, -1) with
 e = -1 and scale 1 give U (1.5, -0.5) = (-1.17, 0.5, 0, 0.33).
@@ -74,9 +76,10 @@ def scale_of(name: str, matrix: Tensor, config: SeedLMConfig) -> np.ndarray:
 
 def blocks_of(matrix: Tensor, scale: np.ndarray, config: SeedLMConfig, rows: slice) -> Tensor:
     """The blocks `rows` of a matrix, divided by the scale; float32 [N, C]."""
-    flat = matrix.detach().reshape(-1)[rows.start * config.block_size : rows.stop * config.block_size].float()
-    flat = flat / (float(bfloat16_values(scale)[0]) or 1.0)
-    return nn.functional.pad(flat, (0, -len(flat) % config.block_size)).view(-1, config.block_size)
+    flat = matrix.detach().reshape(-1)[rows.start * config.block_size : rows.stop * config.block_size]
+    blocks = torch.zeros(rows.stop - rows.start, config.block_size)
+    blocks.view(-1)[: len(flat)] = flat
+    return blocks.div_(float(bfloat16_values(scale)[0]) or 1.0)
 
 
 def _roots_of(matrix: Tensor, importance: Importance, config: SeedLMConfig, rows: slice) -> Tensor:
@@ -144,11 +147,11 @@ class SeedLMCodec:
 
         with torch.no_grad():
             for run in _runs(counts, max(1, _WEIGHTS_AT_ONCE // config.block_size)):
-                blocks = torch.cat([blocks_of(weights[name], scales[name], config, rows) for name, rows in run])
+                blocks = _joined([blocks_of(weights[name], scales[name], config, rows) for name, rows in run])
                 roots = None
                 if config.weighted:
                     each = ((weights[name], importance.get(name, Importance()), config, rows) for name, rows in run)
-                    roots = torch.cat([_roots_of(*one) for one in each])
+                    roots = _joined([_roots_of(*one) for one in each])
                 found = search(blocks, config, on_blocks, roots)
                 lengths = [rows.stop - rows.start for _, rows in run]
                 parts = zip(run, *(each.split(lengths) for each in found), strict=True)
@@ -185,6 +188,10 @@ def _runs(counts: Mapping[str, int], most: int) -> Iterator[list[tuple[str, slic
                 parts.append((name, rows))
             first += count
         yield parts
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _empty(count: int, bits: int) -> Stream:
