@@ -16,9 +16,11 @@ anyway; VPTQ loses its second-order loop, and the gates of a run are not asked.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -45,6 +47,8 @@ GROUP_WEIGHTS = 1 << 23
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _JSON_LIMIT = 64 * 2**20
+_M_MMAP_THRESHOLD = -3
+_MAPPED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -219,6 +223,18 @@ def encode_groups(
         yield plain.encode({n: checkpoint.matrix(n) for n in names}, None, importance={}, seed=config.seed)
 
 
+def _return_freed_arrays() -> None:
+    """Makes glibc map every array of 1 MiB and more on its own, for the rest of the process, so that it goes back to
+    the system when it is freed.
+
+    By default that limit rises to the largest array freed so far, up to 32 MiB; such arrays then come from heaps that a
+    small array behind them keeps from shrinking (`experiments/LOG.md`, 2026-11-25).
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):  # musl has none
+        library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
 def encode_checkpoint(
     directory: Path | str,
     out: Path | str,
@@ -242,6 +258,7 @@ def encode_checkpoint(
         CodecError: weights that are NaN or infinite.
         OutputError: disk full or not writable; what was there before is untouched.
     """
+    _return_freed_arrays()
     checkpoint, out = open_checkpoint(directory), Path(out)
     source = {"hash": checkpoint.content_hash(), "parameters": checkpoint.parameter_count}
     listed, pools = [], []
