@@ -333,11 +333,11 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
                 if len(here) > 1:
                     low, high = here[0], here[-1]
                     grown = high["parameters"] / low["parameters"]
-                    time_grown = high["seconds"]["encode"] / low["seconds"]["encode"]
+                    time_grown = high["processor_s"]["encode"] / low["processor_s"]["encode"]
                     lines.append(
                         f"- {stage}: from {low['parameters']:,} to {high['parameters']:,} parameters (x {grown:.0f})"
-                        f" the encoding takes x {time_grown:.1f} the time, and memory above the libraries goes from"
-                        f" {low['peak_mb'] - low['libraries_mb']:.0f} to {high['peak_mb'] - high['libraries_mb']:.0f}"
+                        f" the encoding takes x {time_grown:.1f} the processor time, and memory above the libraries goes"
+                        f" from {low['peak_mb'] - low['libraries_mb']:.0f} to {high['peak_mb'] - high['libraries_mb']:.0f}"
                         " MB."
                     )
             lines.append("")
@@ -356,11 +356,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for stage in STAGES:
         here = [r for r in some if r["stage"] == stage]
         millions = [r["parameters"] / 1e6 for r in here]
-        left.plot(millions, [r["seconds"]["encode"] for r in here], marker="o", label=stage)
+        left.plot(millions, [r["processor_s"]["encode"] for r in here], marker="o", label=stage)
         right.plot(millions, [r["peak_mb"] for r in here], marker="o", label=stage)
     sizes = sorted({r["parameters"] / 1e6 for r in some})
     right.plot(sizes, [4 * n for n in sizes], color="black", linewidth=1, linestyle="--", label="the model in FP32")
-    for axis, label in ((left, "encoding, s"), (right, "peak memory, MB")):
+    for axis, label in ((left, "encoding, processor s"), (right, "peak memory, MB")):
         axis.set_xscale("log")
         axis.set_yscale("log")
         axis.set_xlabel("million parameters")
