@@ -334,11 +334,11 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
                     low, high = here[0], here[-1]
                     grown = high["parameters"] / low["parameters"]
                     time_grown = high["processor_s"]["encode"] / low["processor_s"]["encode"]
+                    above = [f"{r['peak_mb'] - r['libraries_mb']:.0f}" for r in (low, high)]
                     lines.append(
                         f"- {stage}: from {low['parameters']:,} to {high['parameters']:,} parameters (x {grown:.0f})"
-                        f" the encoding takes x {time_grown:.1f} the processor time, and memory above the libraries goes"
-                        f" from {low['peak_mb'] - low['libraries_mb']:.0f} to {high['peak_mb'] - high['libraries_mb']:.0f}"
-                        " MB."
+                        f" the encoding takes x {time_grown:.1f} the processor time, and memory above the libraries"
+                        f" goes from {above[0]} to {above[1]} MB."
                     )
             lines.append("")
     return "\n".join(lines)
