@@ -89,6 +89,28 @@ def test_no_item_with_its_answer_is_in_the_whole_training_stream():
     assert leaks(answered_texts() + answered_probes(), STREAM_CHARACTERS) == []
 
 
+def test_a_text_has_one_key():
+    """Else it could be reserved under one key and shown under another. Aliased problems are no items."""
+    world, rng = facts.build_world(), random.Random(5)
+    keys: dict[str, tuple] = {}
+    again = 0
+    for draw in {*corpus.PROBLEMS.values(), *(draw for draw, _ in items._TASKS.values())}:
+        for _ in range(15_000):
+            one = draw(world, rng)
+            if not one.aliased:
+                again += one.text in keys
+                assert keys.setdefault(one.text, one.key) == one.key
+    assert again > 10_000
+
+
+def test_aliased_programs_are_shown_under_other_keys():
+    """Positive control: they are what leaked when the key alone decided."""
+    world, rng = facts.build_world(), random.Random(5)
+    drawn = [draw for draw in (programs.task(world, rng) for _ in range(40_000)) if draw.aliased]
+    shown = {draw.text for draw in drawn if not draw.reserved}
+    assert any(draw.reserved and draw.text in shown for draw in drawn)
+
+
 def test_the_leak_check_finds_what_training_shows():
     """Positive control: problems taken from the stream itself are found by the same search."""
     shown = [document.split("\n\n")[0] for document in islice(corpus.documents(), 50)]

@@ -31,10 +31,10 @@ Item = dict[str, object]
 
 
 def _reserved(draw: Callable[[], Problem], taken: set[tuple[object, ...]]) -> Iterator[Problem]:
-    """Endless reserved problems with keys not in `taken`, which grows."""
+    """Endless reserved problems that no other key gives too, with keys not in `taken`, which grows."""
     for _ in range(2_000_000):
         problem = draw()
-        if problem.reserved and problem.key not in taken:
+        if problem.reserved and not problem.aliased and problem.key not in taken:
             taken.add(problem.key)
             yield problem
     raise ValueError("the reserved problems of this kind are used up; ask for fewer items")

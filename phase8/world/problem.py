@@ -18,6 +18,8 @@ class Problem:
         wrong: wrong continuations of the same type.
         joint: what stands between prompt and answer (a blank, or nothing after a line break).
         details: further fields of the benchmark item (subject, rule, level, tests, ...).
+        aliased: the key has a part that the text does not show, so the same text comes under other keys too, some of
+            which training shows.
     """
 
     key: tuple[object, ...]
@@ -26,6 +28,7 @@ class Problem:
     wrong: tuple[str, ...] = ()
     joint: str = " "
     details: dict[str, object] = field(default_factory=dict)
+    aliased: bool = False
 
     @property
     def text(self) -> str:
@@ -34,5 +37,5 @@ class Problem:
 
     @property
     def reserved(self) -> bool:
-        """Whether the problem is kept out of training."""
+        """Whether the problem is kept out of training; where it is `aliased`, its text need not be."""
         return is_reserved(self.key)

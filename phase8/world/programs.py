@@ -1,9 +1,9 @@
 """Tiny Python functions, asked for by a docstring or by a task line, with tests.
 
 Half are single ideas from a table, half are chains of two or three steps drawn one by one ("Take x, add 3, then
-multiply by 4."). Held out: (function or chain, constants) combinations. A row of the table is (argument kind,
-docstring, task, body); `{x}` is the argument, `{a}` and `{b}` the constants. Example: ("n", "Return {x} plus {a}.",
-"adds {a} to {x}", "return {x} + {a}").
+multiply by 4."). Held out: (docstring or task line, function or chain, constants) combinations. A row of the table is
+(argument kind, docstring, task, body); `{x}` is the argument, `{a}` and `{b}` the constants. Example: ("n", "Return {x}
+plus {a}.", "adds {a} to {x}", "return {x} + {a}").
 """
 
 from __future__ import annotations
@@ -143,8 +143,12 @@ return how many there are|returns how many there are|len({x})
 )
 
 
-def _number_chain(rng: random.Random, argument: str) -> tuple[tuple[object, ...], list[tuple[str, str]], str]:
-    """Two or three steps on one number: parts of the key, wordings, and the expression."""
+_Chain = tuple[tuple[object, ...], list[tuple[str, str]], str, bool]
+"""Parts of the key, wordings (imperative, third person), the expression, and whether the key is aliased."""
+
+
+def _number_chain(rng: random.Random, argument: str) -> _Chain:
+    """Two or three steps on one number."""
     key: list[object] = []
     wordings: list[tuple[str, str]] = []
     inner = argument
@@ -155,24 +159,29 @@ def _number_chain(rng: random.Random, argument: str) -> tuple[tuple[object, ...]
         inner = formula.format(x=inner if bare else f"({inner})", a=a)
         wordings.append((imperative.format(a=a), third.format(a=a)))
         key += [index, a]
-    return tuple(key), wordings, inner
+    return tuple(key), wordings, inner, False
 
 
-def _list_chain(rng: random.Random, argument: str) -> tuple[tuple[object, ...], list[tuple[str, str]], str]:
-    """A filter, a map and a reduction of a list: parts of the key, wordings, and the expression."""
+def _list_chain(rng: random.Random, argument: str) -> _Chain:
+    """A filter, a map and a reduction of a list.
+
+    The constants are part of the key even where no wording shows them ("keep the even ones"): so the stream was drawn
+    that the reference model read. Such a chain is aliased.
+    """
     f, m, r = rng.randrange(len(_FILTERS)), rng.randrange(len(_MAPS)), rng.randrange(len(_REDUCTIONS))
     a, b = rng.randint(2, 20), rng.randint(2, 20)
     rows = ((_FILTERS[f], a), (_MAPS[m], b), (_REDUCTIONS[r], 0))
     wordings = [(row[0].format(a=number), row[1].format(a=number)) for row, number in rows]
     listed = f"[{_MAPS[m][2].format(a=b)} for v in {argument} if {_FILTERS[f][2].format(a=a)}]"
-    return (f, a, m, b, r), wordings, _REDUCTIONS[r][2].format(x=listed)
+    aliased = not all("{a}" in row[0] for row in (_FILTERS[f], _MAPS[m]))
+    return (f, a, m, b, r), wordings, _REDUCTIONS[r][2].format(x=listed), aliased
 
 
 def _chain(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem:
     """A function of several steps in a row, each drawn on its own: "Take x, add 3, then multiply by 4."."""
     kind = rng.choice("nl")
     function, argument = rng.choice(_FUNCTIONS), rng.choice(_ARGUMENTS[kind])
-    numbers, wordings, value = (_number_chain if kind == "n" else _list_chain)(rng, argument)
+    numbers, wordings, value, aliased = (_number_chain if kind == "n" else _list_chain)(rng, argument)
     *first, last = [pair[0 if docstring else 1] for pair in wordings]
     told = f"{', '.join(first)}, then {last}"
     head, body = f"def {function}({argument}):\n", f"    return {value}"
@@ -185,7 +194,7 @@ def _chain(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem:
         a = next(number for number in numbers[1:2] if isinstance(number, int))
         details = {"tests": _tests(rng, head + body, function, kind, a), "entry_point": function}
     key = ("chain", "docstring" if docstring else "task", kind, *numbers)
-    return Problem(key, prompt, answer, (), "", details)
+    return Problem(key, prompt, answer, (), "", details, aliased)
 
 
 def _draw_program(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem:
