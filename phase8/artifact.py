@@ -54,7 +54,7 @@ def code_pools(index: int, group: EncodedGroup) -> Iterator[tuple[list[Any], byt
         for role, stream in tensor.streams.items():
             pools.setdefault((role, False, stream.bits), []).append(stream)
     for (role, shared, bits), streams in pools.items():
-        values = np.concatenate([stream.values for stream in streams])
+        values = streams[0].values if len(streams) == 1 else np.concatenate([stream.values for stream in streams])
         coding, blob = entropy.encode(values, bits)
         yield [index, role, int(shared), bits, int(values.size), coding, len(blob), zlib.crc32(blob)], blob
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -173,20 +173,27 @@ class SourceModel:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over configuration, tokenizer and every parameter's bytes."""
-        tensors = ((name, parameter.detach().cpu()) for name, (_, parameter) in self.parameters.items())
-        return content_hash(self.network, self.tokenizer, tensors)
+        held = ((name, parameter.shape, [parameter.detach().cpu()]) for name, (_, parameter) in self.parameters.items())
+        return content_hash(self.network, self.tokenizer, held)
 
 
 def content_hash(
-    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tensors: Iterable[tuple[str, Tensor]]
+    network: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tensors: Iterable[tuple[str, Sequence[int], Iterable[Tensor]]],
 ) -> str:
-    """SHA-256 over a network's configuration, its tokenizer, and every parameter's name, shape and bytes."""
+    """SHA-256 over a network's configuration, its tokenizer, and every parameter's name, shape and bytes.
+
+    Args:
+        tensors: of every parameter the name, the shape, and its weights in row-major order, in any number of parts.
+    """
     digest = hashlib.sha256(architecture_json(network).encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update(backend.to_str().encode() if backend is not None else repr(tokenizer).encode())
-    for name, tensor in tensors:
-        digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy())
+    for name, shape, parts in tensors:
+        digest.update(f"{name}{tuple(shape)}".encode())
+        for part in parts:
+            digest.update(part.contiguous().numpy())
     return digest.hexdigest()
 
 

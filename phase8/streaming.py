@@ -1,9 +1,10 @@
-"""Encoding a checkpoint from disk to disk: one group of matrices in memory at a time, never the model.
+"""Encoding a checkpoint from disk to disk: never the model in memory, and no large matrix of it.
 
 `python run.py` holds the network, since it has to measure it. This is the way for models that do not fit: the
-architecture is laid out without memory (PyTorch's meta device), tensors are read from the safetensors shards as they
-are wanted, every group is encoded, entropy-coded and written before the next one is read. What is held is one group in
-float32 with the codec's working memory, and of the groups before only their entries in the manifest.
+architecture is laid out without memory (PyTorch's meta device), matrices are read from the safetensors shards in strips
+as the codec wants them, every group is encoded, entropy-coded and written before the next one is read. What is held is
+the streams of one group with the codec's working memory, and of the groups before only their entries in the manifest.
+(Polynomial, Fourier and manifold trajectories, and the transposed layers of GPT-2, have a matrix in memory as a whole.)
 
 Groups are those of a run, cut where they exceed `group_weights` weights: a cut group has codebooks of its own. So a
 model of no more weights than that becomes the same file, byte for byte, as `write_artifact` makes of it; a larger one a
@@ -18,13 +19,14 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -36,6 +38,7 @@ from phase8.allocation.candidates import pool_of
 from phase8.artifact import WEIGHTS_FILE, code_pools, config_text, describe_group, file_header, kind_of
 from phase8.codecs import EncodedGroup, get_codec
 from phase8.codecs.base import Progress
+from phase8.codecs.matrices import AT_ONCE, HeldMatrix, Matrix
 from phase8.config import CompressionConfig
 from phase8.errors import ModelError
 from phase8.files import directory_swap, read_bounded
@@ -43,7 +46,7 @@ from phase8.models import as_matrix, content_hash, unique_parameters
 from phase8.runtime.container import Manifest, read_manifest
 
 GROUP_WEIGHTS = 1 << 23
-"""Most weights of a group, unless one matrix alone has more: 32 MiB in float32."""
+"""Most weights of a group, unless one matrix alone has more: the streams of so many are held."""
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _JSON_LIMIT = 64 * 2**20
@@ -75,8 +78,8 @@ class Checkpoint:
         """Number of parameters, tied ones once."""
         return sum(parameter.numel() for _, parameter in self.parameters.values())
 
-    def read(self, name: str) -> Tensor:
-        """One parameter in its own shape, float32, in memory of its own.
+    def part(self, name: str, begin: int, end: int) -> Tensor:
+        """Weights `begin` .. `end` - 1 of one parameter, in row-major order of its own shape; float32, no view.
 
         Raises:
             ModelError: it cannot be read, or has another shape.
@@ -86,24 +89,54 @@ class Checkpoint:
         try:
             # Opened anew each time: as long as a shard is open, all that was read of it counts as held memory.
             with safe_open(shard, framework="pt") as file:
-                tensor = file.get_tensor(stored).to(torch.float32, copy=True)
+                piece = file.get_slice(stored)
+                if (found := tuple(piece.get_shape())) != tuple(shape):
+                    raise ModelError(
+                        f"the shape is {found}, the architecture needs {tuple(shape)}",
+                        where=f"{stored} in {shard}",
+                        fix="use the config.json that belongs to this checkpoint",
+                    )
+                if not shape:
+                    return file.get_tensor(stored).to(torch.float32, copy=True).reshape(1)[begin:end]
+                row = max(1, math.prod(shape[1:]))
+                first = begin // row
+                flat = piece[first : -(-end // row)].reshape(-1)[begin - first * row : end - first * row]
+                return flat.to(torch.float32, copy=True)
         except (OSError, SafetensorError) as error:
             raise ModelError(f"a shard cannot be read: {error}", where=str(shard), fix="copy the file anew") from error
-        if tensor.shape != shape:
-            raise ModelError(
-                f"the shape is {tuple(tensor.shape)}, the architecture needs {tuple(shape)}",
-                where=f"{stored} in {shard}",
-                fix="use the config.json that belongs to this checkpoint",
-            )
-        return tensor
 
-    def matrix(self, name: str) -> Tensor:
+    def read(self, name: str) -> Tensor:
+        """One parameter in its own shape, float32; raises as `part`."""
+        shape = self.parameters[name][1].shape
+        return self.part(name, 0, shape.numel()).reshape(shape)
+
+    def held(self, name: str) -> Tensor:
         """As `read`, seen as a matrix [O, I]."""
         return as_matrix(self.parameters[name][0], self.read(name)).contiguous()
 
+    def matrix(self, name: str) -> Matrix:
+        """The same, to be read in parts."""
+        module, parameter = self.parameters[name]
+        seen = as_matrix(module, parameter)
+        in_order = seen.is_contiguous()  # else rows of the matrix are columns of the file
+        return _StoredMatrix(tuple(seen.shape), partial(self.part, name)) if in_order else HeldMatrix(self.held(name))
+
     def content_hash(self) -> str:
         """As `SourceModel.content_hash`; reads every tensor once."""
-        return content_hash(self.network, self.tokenizer, ((name, self.read(name)) for name in self.parameters))
+
+        def parts(name: str, size: int) -> Iterator[Tensor]:
+            return (self.part(name, begin, min(begin + AT_ONCE, size)) for begin in range(0, size, AT_ONCE))
+
+        stored = ((name, p.shape, parts(name, p.numel())) for name, (_, p) in self.parameters.items())
+        return content_hash(self.network, self.tokenizer, stored)
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredMatrix:
+    """A matrix in a shard, see `phase8.codecs.matrices.Matrix`."""
+
+    shape: tuple[int, ...]
+    part: Callable[[int, int], Tensor]
 
 
 def open_checkpoint(directory: Path | str) -> Checkpoint:
@@ -220,7 +253,7 @@ def encode_groups(
     for names in _cut(vectors, vectors, group_weights):
         yield plain.encode({n: checkpoint.read(n) for n in names}, None, importance={}, seed=config.seed)
     for names in _cut(kept, kept, group_weights):
-        yield plain.encode({n: checkpoint.matrix(n) for n in names}, None, importance={}, seed=config.seed)
+        yield plain.encode({n: checkpoint.held(n) for n in names}, None, importance={}, seed=config.seed)
 
 
 def _return_freed_arrays() -> None:
@@ -250,7 +283,7 @@ def encode_checkpoint(
         directory: the checkpoint, see `Checkpoint`.
         out: the artifact's directory.
         stage: `seedlm`, `vptq` or `hyper`, with the settings of that name in `config`.
-        group_weights: most weights held at once, unless one matrix alone has more.
+        group_weights: most weights of a group, unless one matrix alone has more.
         on_progress: called with the number of weights finished since the last call.
 
     Raises:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from phase8.artifact import WEIGHTS_FILE, account, load_artifact, read_artifact, write_artifact
+from phase8.artifact import WEIGHTS_FILE, account, load_artifact, read_artifact, read_manifest, write_artifact
 from phase8.codecs import get_codec
 from phase8.config import HyperConfig, SeedLMConfig, VPTQConfig
 from phase8.errors import ArtifactError, OutputError
@@ -90,6 +90,15 @@ def test_any_flipped_payload_byte_is_noticed(source, tmp_path):
         path.write_bytes(good[:position] + bytes([good[position] ^ 0x10]) + good[position + 1 :])
         with pytest.raises(ArtifactError):
             read_artifact(path.parent)
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), lambda raw: raw[:-1], lambda raw: b""])
+def test_a_file_that_changes_after_it_was_checked_is_noticed(source, tmp_path, change):
+    path = _written(source, tmp_path)
+    manifest = read_manifest(path.parent)
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(ArtifactError, match=r"(?s)(altered|shorter) while it was read.*model\.safetensors"):
+        manifest.artifact()
 
 
 @pytest.mark.parametrize("keep", [0, 7, 8, 100, -1, -1000])

@@ -61,7 +61,7 @@ def test_within_one_percent_of_the_entropy(name: str, values: np.ndarray, bits: 
 def test_runs_and_wider_integers_give_the_same_bytes(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
     values = gaussian(bits, 2 ** (bits - 4), 5000)
     blobs = [entropy.encode(values.astype(dtype), bits) for dtype in (narrowest(bits), np.uint32)]
-    monkeypatch.setattr(entropy, "_COUNTED_AT_ONCE", 300)
+    monkeypatch.setattr(entropy, "_CODED_AT_ONCE", 300)
     assert blobs[0] == blobs[1] == entropy.encode(values, bits)
 
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from phase8.codecs.base import EncodedTensor, Stream
 from phase8.codecs.decoders import hyper as decoder
 from phase8.codecs.hyper import HyperCodec, codec, ergodic, fourier, manifold, manifold_search, polynomial
+from phase8.codecs.matrices import HeldMatrix
 from phase8.config import Axis, HyperConfig, Trajectory, Winding
 from phase8.errors import ArtifactError, CodecError, ConfigError
 
@@ -543,7 +544,7 @@ def test_cut_into_runs_the_streams_are_the_same(monkeypatch, classes: int, side:
     config = HyperConfig(dims=2, grid=63, classes=classes, side=side)
     whole = CODEC.encode(weights, config, importance={}, seed=0)
     monkeypatch.setattr(codec, "_AT_ONCE", 1)
-    rows = [len(run) for run in codec._runs(weights["a"].reshape(-1), 2)]
+    rows = [len(run) for run in codec._runs(HeldMatrix(weights["a"]), 2)]
     assert rows == [4096, 9414 - 4096], "the last run is the longer one"
     cut = CODEC.encode(weights, config, importance={}, seed=0)
     assert same_streams(whole, cut)

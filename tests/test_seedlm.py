@@ -189,7 +189,7 @@ def test_runs_that_cut_matrices_are_as_good(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(seedlm, "search", counted)
     for most in (1 << 22, 100_000):
-        monkeypatch.setattr(seedlm, "_WEIGHTS_AT_ONCE", most)
+        monkeypatch.setattr(seedlm, "AT_ONCE", most)
         calls.append([])
         progress: list[int] = []
         group = SeedLMCodec().encode(weights, SeedLMConfig(), importance={}, seed=0, on_progress=progress.append)

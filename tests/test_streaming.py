@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from phase8 import streaming
 from phase8.artifact import WEIGHTS_FILE, load_artifact, write_artifact
 from phase8.cli import main
-from phase8.codecs import get_codec
+from phase8.codecs import get_codec, matrices, seedlm, vptq
+from phase8.codecs.hyper import codec as hyper
 from phase8.config import CompressionConfig, HyperConfig, SeedLMConfig, Sharing, VPTQConfig
 from phase8.errors import CodecError, ModelError
 from phase8.models import load_source, unique_parameters
@@ -31,9 +32,9 @@ STAGES = ("seedlm", "vptq", "hyper")
 def ordinary(directory, out, stage, config):
     """What a run without calibration and reconstruction writes."""
     source = load_source(str(directory))
-    matrices = source.matrices()
-    kept = {name: matrix for name, matrix in matrices.items() if name in config.protect}
-    coded = {name: matrix for name, matrix in matrices.items() if name not in kept}
+    held = source.matrices()
+    kept = {name: matrix for name, matrix in held.items() if name in config.protect}
+    coded = {name: matrix for name, matrix in held.items() if name not in kept}
     groups = [
         get_codec(stage).encode(group, getattr(config, stage), importance={}, seed=config.seed)
         for group in plan_groups(coded, stage, config)
@@ -61,8 +62,8 @@ def test_bytes_are_those_of_the_ordinary_way(tiny_model_dir, tmp_path, stage, sh
     encode_checkpoint(tiny_model_dir, tmp_path / "b", stage, config, on_progress=finished.append)
     same_files(tmp_path / "a", tmp_path / "b")
     source = load_source(str(tiny_model_dir))
-    matrices = sum(m.numel() for name, m in source.matrices().items() if name not in config.protect)
-    assert sum(finished) == matrices
+    total = sum(m.numel() for name, m in source.matrices().items() if name not in config.protect)
+    assert sum(finished) == total
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -103,6 +104,28 @@ def test_a_small_limit_holds_one_matrix_at_a_time(tiny_model_dir, tmp_path, stag
     decoded = read_artifact(tmp_path / "out").decode()
     assert list(one_by_one) == list(decoded)
     assert all(np.array_equal(one_by_one[name], decoded[name]) for name in decoded)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_large_matrix_is_ever_read_as_a_whole(tiny_model_dir, tmp_path, stage, monkeypatch):
+    encode_checkpoint(tiny_model_dir, tmp_path / "a", stage, CONFIG)
+    limit, asked = 160, []  # five to ten rows
+    part = streaming.Checkpoint.part
+
+    def counted(self, name, begin, end):
+        asked.append(end - begin)
+        return part(self, name, begin, end)
+
+    monkeypatch.setattr(streaming.Checkpoint, "part", counted)
+    for module in (streaming, matrices, vptq, seedlm):
+        monkeypatch.setattr(module, "AT_ONCE", limit)
+    for limited in ("_AT_ONCE", "_SEARCHED"):
+        monkeypatch.setattr(hyper, limited, 4)
+    encode_checkpoint(tiny_model_dir, tmp_path / "b", stage, CONFIG)
+    assert max(asked) <= limit and sum(asked) > 2 * read_artifact(tmp_path / "a").parameter_count
+    wanted, found = (read_artifact(tmp_path / name).decode() for name in "ab")
+    for name, weights in wanted.items():
+        assert (weights == found[name]).mean() > 0.99, name  # all but what rounding decides
 
 
 def test_plan_cuts_groups_at_the_limit():

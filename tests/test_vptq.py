@@ -128,6 +128,28 @@ def test_loop_equals_the_dense_reference(
 OUTLIERS = replace(SMALL, outlier_columns=0.1, outlier_vector_dim=2, outlier_codebook_size=32)
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("config", [SMALL, replace(OUTLIERS, num_codebooks=1), replace(OUTLIERS, product=2)])
+def test_strips_of_rows_give_the_same_streams(
+    monkeypatch: pytest.MonkeyPatch, config: VPTQConfig, calibrated: bool
+) -> None:
+    weights = {"a": _gaussian(61, 40), "b": _gaussian(9, 30, seed=1)}
+    row = torch.rand(61, generator=torch.Generator().manual_seed(5)) + 0.1
+    importance = {"a": Importance(hessian_II=_correlated_hessian(40), row_O=row)} if calibrated else {}
+    whole = VPTQCodec().encode(weights, config, importance=importance, seed=0)
+    for at_once in (1, 40 * 4 * 7):  # one vector of every column, and seven
+        monkeypatch.setattr(vptq, "AT_ONCE", at_once)
+        strips = VPTQCodec().encode(weights, config, importance=importance, seed=0)
+        assert strips.settings == whole.settings
+        for role, stream in whole.shared.items():
+            assert np.array_equal(stream.values, strips.shared[role].values), role
+        for name, tensor in whole.tensors.items():
+            for role, stream in tensor.streams.items():
+                found = strips.tensors[name].streams[role].values
+                assert found.dtype == stream.values.dtype
+                assert (found == stream.values).mean() > 0.999, (name, role)  # all but what rounding decides
+
+
 @pytest.mark.parametrize("weighted_rows", [False, True])
 def test_outlier_columns_come_first_and_are_decoded_by_their_own_codebook(weighted_rows: bool) -> None:
     """The dense loop over the outliers alone, then over the rest; the decoder written out."""

@@ -32,6 +32,7 @@ import torch
 
 from phase8.codecs import lfsr, seed_search
 from phase8.codecs.decoders.seedlm import code_values
+from phase8.codecs.matrices import matrices, size_of
 from phase8.codecs.seedlm import SeedLMCodec, blocks_of, scale_of
 from phase8.config import SeedLMConfig, SeedSearch
 from phase8.files import write_atomic
@@ -79,8 +80,8 @@ def measure(weights: dict[str, torch.Tensor], config: SeedLMConfig, sample: int,
 
     blocks = torch.cat(
         [
-            blocks_of(matrix, scale_of(name, matrix, config), config, slice(0, -(-matrix.numel() // config.block_size)))
-            for name, matrix in weights.items()
+            blocks_of(each, scale_of(name, each, config), config, slice(0, -(-size_of(each) // config.block_size)))
+            for name, each in matrices(weights).items()
         ]
     )
     chosen = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(1))[:sample].sort().values

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from phase8.codecs.matrices import Matrix
 from phase8.codecs.streams import JSON, EncodedGroup, EncodedTensor, Stream, float16_values
 
 __all__ = [
@@ -70,14 +71,16 @@ class Codec(Protocol):
 
     def encode(
         self,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor | Matrix],
         config: Any,
         *,
         importance: Mapping[str, Importance],
         seed: int,
         on_progress: Progress | None = None,
     ) -> EncodedGroup:
-        """Encodes float32 matrices [O, I] of any size. `importance` may lack names; then all weights count alike.
+        """Encodes matrices [O, I] of any size, in memory or read in parts (`phase8.codecs.matrices`).
+
+        `importance` may lack names; then all weights count alike.
 
         Raises:
             CodecError: settings that cannot hold these shapes; NaN or infinite weights.

@@ -44,7 +44,8 @@ _PRECISION = 24
 """Probabilities are multiples of 2**-24."""
 _AT_ONCE = 1 << 16
 """Values decoded at a time: the library returns 4 bytes for each."""
-_COUNTED_AT_ONCE = 1 << 18
+_CODED_AT_ONCE = 1 << 18
+"""Values coded at a time: the library takes 4 bytes for each, counting 8."""
 
 
 def encode(values: np.ndarray, bits: int) -> tuple[str, bytes]:
@@ -140,11 +141,14 @@ def _encode_ans(values: np.ndarray, *, limit_bytes: int) -> bytes | None:
     first, last = int(values.min()), int(values.max())
     if first == last:  # the coder's model needs two symbols at least
         first, last = max(first - 1, 0), max(last, 1)
-    symbols = values.astype(np.int32)
-    symbols -= first
+
+    def symbols(begin: int) -> np.ndarray:
+        return values[begin : begin + _CODED_AT_ONCE].astype(np.int32) - np.int32(first)
+
+    starts = range(0, values.size, _CODED_AT_ONCE)
     counts = np.zeros(last - first + 1, dtype=np.int64)
-    for begin in range(0, symbols.size, _COUNTED_AT_ONCE):  # numpy counts a copy in 64 bits
-        counts += np.bincount(symbols[begin : begin + _COUNTED_AT_ONCE], minlength=counts.size)
+    for begin in starts:
+        counts += np.bincount(symbols(begin), minlength=counts.size)
     used = counts > 0
     best: tuple[float, int, np.ndarray] | None = None
     for mantissa_bits in range(_MAX_MANTISSA_BITS + 1):
@@ -158,8 +162,9 @@ def _encode_ans(values: np.ndarray, *, limit_bytes: int) -> bytes | None:
     estimate, mantissa_bits, codes = best
     if estimate > limit_bytes:
         return None
-    coder = constriction.stream.stack.AnsCoder()
-    coder.encode_reverse(symbols, _model(codes, mantissa_bits))
+    coder, model = constriction.stream.stack.AnsCoder(), _model(codes, mantissa_bits)
+    for begin in reversed(starts):  # a stack: the last symbol first
+        coder.encode_reverse(symbols(begin), model)
     words = coder.get_compressed().astype("<u4").tobytes()
     header = _ANS_HEADER.pack(first, last - first, mantissa_bits)
     return header + pack(codes, _EXPONENT_BITS + mantissa_bits) + words

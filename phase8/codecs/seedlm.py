@@ -12,7 +12,7 @@ at K + exponent_bits + P * bits bits for C weights. Deviations from the paper, e
   only), and e - 1 beside it, whichever errs less.
 
 `phase8.codecs.seed_search` finds seed, exponent and codes, for runs of at most 4 million weights, which span small
-matrices and cut large ones: beside the matrices and the streams, memory does not grow with the model. Coefficients of
+matrices and cut large ones: beside the streams, memory does not grow with the matrices. Coefficients of
 1 bit are searched jointly with the seed (the paper rounds the pseudo-inverse's coefficients, which at 1 bit costs 20 %
 more squared error).
 
@@ -43,46 +43,43 @@ from phase8.codecs.base import (
 )
 from phase8.codecs.bitpack import narrowest
 from phase8.codecs.decoders.seedlm import SETTINGS, code_values, config_of, parts
+from phase8.codecs.matrices import AT_ONCE, Matrix, extremes, in_parts, matrices, size_of
 from phase8.codecs.seed_search import codes_of, limit, search
 from phase8.codecs.streams import bfloat16_values
 from phase8.config import SeedLMConfig
 from phase8.errors import CodecError
 
 _LEAST_WEIGHT = 0.01  # of the mean: calibration text that never used an input does not show that it is never used
-_WEIGHTS_AT_ONCE = 1 << 22  # more of them fill the cells better, but take some 30 bytes each
 _TYPICAL = 2.5  # largest coefficient of a typical block / root mean square of the weights
 
 
 # ---------------------------------------------------------------------------------------------------------- the codec
 
 
-def scale_of(name: str, matrix: Tensor, config: SeedLMConfig) -> np.ndarray:
+def scale_of(name: str, matrix: Matrix, config: SeedLMConfig) -> np.ndarray:
     """The scale that brings typical blocks to exponent 0 and keeps the largest in range; bfloat16 pattern, uint16 [1].
 
     Raises:
         CodecError: what is no matrix, is empty, or holds NaN or infinite values.
     """
-    if matrix.ndim != 2 or matrix.numel() == 0:
+    if len(matrix.shape) != 2 or size_of(matrix) == 0:
         raise CodecError(f"seedlm takes matrices, not shape {tuple(matrix.shape)}", where=name)
-    low, high = map(float, matrix.detach().aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise CodecError("the tensor holds NaN or infinite values", where=name, fix="train the model anew")
-    parts = matrix.detach().reshape(-1).split(_WEIGHTS_AT_ONCE)
-    norm = math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
+    low, high = extremes(name, matrix)
+    norm = math.hypot(*(float(torch.linalg.vector_norm(each, dtype=torch.float64)) for each in in_parts(matrix)))
     top = 2.0 ** ((1 << (config.exponent_bits - 1)) - 1)
-    typical = max(norm / math.sqrt(matrix.numel()), max(-low, high) / top)
+    typical = max(norm / math.sqrt(size_of(matrix)), max(-low, high) / top)
     return _bfloat16_bits(torch.tensor(_TYPICAL * typical / limit(config.bits)))
 
 
-def blocks_of(matrix: Tensor, scale: np.ndarray, config: SeedLMConfig, rows: slice) -> Tensor:
+def blocks_of(matrix: Matrix, scale: np.ndarray, config: SeedLMConfig, rows: slice) -> Tensor:
     """The blocks `rows` of a matrix, divided by the scale; float32 [N, C]."""
-    flat = matrix.detach().reshape(-1)[rows.start * config.block_size : rows.stop * config.block_size]
+    flat = matrix.part(rows.start * config.block_size, min(rows.stop * config.block_size, size_of(matrix)))
     blocks = torch.zeros(rows.stop - rows.start, config.block_size)
     blocks.view(-1)[: len(flat)] = flat
     return blocks.div_(float(bfloat16_values(scale)[0]) or 1.0)
 
 
-def _roots_of(matrix: Tensor, importance: Importance, config: SeedLMConfig, rows: slice) -> Tensor:
+def _roots_of(matrix: Matrix, importance: Importance, config: SeedLMConfig, rows: slice) -> Tensor:
     """Root of what a squared error in each weight of some blocks counts; float32 [N, C].
 
     That is the Hessian's diagonal times the row's weight, both with a mean of 1.
@@ -92,7 +89,7 @@ def _roots_of(matrix: Tensor, importance: Importance, config: SeedLMConfig, rows
         diagonal = torch.ones(length) if each is None else each.diagonal() if each.ndim == 2 else each
         mean = float(diagonal.mean())
         factors.append(diagonal / mean if mean > 0 else torch.ones(length))
-    places = torch.arange(rows.start * config.block_size, min(rows.stop * config.block_size, matrix.numel()))
+    places = torch.arange(rows.start * config.block_size, min(rows.stop * config.block_size, size_of(matrix)))
     weights = factors[0][places // matrix.shape[1]] * factors[1][places % matrix.shape[1]]
     roots = weights.clamp_min(_LEAST_WEIGHT).sqrt()
     padding = (0, -len(roots) % config.block_size)
@@ -110,7 +107,7 @@ class SeedLMCodec:
 
     def encode(
         self,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor | Matrix],
         config: SeedLMConfig,
         *,
         importance: Mapping[str, Importance],
@@ -121,12 +118,13 @@ class SeedLMCodec:
 
         `importance` has influence where `config.weighted` is set, `seed` never: nothing here is drawn at random.
         """
-        scales = {name: scale_of(name, matrix, config) for name, matrix in weights.items()}
-        counts = {name: -(-matrix.numel() // config.block_size) for name, matrix in weights.items()}
+        taken = matrices(weights)
+        scales = {name: scale_of(name, matrix, config) for name, matrix in taken.items()}
+        counts = {name: -(-size_of(matrix) // config.block_size) for name, matrix in taken.items()}
         half_range = 1 << (config.exponent_bits - 1)
         tensors = {
             name: EncodedTensor(
-                shape=tuple(matrix.shape),
+                shape=matrix.shape,
                 streams={
                     "seeds": _empty(counts[name], config.seed_bits),
                     "exponents": _empty(counts[name], config.exponent_bits),
@@ -134,9 +132,9 @@ class SeedLMCodec:
                     "scale": Stream(values=scales[name], bits=16),
                 },
             )
-            for name, matrix in weights.items()
+            for name, matrix in taken.items()
         }
-        remaining = sum(matrix.numel() for matrix in weights.values())
+        remaining = sum(map(size_of, taken.values()))
 
         def on_blocks(count: int) -> None:
             nonlocal remaining
@@ -146,11 +144,11 @@ class SeedLMCodec:
                 on_progress(finished)
 
         with torch.no_grad():
-            for run in _runs(counts, max(1, _WEIGHTS_AT_ONCE // config.block_size)):
-                blocks = _joined([blocks_of(weights[name], scales[name], config, rows) for name, rows in run])
+            for run in _runs(counts, max(1, AT_ONCE // config.block_size)):
+                blocks = _joined([blocks_of(taken[name], scales[name], config, rows) for name, rows in run])
                 roots = None
                 if config.weighted:
-                    each = ((weights[name], importance.get(name, Importance()), config, rows) for name, rows in run)
+                    each = ((taken[name], importance.get(name, Importance()), config, rows) for name, rows in run)
                     roots = _joined([_roots_of(*one) for one in each])
                 found = search(blocks, config, on_blocks, roots)
                 lengths = [rows.stop - rows.start for _, rows in run]

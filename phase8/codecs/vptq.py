@@ -37,7 +37,9 @@ Codebooks from a seed: with `codebook_source=seeded` the entries are bell-shaped
 (`phase8.codecs.splitmix`) which every reader generates anew; a codebook costs a gain of 16 bits. The gain minimises the
 weighted squared error: choose the nearest entries c, set the gain to sum w <x, c> / sum w <c, c>, repeat.
 
-Memory: codebooks are fitted to at most `FITTED_VECTORS` vectors, spread over all; indices are kept in 16 bits.
+Memory: codebooks are fitted to at most `FITTED_VECTORS` vectors, spread over all, and the loop, which treats every row
+on its own, takes a strip of rows at a time. So whatever a matrix's size, no more than that and the indices are held;
+with several codebooks also what the ones before left over.
 
 Shape legend: O output rows, P rows padded to a multiple of v, I input columns, G = P / v vectors of a column,
 V elements of a vector, Q parts of a vector, U = V / Q elements of a part, N vectors, K entries of a codebook, T outlier
@@ -46,8 +48,9 @@ columns, M codebooks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -78,6 +81,7 @@ from phase8.codecs.decoders.vptq import (
     unit_codebooks,
 )
 from phase8.codecs.kmeans import kmeans, nearest
+from phase8.codecs.matrices import AT_ONCE, Matrix, extremes, in_parts, matrices, size_of
 from phase8.config import CodebookSource, VPTQConfig
 from phase8.errors import CodecError
 
@@ -104,7 +108,7 @@ class VPTQCodec:
 
     def encode(
         self,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor | Matrix],
         config: VPTQConfig,
         *,
         importance: Mapping[str, Importance],
@@ -119,24 +123,23 @@ class VPTQCodec:
             CodecError: weights or importance that are NaN, infinite or of the wrong shape; a Hessian that is not
                 positive semi-definite.
         """
-        matrices = {
-            name: _prepare(name, weight, importance.get(name, Importance()), config) for name, weight in weights.items()
+        taken = {
+            name: _prepare(name, matrix, importance.get(name, Importance()), config)
+            for name, matrix in matrices(weights).items()
         }
-        fit = _Fit(config, list(matrices.values()), seed)
+        fit = _Fit(config, list(taken.values()), seed)
         outlier_KV = None if "outlier_codebook" not in fit.books else fit.learn("outlier_codebook")[0]
-        left_IP = [matrix.weight_IP[matrix.outliers :] for matrix in matrices.values()]
+        left: list[Tensor] = []
         levels: list[Tensor] = []
         tensors = {}
         for number in range(config.num_codebooks):
-            levels.append(fit.learn(f"codebook_{number}", left_IP))
-            last, left_IP = number + 1 == config.num_codebooks, []
-            for name, matrix in matrices.items():
-                coded = _code_matrix(matrix, levels, outlier_KV, last=last)
+            levels.append(fit.learn(f"codebook_{number}", left))
+            last, left = number + 1 == config.num_codebooks, []
+            for name, matrix in taken.items():
                 if last:
-                    streams = _matrix_streams(matrix, coded, levels, outlier_KV)
-                    tensors[name] = EncodedTensor(shape=matrix.shape, streams=streams)
+                    tensors[name] = EncodedTensor(shape=matrix.shape, streams=_coded(matrix, levels, outlier_KV))
                 else:
-                    left_IP.append(coded.left_IP)
+                    left.append(_left_over(matrix, levels, outlier_KV))
                 if on_progress is not None:
                     # Every pass over the columns counts as an equal part of the matrix's work.
                     size, passes = matrix.shape[0] * matrix.shape[1], config.num_codebooks
@@ -154,15 +157,15 @@ class VPTQCodec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Matrix:
-    """One matrix as the loop wants it: transposed, divided by its scale, columns by falling Hessian diagonal."""
+    """One matrix, and what the loop wants to know of it."""
 
+    source: Matrix
     shape: tuple[int, int]
+    vector_dim: int
     scale: float
     order_I: Tensor
     outliers: int
     """How many of the columns, the first in that order, are outliers."""
-    weight_IP: Tensor
-    """float32, contiguous; the rows that pad O to a multiple of v are 0. The last pass of the loop overwrites it."""
     diagonal_I: Tensor
     """The damped Hessian's diagonal."""
     factor_II: Tensor | None
@@ -170,15 +173,62 @@ class _Matrix:
     row_GV: Tensor | None
     """Weights of the rows, 0 for padding; None where they are all 1."""
 
-    def rows_of(self, length: int) -> Tensor | None:
-        """`row_GV` for vectors of another length that divides v."""
-        return None if self.row_GV is None else self.row_GV.reshape(-1, length)
+    @property
+    def padded(self) -> int:
+        """P."""
+        return -(-self.shape[0] // self.vector_dim) * self.vector_dim
+
+    @property
+    def ordinary(self) -> int:
+        """Number of columns that are no outliers."""
+        return self.shape[1] - self.outliers
+
+    def strips(self) -> Iterator[slice]:
+        """Its rows in runs of whole vectors, up to P: as many as are worked on at a time."""
+        step = max(1, AT_ONCE // (self.shape[1] * self.vector_dim)) * self.vector_dim
+        return (slice(begin, min(begin + step, self.padded)) for begin in range(0, self.padded, step))
+
+    def rows(self, strip: slice) -> Tensor:
+        """A strip as it is, without the rows that pad it; float32 [rows, I]."""
+        columns = self.shape[1]
+        return self.source.part(strip.start * columns, min(strip.stop, self.shape[0]) * columns).view(-1, columns)
+
+    def columns(self, strip: slice) -> Tensor:
+        """A strip as the loop wants it: transposed, divided by the scale, columns by falling Hessian diagonal; padding
+        is 0. Float32 [I, rows], contiguous."""
+        rows_RI = self.rows(strip)
+        found = torch.zeros(self.shape[1], strip.stop - strip.start)
+        for start in range(0, self.shape[1], TRANSPOSED_AT_ONCE):  # in runs, so that nothing else has the strip's size
+            part = slice(start, start + TRANSPOSED_AT_ONCE)
+            torch.div(rows_RI.T[self.order_I[part]], self.scale or 1.0, out=found[part, : len(rows_RI)])
+        return found
+
+    def vectors(self, places_N: Tensor, first: int, length: int) -> Tensor:
+        """Some vectors of `length` elements: those of the column `first` in the loop's order come first, from top to
+        bottom, then those of the next. Float32 [N, length]."""
+        found = torch.zeros(len(places_N), length)
+        per_column = self.padded // length
+        column_N, row_N = self.order_I[first + places_N // per_column], places_N % per_column * length
+        for strip in self.strips():
+            here = torch.nonzero((row_N >= strip.start) & (row_N < strip.stop))[:, 0]
+            rows_RI, column = self.rows(strip), column_N[here]
+            for element in range(length):
+                row = row_N[here] - strip.start + element
+                real = row < len(rows_RI)
+                found[here[real], element] = rows_RI[row[real], column[real]] / (self.scale or 1.0)
+        return found
+
+    def row_weights(self, strip: slice, length: int) -> Tensor | None:
+        """The rows' weights in a strip for vectors of a length that divides v, [G, length]."""
+        if self.row_GV is None:
+            return None
+        return self.row_GV.view(-1)[strip].view(-1, length)
 
     def row_mass(self, length: int, product: int) -> Tensor:
         """The rows' factor in the k-means weights, [G, Q] of one column's vectors of that length."""
-        rows_GV = self.rows_of(length)
+        rows_GV = self.row_weights(slice(0, self.padded), length)
         if rows_GV is None:
-            return torch.ones(self.weight_IP.shape[1] // length, product)
+            return torch.ones(self.padded // length, product)
         return rows_GV.reshape(len(rows_GV), product, -1).mean(dim=2)
 
 
@@ -187,45 +237,35 @@ def _share(config: VPTQConfig) -> int:
     return round(1000 * config.outlier_columns)
 
 
-def _prepare(name: str, weight_OI: Tensor, importance: Importance, config: VPTQConfig) -> _Matrix:
-    if weight_OI.ndim != 2 or weight_OI.numel() == 0:
-        raise CodecError(f"a matrix is needed, the shape is {tuple(weight_OI.shape)}", where=name, fix="protect it")
-    weight_OI = weight_OI.detach().cpu().float()
-    if not all(np.isfinite(float(extreme)) for extreme in torch.aminmax(weight_OI)):  # a NaN passes through both
-        raise CodecError("the matrix holds NaN or infinite values", where=name, fix="check the checkpoint")
-    rows, columns = weight_OI.shape
-    scale = _scale(name, weight_OI)
-
+def _prepare(name: str, source: Matrix, importance: Importance, config: VPTQConfig) -> _Matrix:
+    if len(source.shape) != 2 or size_of(source) == 0:
+        raise CodecError(f"a matrix is needed, the shape is {tuple(source.shape)}", where=name, fix="protect it")
+    extremes(name, source)
+    rows, columns = source.shape
     row_O = torch.ones(rows) if importance.row_O is None else importance.row_O.detach().cpu().float()
     if row_O.shape != (rows,) or not torch.isfinite(row_O).all() or (row_O < 0).any() or row_O.sum() == 0:
         raise CodecError(
             f"the row weights must be {rows} finite numbers, none negative, not all 0", where=name, fix="calibrate anew"
         )
-    order_I, diagonal_I, factor_II = _second_order(name, weight_OI, importance.hessian_II, config)
-
-    v = config.vector_dim
-    padding = -rows % v
-    weight_IP = torch.zeros(columns, rows + padding)
-    for start in range(0, columns, TRANSPOSED_AT_ONCE):  # in runs, so that nothing else has the matrix's size
-        part = slice(start, start + TRANSPOSED_AT_ONCE)
-        torch.div(weight_OI.T[order_I[part]], scale or 1.0, out=weight_IP[part, :rows])
-    row_GV = F.pad(row_O, (0, padding)).reshape(-1, v)
+    order_I, diagonal_I, factor_II = _second_order(name, source, importance.hessian_II, config)
+    row_GV = F.pad(row_O, (0, -rows % config.vector_dim)).reshape(-1, config.vector_dim)
     return _Matrix(
+        source=source,
         shape=(rows, columns),
-        scale=scale,
+        vector_dim=config.vector_dim,
+        scale=_scale(name, source),
         order_I=order_I,
         outliers=columns * _share(config) // 1000,
-        weight_IP=weight_IP,
         diagonal_I=diagonal_I,
         factor_II=factor_II,
         row_GV=None if bool((row_GV == 1).all()) else row_GV,
     )
 
 
-def _scale(name: str, weight_OI: Tensor) -> float:
+def _scale(name: str, source: Matrix) -> float:
     """The root-mean-square, rounded to float16; 0 for a matrix of zeros, which so decodes to zeros."""
-    energy = sum(float(part.double().square().sum()) for part in weight_OI.reshape(-1).split(SUMMED_AT_ONCE))
-    exact = (energy / weight_OI.numel()) ** 0.5
+    runs = (run for part in in_parts(source) for run in part.split(SUMMED_AT_ONCE))
+    exact = (sum(float(run.double().square().sum()) for run in runs) / size_of(source)) ** 0.5
     scale = float(torch.tensor(exact).half())
     if scale == float("inf"):
         raise CodecError(f"the weights' root-mean-square {exact:.3g} exceeds float16", where=name, fix="protect it")
@@ -233,13 +273,16 @@ def _scale(name: str, weight_OI: Tensor) -> float:
 
 
 def _second_order(
-    name: str, weight_OI: Tensor, hessian_II: Tensor | None, config: VPTQConfig
+    name: str, source: Matrix, hessian_II: Tensor | None, config: VPTQConfig
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Returns the order of the columns, the damped diagonal in that order, and the factor U or None."""
-    columns = weight_OI.shape[1]
+    columns = source.shape[1]
     if hessian_II is None:
         # The outliers are then the columns of the largest weights; without outliers the order has no influence.
-        energy_I = weight_OI.square().sum(0) if config.outlier_columns else torch.ones(columns)
+        energy_I = torch.ones(columns)
+        if config.outlier_columns:
+            whole_rows = in_parts(source, max(1, AT_ONCE // columns) * columns)
+            energy_I = torch.stack([part.view(-1, columns).square().sum(0) for part in whole_rows]).sum(0)
         return energy_I.argsort(descending=True, stable=True), torch.ones(columns), None
     if hessian_II.shape != (columns, columns) or not torch.isfinite(hessian_II).all():
         raise CodecError(
@@ -270,55 +313,76 @@ def _second_order(
     return order_I, diagonal_I, factor_II.float()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Coded:
-    """A matrix after the loop, in the loop's order of columns; the first T columns are outliers."""
+def _coded(matrix: _Matrix, levels: list[Tensor], outlier_KV: Tensor | None) -> dict[str, Stream]:
+    """The streams of a matrix, strip by strip, the columns in the matrix's own order."""
+    product, size, u = levels[0].shape
+    outlier_I, other_I = matrix.order_I[: matrix.outliers], matrix.order_I[matrix.outliers :]
+    streams = {"scale": Stream(values=float16_bits(np.array([matrix.scale])), bits=16)}
+    index_MGI = [
+        np.empty((matrix.padded // u, matrix.ordinary), dtype=narrowest(_bits(level_QKU.shape[1])))
+        for level_QKU in levels
+    ]
+    outlier_v = 1 if outlier_KV is None else outlier_KV.shape[1]
+    outlier_GI = np.empty((matrix.padded // outlier_v, matrix.outliers), dtype=np.uint16)
+    other, outlier = other_I.argsort().numpy(), outlier_I.argsort().numpy()
+    for strip in matrix.strips():
+        index_MIG, outlier_IG, _ = _code_strip(matrix, strip, levels, outlier_KV, last=True)
+        for all_GI, index_IG in zip(index_MGI, index_MIG, strict=True):
+            all_GI[strip.start // u : strip.stop // u] = index_IG.T[:, other]
+        outlier_GI[strip.start // outlier_v : strip.stop // outlier_v] = outlier_IG.T[:, outlier]
+    for m, (all_GI, level_QKU) in enumerate(zip(index_MGI, levels, strict=True)):
+        streams[f"index_{m}"] = _index_stream(all_GI, level_QKU.shape[1])
+    if matrix.outliers and outlier_KV is not None:
+        streams["outlier_column"] = _index_stream(outlier_I.sort().values.numpy(), matrix.shape[1])
+        streams["outlier_index"] = _index_stream(outlier_GI, len(outlier_KV))
+    return streams
 
-    index_MIG: np.ndarray
-    """uint16 [codebooks, I - T, G Q]."""
-    outlier_IG: np.ndarray
-    """uint16 [T, G v / v']."""
-    left_IP: Tensor
-    """What is left over of the compensated weights of the other columns, float32 [I - T, P]; nothing where this was the
-    last codebook."""
+
+def _left_over(matrix: _Matrix, levels: list[Tensor], outlier_KV: Tensor | None) -> Tensor:
+    """What is left over of the compensated weights of the columns that are no outliers, float32 [I - T, P]."""
+    left_IP = torch.empty(matrix.ordinary, matrix.padded)
+    for strip in matrix.strips():
+        left_IP[:, strip] = _code_strip(matrix, strip, levels, outlier_KV, last=False)[2]
+    return left_IP
 
 
-def _code_matrix(matrix: _Matrix, levels: list[Tensor], outlier_KV: Tensor | None, *, last: bool) -> _Coded:
-    """Runs the loop over one matrix.
+def _code_strip(
+    matrix: _Matrix, strip: slice, levels: list[Tensor], outlier_KV: Tensor | None, *, last: bool
+) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """Runs the loop over a strip of rows, of which none has to do with the others.
 
     Args:
-        matrix: what to code; `weight_IP` is used up where this is the last time.
         levels: the codebooks so far, each float32 [Q, K, U].
         outlier_KV: the outliers' codebook.
-        last: no further codebook wants to know what is left over.
+        last: nobody wants to know what is left over.
+
+    Returns:
+        In the loop's order of columns: indices, uint16 [codebooks, I - T, G Q]; the outliers', uint16 [T, G v / v'];
+        what is left over of the compensated weights of the other columns, float32 [I - T, rows], or anything.
     """
-    columns, padded = matrix.weight_IP.shape
+    columns, special = matrix.shape[1], matrix.outliers
     product, _, u = levels[0].shape
-    v, special = product * u, matrix.outliers
-    chooser = _Chooser(levels, matrix.row_GV)
+    v, rows = product * u, strip.stop - strip.start
+    chooser = _Chooser(levels, matrix.row_weights(strip, v))
     outlier_v, outlier_chooser = 1, None
     if outlier_KV is not None:
         outlier_v = outlier_KV.shape[1]
-        outlier_chooser = _Chooser([outlier_KV[None]], matrix.rows_of(outlier_v))
-    index_MIG = np.empty((len(levels), columns - special, padded // v * product), dtype=np.uint16)
-    outlier_IG = np.empty((special, padded // outlier_v), dtype=np.uint16)
+        outlier_chooser = _Chooser([outlier_KV[None]], matrix.row_weights(strip, outlier_v))
+    index_MIG = np.empty((len(levels), columns - special, rows // u), dtype=np.uint16)
+    outlier_IG = np.empty((special, rows // outlier_v), dtype=np.uint16)
+    target_IP = matrix.columns(strip)
     if matrix.factor_II is None:
-        left_IP = torch.empty(0) if last else torch.empty(columns - special, padded)
         if special and outlier_chooser is not None:
-            outlier_chooser.choose(matrix.weight_IP[:special].reshape(-1, outlier_v), outlier_IG.reshape(1, -1, 1))
-        chooser.choose(
-            matrix.weight_IP[special:].reshape(-1, v),
-            index_MIG.reshape(len(levels), -1, product),
-            None if last else left_IP.view(-1, v),
-        )
-        return _Coded(index_MIG=index_MIG, outlier_IG=outlier_IG, left_IP=left_IP)
+            outlier_chooser.choose(target_IP[:special].reshape(-1, outlier_v), outlier_IG.reshape(1, -1, 1))
+        left_NV = target_IP[special:].view(-1, v)
+        chooser.choose(left_NV, index_MIG.reshape(len(levels), -1, product), None if last else left_NV)
+        return index_MIG, outlier_IG, target_IP[special:]
 
     # A column that is coded is not read again: what is left over of it takes its place.
-    target_IP = matrix.weight_IP if last else matrix.weight_IP.clone()
     divisor_I = matrix.factor_II.diagonal().tolist()
     for start in range(0, columns, LOOP_BLOCK):
         stop = min(start + LOOP_BLOCK, columns)
-        error_BP = torch.empty(stop - start, padded)
+        error_BP = torch.empty(stop - start, rows)
         for q in range(start, stop):
             if q < special and outlier_chooser is not None:
                 x_GV = target_IP[q].view(-1, outlier_v)
@@ -329,7 +393,7 @@ def _code_matrix(matrix: _Matrix, levels: list[Tensor], outlier_KV: Tensor | Non
             torch.div(target_IP[q], divisor_I[q], out=error_BP[q - start])
             target_IP[q + 1 : stop].addr_(matrix.factor_II[q, q + 1 : stop], error_BP[q - start], alpha=-1)
         target_IP[stop:].addmm_(matrix.factor_II[start:stop, stop:].T, error_BP, alpha=-1)
-    return _Coded(index_MIG=index_MIG, outlier_IG=outlier_IG, left_IP=target_IP[special:])
+    return index_MIG, outlier_IG, target_IP[special:]
 
 
 class _Chooser:
@@ -383,24 +447,12 @@ class _Chooser:
                 left_NV[part] = left_CV
 
 
-def _matrix_streams(
-    matrix: _Matrix, coded: _Coded, levels: list[Tensor], outlier_KV: Tensor | None
-) -> dict[str, Stream]:
-    """The streams of a matrix, the columns in the matrix's own order."""
-    outlier_I, other_I = matrix.order_I[: matrix.outliers], matrix.order_I[matrix.outliers :]
-    streams = {"scale": Stream(values=float16_bits(np.array([matrix.scale])), bits=16)}
-    for m, (index_IG, level_QKU) in enumerate(zip(coded.index_MIG, levels, strict=True)):
-        streams[f"index_{m}"] = _index_stream(index_IG.T[:, other_I.argsort().numpy()], level_QKU.shape[1])
-    if matrix.outliers and outlier_KV is not None:
-        streams["outlier_column"] = _index_stream(outlier_I.sort().values.numpy(), matrix.shape[1])
-        index_GI = coded.outlier_IG.T[:, outlier_I.argsort().numpy()]
-        streams["outlier_index"] = _index_stream(index_GI, len(outlier_KV))
-    return streams
+def _bits(size: int) -> int:
+    return max(1, (size - 1).bit_length())
 
 
 def _index_stream(values: np.ndarray, size: int) -> Stream:
-    bits = max(1, (size - 1).bit_length())
-    return Stream(values=values.reshape(-1).astype(narrowest(bits), copy=False), bits=bits)
+    return Stream(values=values.reshape(-1).astype(narrowest(_bits(size)), copy=False), bits=_bits(size))
 
 
 class _Fit:
@@ -410,7 +462,7 @@ class _Fit:
         self._config, self._matrices = config, matrices
         self._generator = np.random.default_rng(seed)
         self._streams: dict[str, dict[str, Stream]] = {}
-        vectors = sum(m.weight_IP[m.outliers :].numel() for m in self._matrices) // config.vector_dim
+        vectors = sum(m.ordinary * m.padded for m in self._matrices) // config.vector_dim
         self.settings: dict[str, JSON] = {"vector_dim": config.vector_dim}
         if config.codebook_source is CodebookSource.learned:
             self.settings["codebook_bits"] = config.codebook_bits
@@ -420,30 +472,30 @@ class _Fit:
         if config.product > 1:
             self.settings["product"] = config.product
         few = config.outlier_vector_dim
-        if own := sum(m.weight_IP[: m.outliers].numel() for m in self._matrices) // few:
+        if own := sum(m.outliers * m.padded for m in self._matrices) // few:
             self.settings["outliers"] = [_share(config), few, min(config.outlier_codebook_size, own)]
         self.books = settings_of(self.settings).books()
         self._units = unit_codebooks(self.settings)
 
-    def learn(self, role: str, left_IP: Sequence[Tensor] = ()) -> Tensor:
+    def learn(self, role: str, left: Sequence[Tensor] = ()) -> Tensor:
         """Fits the codebook of this role, float32 [Q, K, U] as a reader decodes it, and notes its streams.
 
         Args:
             role: a key of `books`.
-            left_IP: of every matrix, what the codebooks before left over of the columns that are no outliers.
+            left: of every matrix, what the codebooks before left over of the columns that are no outliers, [I - T, P];
+                nothing if there are none before.
         """
         product, size, u = self.books[role]
         v = product * u
         most = GAIN_VECTORS if self._units else max(FITTED_VECTORS, 32 * size)
-        if role == "outlier_codebook":
-            columns = [(m.weight_IP[: m.outliers], m.diagonal_I[: m.outliers]) for m in self._matrices]
-        else:
-            columns = [(left, m.diagonal_I[m.outliers :]) for left, m in zip(left_IP, self._matrices, strict=True)]
-        runs = [
-            (x_IP.reshape(-1, v), diagonal_I, m.row_mass(v, product))
-            for (x_IP, diagonal_I), m in zip(columns, self._matrices, strict=True)
-        ]
-        x_NV, mass_NQ = self._drawn(runs, most)
+        runs = []
+        for number, m in enumerate(self._matrices):
+            columns = slice(0, m.outliers) if role == "outlier_codebook" else slice(m.outliers, m.shape[1])
+            take = partial(m.vectors, first=columns.start, length=v)
+            if left:
+                take = partial(torch.index_select, left[number].view(-1, v), 0)
+            runs.append((take, m.diagonal_I[columns], m.row_mass(v, product)))
+        x_NV, mass_NQ = self._drawn(runs, v, most)
         parts = [
             (np.ascontiguousarray(x_NV[:, q * u : (q + 1) * u]), np.ascontiguousarray(mass_NQ[:, q]))
             for q in range(product)
@@ -467,27 +519,32 @@ class _Fit:
         """The streams of all codebooks, in the order of `books`."""
         return {role + suffix: stream for role in self.books for suffix, stream in self._streams[role].items()}
 
-    def _drawn(self, runs: list[tuple[Tensor, Tensor, Tensor]], most: int) -> tuple[np.ndarray, np.ndarray]:
+    def _drawn(
+        self, runs: list[tuple[Callable[[Tensor], Tensor], Tensor, Tensor]], length: int, most: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """About `most` of all vectors, evenly spread, or all where there are no more: [N, V], and weights [N, Q].
 
         Args:
-            runs: of every matrix its vectors, its columns' factor in their weights [I], and the rows' [G, Q].
+            runs: of every matrix what gives its vectors by their places, column by column; the columns' factor in their
+                weights [I], and the rows' [G, Q].
+            length: V.
         """
-        count = sum(len(x_NV) for x_NV, _, _ in runs)
+        counts = [len(diagonal_I) * len(row_GQ) for _, diagonal_I, row_GQ in runs]
+        count = sum(counts)
         places = np.arange(count)
         if count > most:
             # One from each of `most` stretches of equal length: no period of the matrix can fall in with them.
             places = ((np.arange(most) + self._generator.random(most)) * (count / most)).astype(np.int64)
             places = np.unique(np.minimum(places, count - 1))
-        x_NV = torch.empty(len(places), runs[0][0].shape[1])
+        x_NV = torch.empty(len(places), length)
         mass_NQ = torch.empty(len(places), runs[0][2].shape[1])
         begin = 0
-        for all_NV, diagonal_I, row_GQ in runs:
-            first, end = np.searchsorted(places, (begin, begin + len(all_NV)))
+        for (take, diagonal_I, row_GQ), own_count in zip(runs, counts, strict=True):
+            first, end = np.searchsorted(places, (begin, begin + own_count))
             own = torch.from_numpy(places[first:end] - begin)
-            torch.index_select(all_NV, 0, own, out=x_NV[first:end])
+            x_NV[first:end] = take(own)
             torch.mul(diagonal_I[own // len(row_GQ), None], row_GQ[own % len(row_GQ)], out=mass_NQ[first:end])
-            begin += len(all_NV)
+            begin += own_count
         return x_NV.numpy(), mass_NQ.numpy()
 
 

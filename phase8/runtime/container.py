@@ -38,7 +38,6 @@ import numpy as np
 from phase8.codecs import decoders, entropy
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, Sizes, Stream, size_of
 from phase8.errors import ArtifactError
-from phase8.files import read_bounded
 
 FORMAT = "phase8"
 VERSION = 1
@@ -59,8 +58,44 @@ much memory as the weights themselves."""
 _HEADER_BASE, _HEADER_PARTS = 1 << 11, 256
 """Bytes of the safetensors header beside the manifest, and its parts: about thirty, if no other program that passed the
 file on has added some."""
+_CHECKED_AT_ONCE = 1 << 20
 _COPY_ANEW = "the file was cut short or altered: copy it anew"
 _WRITE_ANEW = "the file was altered, or written by a faulty program: write it anew"
+
+
+class _Raw:
+    """The bytes of a file that is in memory."""
+
+    def __init__(self, raw: bytes) -> None:
+        self._raw, self.size = memoryview(raw), len(raw)
+
+    def part(self, begin: int, size: int) -> bytes | memoryview:
+        """`size` bytes from `begin` on."""
+        return self._raw[begin : begin + size]
+
+
+class _RawFile:
+    """The bytes of a file that are read when they are wanted, so that large artifacts take no memory."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self.size = path, path.stat().st_size
+
+    def part(self, begin: int, size: int) -> bytes:
+        """`size` bytes from `begin` on.
+
+        Raises:
+            ArtifactError: the file cannot be read, or has become shorter.
+        """
+        try:
+            with self._path.open("rb") as file:
+                file.seek(begin)
+                found = file.read(size)
+        except OSError as error:
+            what = f"cannot read: {error.strerror or error}"
+            raise ArtifactError(what, where=str(self._path), fix="check the file") from error
+        if len(found) != size:
+            raise ArtifactError("the file became shorter while it was read", where=str(self._path), fix=_COPY_ANEW)
+        return found
 
 
 class Outline(NamedTuple):
@@ -154,7 +189,7 @@ class Manifest:
     sizes: dict[str, int]
     """Bytes of each counted file, by name; empty where the file came from memory."""
     _groups: tuple[_Group, ...]
-    _payload: memoryview
+    _raw: _Raw | _RawFile
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -209,11 +244,13 @@ class Manifest:
         Raises:
             ArtifactError: a pool is not what its coding says.
         """
-        pools, position = iter(self.pools), 0  # group by group, as `_check_pools` has made sure
+        pools, position = iter(self.pools), self.overhead_bytes  # group by group, as `_check_pools` has made sure
         for index, group in enumerate(self._groups):
             values: dict[tuple[str, bool, int], np.ndarray] = {}
             for pool in islice(pools, len(pool_sizes([group.layout]))):
-                blob = self._payload[position : position + pool.size_bytes]
+                blob = self._raw.part(position, pool.size_bytes)
+                if zlib.crc32(blob) != pool.crc:
+                    raise ArtifactError("the file was altered while it was read", where=self.where, fix=_COPY_ANEW)
                 try:
                     run = entropy.decode(pool.coding, blob, pool.bits, pool.count)
                 except ArtifactError as error:
@@ -303,23 +340,26 @@ def read_manifest(
         raise ArtifactError(
             f"there is no {WEIGHTS_FILE} here", where=str(directory), fix="name the directory of one artifact"
         )
-    raw = read_bounded(path, MAX_FILE_BYTES, error=ArtifactError)
+    raw = _RawFile(path)
+    if raw.size > MAX_FILE_BYTES:
+        raise ArtifactError(f"the file is larger than the {MAX_FILE_BYTES:,} bytes allowed here", where=str(path))
     sizes = {name: (directory / name).stat().st_size for name in COUNTED_FILES if (directory / name).is_file()}
-    return parse(raw, where=str(path), outline=outline, max_parameters=max_parameters, sizes=sizes)
+    return _parse(raw, where=str(path), outline=outline, max_parameters=max_parameters, sizes=sizes)
 
 
 def parse(
-    raw: bytes,
-    *,
-    where: str = "",
-    outline: Outline | None = None,
-    max_parameters: int = MAX_PARAMETERS,
-    sizes: dict[str, int] | None = None,
+    raw: bytes, *, where: str = "", outline: Outline | None = None, max_parameters: int = MAX_PARAMETERS
 ) -> Manifest:
     """As `read_manifest`, of a file that is in memory."""
-    content, payload = _split(raw, where, outline)
+    return _parse(_Raw(raw), where=where, outline=outline, max_parameters=max_parameters, sizes={})
+
+
+def _parse(
+    raw: _Raw | _RawFile, *, where: str, outline: Outline | None, max_parameters: int, sizes: dict[str, int]
+) -> Manifest:
+    content, front_bytes = _front(raw, where, outline)
     try:
-        groups, source, stage, pools = _check(content, payload, where, max_parameters)
+        groups, source, stage, pools = _check(content, raw, front_bytes, where, max_parameters)
         if outline is not None:
             found = Outline(sum(len(group.shapes) for group in groups), source["parameters"])
             if found != outline:
@@ -332,10 +372,10 @@ def parse(
         stage=stage,
         source=source,
         pools=pools,
-        overhead_bytes=len(raw) - len(payload),
-        sizes=sizes or {},
+        overhead_bytes=front_bytes,
+        sizes=sizes,
         _groups=groups,
-        _payload=payload,
+        _raw=raw,
     )
 
 
@@ -361,18 +401,18 @@ def strict_json(text: bytes) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def _split(raw: bytes, where: str, outline: Outline | None) -> tuple[dict[str, Any], memoryview]:
-    """Takes a safetensors file apart into manifest and payload."""
-    if len(raw) < 8:
+def _front(raw: _Raw | _RawFile, where: str, outline: Outline | None) -> tuple[dict[str, Any], int]:
+    """Reads what stands before the payload of a safetensors file: the manifest, and how many bytes all of it takes."""
+    if raw.size < 8:
         raise ArtifactError("the file is too short to be an artifact", where=where, fix=_COPY_ANEW)
-    (header_bytes,) = struct.unpack_from("<Q", raw)
+    (header_bytes,) = struct.unpack("<Q", raw.part(0, 8))
     longest_text = None if outline is None else _TEXT_PER_TENSOR * (outline.tensors + 4) + outline.weights
     longest = MAX_HEADER_BYTES if longest_text is None else min(MAX_HEADER_BYTES, _HEADER_BASE + longest_text)
-    if header_bytes > min(len(raw) - 8, longest):
+    if header_bytes > min(raw.size - 8, longest):
         raise ArtifactError("the header is longer than the file, or than any header", where=where, fix=_COPY_ANEW)
-    payload = memoryview(raw)[8 + header_bytes :]
+    payload_bytes = raw.size - 8 - header_bytes
     try:
-        front = raw[8 : 8 + header_bytes]
+        front = bytes(raw.part(8, header_bytes))
         if _parts(front) > _HEADER_PARTS:
             raise ValueError("more parts than such a header has")
         header = strict_json(front)
@@ -397,8 +437,8 @@ def _split(raw: bytes, where: str, outline: Outline | None) -> tuple[dict[str, A
             where=where,
             fix="update phase8, or write the artifact anew",
         )
-    if len(payload) != end:
-        raise ArtifactError(f"the payload has {len(payload)} of {end} bytes", where=where, fix=_COPY_ANEW)
+    if payload_bytes != end:
+        raise ArtifactError(f"the payload has {payload_bytes} of {end} bytes", where=where, fix=_COPY_ANEW)
     try:
         limit, parts = _TEXT_BASE + _TEXT_GAIN * len(deflated), _PARTS_BASE + _PARTS_GAIN * len(deflated)
         if outline is not None and longest_text is not None:
@@ -415,7 +455,7 @@ def _split(raw: bytes, where: str, outline: Outline | None) -> tuple[dict[str, A
             raise ValueError("not an object")
     except (ValueError, zlib.error) as error:
         raise ArtifactError("the manifest is damaged (checksum)", where=where, fix=_COPY_ANEW) from error
-    return manifest, payload
+    return manifest, 8 + header_bytes
 
 
 def _parts(text: bytes) -> int:
@@ -448,7 +488,7 @@ def _list(value: Any) -> list[Any]:
 
 
 def _check(
-    content: dict[str, Any], payload: memoryview, where: str, most: int
+    content: dict[str, Any], raw: _Raw | _RawFile, front_bytes: int, where: str, most: int
 ) -> tuple[tuple[_Group, ...], dict[str, Any], str, tuple[Pool, ...]]:
     stage, source, listed, pools = _keys(content, "stage", "source", "groups", "pools")
     groups, names, parameters = [], set(), 0
@@ -468,7 +508,7 @@ def _check(
             where=where,
             fix="raise max_parameters if you expect so large a model",
         )
-    return tuple(groups), source, _text(stage), _check_pools(_list(pools), groups, payload, where)
+    return tuple(groups), source, _text(stage), _check_pools(_list(pools), groups, raw, front_bytes, where)
 
 
 def _check_group(entry: Any) -> _Group:
@@ -501,18 +541,19 @@ def _sizes(streams: Any) -> Sizes:
     return sizes
 
 
-def _check_pools(listed: list[Any], groups: list[_Group], payload: memoryview, where: str) -> tuple[Pool, ...]:
+def _check_pools(
+    listed: list[Any], groups: list[_Group], raw: _Raw | _RawFile, front_bytes: int, where: str
+) -> tuple[Pool, ...]:
     wanted = pool_sizes([group.layout for group in groups])
     if len(listed) != len(wanted):
         raise ValueError(f"{len(listed)} pools where the groups need {len(wanted)}")
-    pools, position = [], 0
+    pools, position = [], front_bytes
     for entry, (key, needed) in zip(listed, wanted.items(), strict=True):
         index, role, shared, bits, count, coding, size, crc = _list(entry)
         numbers = all(type(value) is int for value in (index, shared, bits, count))
         if not numbers or (index, role, shared, bits, count) != (*key, needed):
             raise ValueError(f"pool {str(entry)[:80]} where {(*key, needed)} must be")
-        blob = payload[position : position + _natural(size, len(payload) - position)]
-        if zlib.crc32(blob) != crc or type(crc) is not int:
+        if _checksum(raw, position, _natural(size, raw.size - position)) != crc or type(crc) is not int:
             what = f"pool {role!r} of group {index} is damaged (checksum)"
             raise ArtifactError(what, where=where, fix="copy the file anew")
         position += size
@@ -528,6 +569,13 @@ def _check_pools(listed: list[Any], groups: list[_Group], payload: memoryview, w
                 crc=crc,
             )  # fmt: skip
         )
-    if position != len(payload):
+    if position != raw.size:
         raise ValueError("the pools do not cover the payload")
     return tuple(pools)
+
+
+def _checksum(raw: _Raw | _RawFile, begin: int, size: int) -> int:
+    crc, end = 0, begin + size
+    for place in range(begin, end, _CHECKED_AT_ONCE):
+        crc = zlib.crc32(raw.part(place, min(_CHECKED_AT_ONCE, end - place)), crc)
+    return crc

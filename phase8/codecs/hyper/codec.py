@@ -59,6 +59,7 @@ from phase8.codecs.decoders.hyper import (
     stacks,
 )
 from phase8.codecs.hyper import ergodic, manifold_search
+from phase8.codecs.matrices import Matrix, extremes, in_parts, matrices, size_of
 from phase8.config import Axis, HyperConfig, Trajectory
 from phase8.errors import ArtifactError, CodecError
 
@@ -80,7 +81,7 @@ class HyperCodec:
 
     def encode(
         self,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Tensor | Matrix],
         config: HyperConfig,
         *,
         importance: Mapping[str, Importance] | None = None,
@@ -94,41 +95,36 @@ class HyperCodec:
         """
         if not weights:
             raise CodecError("there is no matrix to encode", where="hyper", fix="check which tensors are selected")
-        flat = {}
-        for name, tensor in weights.items():
-            flat[name] = tensor.detach().to("cpu", torch.float32).reshape(-1)
-            low, high = (float(end) for end in flat[name].aminmax()) if flat[name].numel() else (0.0, 0.0)
-            if not (math.isfinite(low) and math.isfinite(high)):  # a NaN passes through both
-                raise CodecError("the matrix holds NaN or infinite weights", where=name, fix="train the model anew")
-            if flat[name].numel() > MAX_SIZE:
+        taken = matrices(weights)
+        for name, matrix in taken.items():
+            low, high = extremes(name, matrix)
+            if size_of(matrix) > MAX_SIZE:
                 raise CodecError(f"the matrix has more than {MAX_SIZE:,} weights", where=name, fix="protect it")
             if max(-low, high) > 2.0**MAX_EXPONENT:
                 raise CodecError("the matrix holds weights above 2^60", where=name, fix="rescale the model")
-        shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if config.trajectory_type is Trajectory.ergodic:
-            return self._encode_ergodic(flat, shapes, config, seed, on_progress)
+            return self._encode_ergodic(taken, config, seed, on_progress)
         if config.trajectory_type is Trajectory.manifold:
-            return self._encode_manifold(flat, shapes, config, on_progress)
-        return self._encode_series(flat, shapes, config, on_progress)
+            return self._encode_manifold(taken, config, on_progress)
+        return self._encode_series(taken, config, on_progress)
 
     def _encode_ergodic(
         self,
-        flat: dict[str, Tensor],
-        shapes: dict[str, tuple[int, ...]],
+        taken: dict[str, Matrix],
         config: HyperConfig,
         seed: int,
         on_progress: Progress | None,
     ) -> EncodedGroup:
         dims = config.dims
         published = config.side > 0
-        unit = {name: 1.0 if published else _rms(w) for name, w in flat.items()}
-        count = sum(-(-w.numel() // dims) for w in flat.values())
+        unit = {name: 1.0 if published else _rms(matrix) for name, matrix in taken.items()}
+        count = sum(-(-size_of(matrix) // dims) for matrix in taken.values())
 
         def scaled(name: str) -> Iterator[Tensor]:
-            return (x_NK / (unit[name] or 1.0) for x_NK in _runs(flat[name], dims))
+            return (x_NK / (unit[name] or 1.0) for x_NK in _runs(taken[name], dims))
 
         def every() -> Iterator[Tensor]:
-            return (x_NK for name in flat for x_NK in scaled(name))
+            return (x_NK for name in taken for x_NK in scaled(name))
 
         total = sum((x_NK.double().sum(0) for x_NK in every()), torch.zeros(dims, dtype=torch.float64))
         centroid, farthest = _half((total / max(count, 1)).numpy()), 0.0
@@ -151,7 +147,7 @@ class HyperCodec:
         table, index = torch.from_numpy(points), ergodic.search(points)
         bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
         codes, scales = {}, {}
-        for name, w in flat.items():
+        for name, matrix in taken.items():
             found, energy, product = [np.zeros(0, dtype=narrowest(bits))], 0.0, 0.0
             for x_NK in scaled(name):
                 nearest = ergodic.nearest(index, x_NK)
@@ -163,7 +159,7 @@ class HyperCodec:
             gain = 1.0 if published or energy == 0 else product / energy
             scales[name] = unit[name] * max(gain, 0.0)
             if on_progress is not None:
-                on_progress(w.numel())
+                on_progress(size_of(matrix))
         settings = {
             "trajectory": Trajectory.ergodic.value,
             "dims": dims,
@@ -175,12 +171,11 @@ class HyperCodec:
         shared = {"centroid": _half_stream(centroid), "side": _half_stream(np.array([side]))}
         if config.classes:
             shared["shrink"] = _half_stream(shrink)
-        return _group(self.name, settings, shapes, "codes", codes, bits, scales, shared)
+        return _group(self.name, settings, _shapes(taken), "codes", codes, bits, scales, shared)
 
     def _encode_manifold(
         self,
-        flat: dict[str, Tensor],
-        shapes: dict[str, tuple[int, ...]],
+        taken: dict[str, Matrix],
         config: HyperConfig,
         on_progress: Progress | None,
     ) -> EncodedGroup:
@@ -188,14 +183,14 @@ class HyperCodec:
         network = manifold_search.Network(config)
         inputs, amplitudes, energies = {}, {}, {}
         with torch.no_grad():
-            for name, w in flat.items():
-                x_BN = _blocks(w, config.block_size)
-                inputs[name] = manifold_search.search(x_BN / (_rms(w) or 1.0), config)
+            for name, matrix in taken.items():
+                x_BN = _blocks(_whole(matrix), config.block_size)
+                inputs[name] = manifold_search.search(x_BN / (_rms(matrix) or 1.0), config)
                 out_BN = network(inputs[name])
                 energies[name] = out_BN.square().sum(1).double().numpy()
                 amplitudes[name] = (x_BN * out_BN).sum(1).double().numpy() / np.maximum(energies[name], 1e-30)
                 if on_progress is not None:
-                    on_progress(w.numel())
+                    on_progress(size_of(matrix))
         largest = {name: float(np.abs(a).max(initial=0.0)) / top for name, a in amplitudes.items()}
         settings = {"trajectory": config.trajectory_type.value, "exponent": _exponent(largest.values())}
         settings |= {setting: getattr(config, setting) for setting in MANIFOLD}
@@ -203,12 +198,11 @@ class HyperCodec:
         for name, a in amplitudes.items():
             q, scales[name] = _quantise(a, largest[name], settings["exponent"], top, energies[name])
             codes[name] = np.concatenate([inputs[name].numpy(), q[:, None]], axis=1).astype(np.int64).reshape(-1) + top
-        return _group(self.name, settings, shapes, "coefficients", codes, config.coefficient_bits, scales, {})
+        return _group(self.name, settings, _shapes(taken), "coefficients", codes, config.coefficient_bits, scales, {})
 
     def _encode_series(
         self,
-        flat: dict[str, Tensor],
-        shapes: dict[str, tuple[int, ...]],
+        taken: dict[str, Matrix],
         config: HyperConfig,
         on_progress: Progress | None,
     ) -> EncodedGroup:
@@ -222,25 +216,25 @@ class HyperCodec:
         if config.axis is Axis.depth:
             settings["axis"] = config.axis.value
         try:
-            places = stacks(config, shapes)
+            places = stacks(config, _shapes(taken))
         except ArtifactError as error:
             raise CodecError(error.what, where=error.where, fix="set hyper.axis=block") from error
         real = {}
-        for name, w in flat.items():
+        for name, matrix in taken.items():
             if name in places:
                 names, place = places[name]
                 if place == 0:
-                    real |= _planes({member: flat[member] for member in names}, config)
+                    real |= _planes({member: taken[member] for member in names}, config)
                 if on_progress is not None:
-                    on_progress(w.numel())
+                    on_progress(size_of(matrix))
                 continue
-            length = config.block_size or w.numel()
+            length = config.block_size or size_of(matrix)
             basis_DN = _basis(config.trajectory_type, config.degree, length).astype(np.float64)
-            x_BN = _blocks(w, length).double().numpy()
+            x_BN = _blocks(_whole(matrix), length).double().numpy()
             # The rows are orthonormal but for their rounding to the grid: one small symmetric system puts that right.
             real[name] = np.linalg.solve(basis_DN @ basis_DN.T, basis_DN @ x_BN.T).T if x_BN.size else np.zeros((0, 1))
             if on_progress is not None:
-                on_progress(w.numel())
+                on_progress(size_of(matrix))
         largest = {name: float(np.abs(c).max(initial=0.0)) / top for name, c in real.items()}
         exponent = _exponent(largest.values())
         settings["exponent"] = exponent
@@ -250,7 +244,7 @@ class HyperCodec:
             fullest = _STEP_TRIALS if config.axis is Axis.block else np.append(_STEP_TRIALS, 1 + 2.0**-10)
             q, scales[name] = _quantise(c, largest[name], exponent, top, trials=fullest)
             codes[name] = q.astype(np.int64).reshape(-1) + top
-        return _group(self.name, settings, shapes, "coefficients", codes, config.coefficient_bits, scales, {})
+        return _group(self.name, settings, _shapes(taken), "coefficients", codes, config.coefficient_bits, scales, {})
 
     def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
         """Returns every matrix, float32 [O, I]; see `Codec.decode`.
@@ -469,15 +463,19 @@ def _with_coefficients(group: EncodedGroup, stored: list[tuple[Tensor, Tensor]],
     return EncodedGroup(codec=group.codec, settings=dict(group.settings), tensors=tensors, shared={})
 
 
-def _planes(members: dict[str, Tensor], config: HyperConfig) -> dict[str, np.ndarray]:
+def _shapes(taken: dict[str, Matrix]) -> dict[str, tuple[int, ...]]:
+    return {name: matrix.shape for name, matrix in taken.items()}
+
+
+def _planes(members: dict[str, Matrix], config: HyperConfig) -> dict[str, np.ndarray]:
     """Coefficients of a stack's weights, float64 [O I] a plane, under the name of the member that carries it."""
     basis_TL = over_depth(config.trajectory_type, config.degree, len(members)).astype(np.float64)
     inverse_TL = np.linalg.solve(basis_TL @ basis_TL.T, basis_TL)
     planes = {}
     for name, inverse_L in zip(members, inverse_TL, strict=False):
-        planes[name] = np.zeros(members[name].numel())
-        for factor, w in zip(inverse_L, members.values(), strict=True):
-            planes[name] += factor * w.numpy()
+        planes[name] = np.zeros(size_of(members[name]))
+        for factor, matrix in zip(inverse_L, members.values(), strict=True):
+            planes[name] += factor * _whole(matrix).numpy()
     return planes
 
 
@@ -485,17 +483,23 @@ def _basis(trajectory: Trajectory, degree: int, length: int) -> np.ndarray:
     return np.stack(list(rows(trajectory, degree, max(length, 1))))
 
 
-def _rms(w: Tensor) -> float:
-    return math.sqrt(sum(float(part.double().square().sum()) for part in w.split(_AT_ONCE)) / max(w.numel(), 1))
+def _whole(matrix: Matrix) -> Tensor:
+    return matrix.part(0, size_of(matrix))
 
 
-def _runs(w: Tensor, length: int) -> Iterator[Tensor]:
+def _rms(matrix: Matrix) -> float:
+    energy = sum(float(part.double().square().sum()) for part in in_parts(matrix, _AT_ONCE))
+    return math.sqrt(energy / max(size_of(matrix), 1))
+
+
+def _runs(matrix: Matrix, length: int) -> Iterator[Tensor]:
     """`_blocks`, about `_AT_ONCE` weights at a time: whole runs of `_SEARCHED` blocks, the last one longer."""
-    count, begin = -(-w.numel() // length), 0
+    size, begin = size_of(matrix), 0
+    count = -(-size // length)
     step = _SEARCHED * max(1, _AT_ONCE // (_SEARCHED * length))
     while begin < count:
         end = begin + step if count - begin >= step + _SEARCHED else count
-        yield _blocks(w[begin * length : end * length], length)
+        yield _blocks(matrix.part(begin * length, min(end * length, size)), length)
         begin = end
 
 
