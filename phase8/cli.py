@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("out", type=Path, metavar="OUT", help="the artifact's directory; replaced if it exists")
     encode.add_argument("--stage", choices=["seedlm", "vptq", "hyper"], required=True)
     encode.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as vptq.vector_dim=8")
-    encode.add_argument("--group-weights", type=int, default=1 << 23, help="weights held at once (default 8388608)")
+    encode.add_argument(
+        "--group-weights", type=int, default=1 << 23, help="most weights whose streams are held (default 8388608)"
+    )
     encode.set_defaults(command=_encode)
 
     inspect = commands.add_parser("inspect", help="what is inside, every byte accounted for")
