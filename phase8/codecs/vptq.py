@@ -531,9 +531,9 @@ class _Fit:
         """
         counts = [len(diagonal_I) * len(row_GQ) for _, diagonal_I, row_GQ in runs]
         count = sum(counts)
-        places = np.arange(count)
-        if count > most:
-            # One from each of `most` stretches of equal length: no period of the matrix can fall in with them.
+        if count <= most:
+            places = np.arange(count)
+        else:  # one from each of `most` stretches of equal length: no period of the matrix can fall in with them
             places = ((np.arange(most) + self._generator.random(most)) * (count / most)).astype(np.int64)
             places = np.unique(np.minimum(places, count - 1))
         x_NV = torch.empty(len(places), length)
