@@ -2,6 +2,7 @@
 
     python -m experiments.codecs.peers                  # -> experiments/results/peers.{md,json,png}
     python -m experiments.codecs.peers --ggml-library PATH/libggml-base.so
+    python -m experiments.codecs.peers --ours           # our codecs again; the peers' rows stay as they were measured
 
 Sources: matrices of 1024 x 1024 independent weights (Gaussian, Laplace, Student-t of 5 degrees of freedom; standard
 deviation 0.02), and every matrix of the embedded reference model. A megaweight is the least at which a codebook is a
@@ -81,6 +82,9 @@ OURS: list[tuple[str, str, Any]] = [
     ("seedlm", "C=16 P=2 1 bit K=12", seedlm(16, 2, 1, 12)),
     ("seedlm", "C=12 P=4 1 bit K=16", seedlm(12, 4, 1)),
     ("seedlm", "C=8 P=3 2 bit K=16", seedlm(8, 3, 2)),
+    ("seedlm", "C=12 P=4 2 bit K=16", seedlm(12, 4, 2)),
+    ("seedlm", "C=8 P=4 2 bit K=16", seedlm(8, 4, 2)),
+    ("seedlm", "C=8 P=4 3 bit K=16", seedlm(8, 4, 3)),
     ("vptq", "v=8, 256", vptq(8, 256)),
     ("vptq", "v=4, 64", vptq(4, 64)),
     ("vptq", "v=4, 256", vptq(4, 256)),
@@ -340,15 +344,21 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=1024, help="rows and columns of the synthetic matrices")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--ggml-library", type=Path, help="where libggml-base lies, for GGUF's k-quants")
+    parser.add_argument("--ours", action="store_true", help="measure our codecs only, beside the peers' stored rows")
     parser.add_argument("--table", action="store_true", help="write table and plot from the JSON, measure nothing")
     parser.add_argument("--out", type=Path, default=RESULTS / "peers", help="without extension")
     options = parser.parse_args()
+    stored: dict[str, Any] = {}
+    if options.table or options.ours:
+        stored = json.loads(options.out.with_suffix(".json").read_text(encoding="utf-8"))
     if options.table:
-        publish(json.loads(options.out.with_suffix(".json").read_text(encoding="utf-8")), options.out)
+        publish(stored, options.out)
         return 0
+    if stored and stored["size"] != options.size:
+        parser.error(f"the stored rows are of --size {stored['size']}")
     torch.set_num_threads(options.threads)
     load = os.getloadavg()[0]
-    known = peers(options.ggml_library)
+    known = [] if stored else peers(options.ggml_library)
     made = sources(options.size)
     rows: list[dict[str, Any]] = []
 
@@ -364,6 +374,7 @@ def main() -> int:
         for source, weights in made.items():
             if peer.code is not None:
                 tell(source, peer.coder, peer.setting, False, theirs(peer, weights))
+    rows += [row for row in stored.get("rows", []) if not row["ours"]]
     order = {source: number for number, source in enumerate(made)}
     rows.sort(key=lambda row: order[row["source"]])
     found = {
@@ -371,11 +382,10 @@ def main() -> int:
         "threads": options.threads,
         "load": load,
         "reference_weights": sum(w.numel() for w in made["reference model"].values()),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": stored.get("versions") or {package: version(package) for package in PACKAGES},
         "rows": rows,
-        "missing": [
-            {"coder": peer.coder, "setting": peer.setting, "note": peer.note} for peer in known if peer.code is None
-        ],
+        "missing": stored.get("missing")
+        or [{"coder": peer.coder, "setting": peer.setting, "note": peer.note} for peer in known if peer.code is None],
     }
     publish(found, options.out)
     return 0
