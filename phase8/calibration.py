@@ -47,7 +47,12 @@ class _SecondMoment:
         self.tokens += len(x_NI)
 
     def mean_II(self) -> Tensor | None:
-        return None if self.sum_II is None else (self.sum_II / self.tokens).cpu()
+        """The end of the count: the sum's memory becomes the mean's."""
+        if self.sum_II is None:
+            return None
+        self.sum_II.div_(self.tokens)
+        self.tokens = 1  # a tied matrix is asked for by both names
+        return self.sum_II.cpu()
 
 
 class _RowCount:
