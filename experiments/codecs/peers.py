@@ -84,6 +84,7 @@ OURS: list[tuple[str, str, Any]] = [
     ("seedlm", "C=8 P=3 2 bit K=16", seedlm(8, 3, 2)),
     ("seedlm", "C=12 P=4 2 bit K=16", seedlm(12, 4, 2)),
     ("seedlm", "C=8 P=4 2 bit K=16", seedlm(8, 4, 2)),
+    ("seedlm", "C=9 P=4 3 bit K=16", seedlm(9, 4, 3)),
     ("seedlm", "C=8 P=4 3 bit K=16", seedlm(8, 4, 3)),
     ("vptq", "v=8, 256", vptq(8, 256)),
     ("vptq", "v=4, 64", vptq(4, 64)),
