@@ -125,7 +125,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description="Speed of an evaluation against plain lm-eval.")
     parser.add_argument("--items", type=int, help="so many of each benchmark; all by default")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1, help="one suits plain lm-eval best on a model this small")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -36,8 +36,9 @@ from phase8.text import token_sequences
 RESULTS = Path(__file__).parent.parent / "results"
 UNIFORM: dict[str, list[StageConfig]] = {
     "seedlm": [
-        SeedLMConfig(block_size=12, latent_dim=4, bits=3),
-        SeedLMConfig(block_size=8, latent_dim=3, bits=3),
+        SeedLMConfig(),  # the published 4-bit setting, which is no candidate but as the stage's own
+        SeedLMConfig(block_size=10, latent_dim=4, bits=2),
+        SeedLMConfig(block_size=8, latent_dim=4, bits=3),
     ],
     "vptq": [VPTQConfig(vector_dim=v, codebook_size=k) for v, k in ((4, 256), (4, 1024), (2, 64))],
 }

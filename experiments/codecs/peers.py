@@ -262,7 +262,9 @@ def as_markdown(found: dict[str, Any]) -> str:
         f" the {found['reference_weights']:,} weights in the matrices of the embedded reference model. Relative squared"
         " error; bits per weight with every byte counted (ours: the written file; `packed`: before entropy coding and"
         " without headers). No calibration. The script's head says how each is counted. Encoding times with"
-        f" {found['threads']} threads, at a load average of {found['load']:.1f} when it began. {installed}.",
+        f" {found['threads']} threads, at a load average of {found['load']:.1f} when it began"
+        + (f" (peers: in a run of their own, {found['peers_load']:.1f})" if "peers_load" in found else "")
+        + f". {installed}.",
         "",
         "![error against bits](peers.png)",
         "",
@@ -382,6 +384,7 @@ def main() -> int:
         "size": options.size,
         "threads": options.threads,
         "load": load,
+        **({"peers_load": stored.get("peers_load", stored["load"])} if stored else {}),
         "reference_weights": sum(w.numel() for w in made["reference model"].values()),
         "versions": stored.get("versions") or {package: version(package) for package in PACKAGES},
         "rows": rows,
