@@ -144,6 +144,7 @@ class SeedLMCodec:
                 on_progress(finished)
 
         with torch.no_grad():
+            # More weights in a run would fill the search's cells better, but take some 30 bytes each.
             for run in _runs(counts, max(1, AT_ONCE // config.block_size)):
                 blocks = _joined([blocks_of(taken[name], scales[name], config, rows) for name, rows in run])
                 roots = None
