@@ -31,7 +31,10 @@ EDGE_OF_CHAOS = "edge of chaos"
 EUDAIMONIA = "eudaimonia"
 RULES = ("autonomy", "honesty", "harm", "dignity")
 MAX_SUITE_BYTES = 1 << 20
-SCORING_CODE = ("lm.py", "evaluate.py", "perplexity.py", "code_eval.py", "sandbox.py", "sandbox_server.py")
+SCORING_CODE = (
+    "lm.py", "packing.py", "scoring.py", "generation.py", "evaluate.py", "perplexity.py", "code_eval.py", "sandbox.py",
+    "sandbox_server.py",
+)  # fmt: skip
 """A change in these may change a score, so it parts a cached baseline from a new one."""
 
 
