@@ -405,6 +405,8 @@ class GrokfastConfig:
 class Precision(Enum):
     """Number format of the matrix products in training; parameters and the optimiser stay in float32."""
 
+    auto = "auto"
+    """bfloat16 where the processor multiplies it natively, float32 elsewhere (there bfloat16 is many times slower)."""
     bfloat16 = "bfloat16"
     float32 = "float32"
 
@@ -429,7 +431,7 @@ class OptimizerConfig:
     """Weight of the relative squared error of every layer's output beside the divergence of the logits."""
     temperature: float = 1.0
     """Softens both distributions in the loss."""
-    precision: Precision = Precision.bfloat16
+    precision: Precision = Precision.auto
 
     def __post_init__(self) -> None:
         def bounds(name: str, low: float, high: float, default: float) -> None:

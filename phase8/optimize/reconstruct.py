@@ -34,11 +34,12 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from phase8.codecs import EncodedGroup, get_codec
-from phase8.config import GrokfastConfig, OptimizerConfig, Precision
+from phase8.config import GrokfastConfig, OptimizerConfig
 from phase8.errors import CodecError, ModelError
 from phase8.models import in_place, unique_parameters
 from phase8.optimize.divergence import check_replacements, kl_per_token, mean_kl, network_logits
 from phase8.optimize.grokfast import GrokfastFilter
+from phase8.optimize.precision import takes_bfloat16
 
 _TEACHER_CACHE_BYTES = 512 * 2**20
 """The original's logits are kept between iterations while they take less than this."""
@@ -225,18 +226,22 @@ class _Reconstruction(lightning.LightningModule):
 
     def _answer_error(self, weights: dict[str, Tensor], rows: Tensor) -> Tensor:
         tokens = self._calibration[rows.cpu()].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision is Precision.bfloat16):
+        with self._autocast():
             if self.settings.hidden_weight > 0.0:
                 return self._divergence_with_hidden(weights, tokens)
             student = network_logits(self.network, weights, tokens)
         return kl_per_token(self._teacher(rows.tolist(), tokens), student, self.settings.temperature)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = takes_bfloat16(self.settings.precision, self.device)
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _teacher(self, rows: list[int], tokens: Tensor) -> Tensor:
         """The original's logits, remembered per calibration sequence while there is room."""
         if not all(row in self._teacher_logits for row in rows):
             with (
                 torch.no_grad(),
-                torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision is Precision.bfloat16),
+                self._autocast(),
             ):
                 logits = network_logits(self.network, {}, tokens)
             if len(self._teacher_logits) + len(rows) > self._cache_sequences:
