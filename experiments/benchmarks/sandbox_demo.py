@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,6 @@ from phase8.files import write_atomic
 RESULTS = Path(__file__).parent.parent / "results"
 TIMEOUT_S = 3.0
 LOOK_EVERY_S = 0.002
-SETTLE_S = 0.05
-"""For what was killed to be gone."""
 PR_SET_CHILD_SUBREAPER = 36
 FILES = 20
 GOOD = "def add(a, b):\n    return a + b\n\nassert add(2, 3) == 5\n"
@@ -69,7 +67,7 @@ ATTACKS = {
     "kills every process": "import os\nos.kill(-1, 9)\nraise SystemExit",
     "sends data to a socket": "import socket\n"
     "socket.create_connection(('127.0.0.1', PORT), timeout=1).sendall(b'secret')\nraise SystemExit",
-    "starts a program": "import subprocess\nsubprocess.run(['sleep', '60'])\nraise SystemExit",
+    "starts a program": "import subprocess\nsubprocess.Popen(['sleep', '60'])\nraise SystemExit",
     "crashes the interpreter": "import ctypes\nctypes.string_at(0)",
     "leaves with success before its tests": "import os\nos._exit(0)\nassert False",
     "writes a verdict to every descriptor": "import os\nfor number in range(64):\n"
@@ -138,7 +136,6 @@ def attack(runner: Runner, program: str, timeout_s: float = TIMEOUT_S) -> Outcom
             begin = time.monotonic()
             passed = runner.run(text, timeout_s)
             seconds = time.monotonic() - begin
-        time.sleep(SETTLE_S)
         left = _alive() - processes
         for process in left:
             os.kill(process, signal.SIGKILL)
@@ -149,7 +146,7 @@ def attack(runner: Runner, program: str, timeout_s: float = TIMEOUT_S) -> Outcom
             peak_mb=sum(peak_bytes.values()) / 1e6,
             files_harmed=sum(now.get(name) != state for name, state in files.items()),
             processes_left=len(left),
-            connections=len(connections),
+            connections=connections(),
             next_passes=runner.run(GOOD, timeout_s),
         )
 
@@ -223,28 +220,21 @@ def _watch(process: int) -> Iterator[dict[int, int]]:
 
 
 @contextmanager
-def _listener() -> Iterator[tuple[int, list[object]]]:
-    """A port of this machine where somebody listens, and the connections that came."""
-    connections: list[object] = []
+def _listener() -> Iterator[tuple[int, Callable[[], int]]]:
+    """A port of this machine where somebody listens, and how many connections have come to it so far."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.05)
-        over = threading.Event()
+        server.setblocking(False)
 
-        def accept() -> None:
-            while not over.is_set():
+        def count() -> int:
+            found = 0
+            while True:  # whoever has connected waits in the kernel's queue
                 try:
-                    connections.append(server.accept())
-                except TimeoutError:
-                    continue
+                    server.accept()[0].close()
+                except BlockingIOError:
+                    return found
+                found += 1
 
-        thread = threading.Thread(target=accept, daemon=True)
-        thread.start()
-        try:
-            yield server.getsockname()[1], connections
-        finally:
-            time.sleep(0.1)
-            over.set()
-            thread.join()
+        yield server.getsockname()[1], count
 
 
 def table(outcomes: dict[str, Outcome]) -> list[str]:

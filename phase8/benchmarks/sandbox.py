@@ -14,10 +14,12 @@ import json
 import os
 import select
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,33 +27,43 @@ from pathlib import Path
 from phase8.errors import BenchmarkError
 
 SERVER = Path(__file__).with_name("sandbox_server.py")
+WALLS = Path(__file__).with_name("walls")
+KINDS = ("namespaces", "landlock", "seccomp")
+"""The walls that the server knows, best first; `sandbox_server.py` says what each one is."""
 GRACE_S = 10.0
 """How long after a program's time-out the server may take to answer before it counts as dead."""
+START_S = 60.0
+"""How long the server may take to start, on a machine that has other things to do."""
+KEY_BYTES = 16
+PROGRAM_BYTES = 16 << 20
+MEMORY_BYTES = 512 << 20
+"""What a program may take. These numbers are the server's too, which imports nothing of the package."""
+REQUEST = struct.Struct("<dI")
 
 
 class Sandbox:
-    """A child process that runs programs one after another, each in a fork of its own, under limits.
+    """A child process that runs programs one after another, each in a fork of its own, behind walls of the kernel.
 
     Args:
-        namespaces: ask the kernel for an own process space, no network and a read-only file system, where it may.
+        namespaces: False does without them, as plain containers must.
+        kinds: the walls that may be used, best first.
 
     Raises:
-        BenchmarkError: this system cannot fork, or the child process cannot be started, or fails an empty program.
+        BenchmarkError: this system has none of these walls, or the child process cannot be started, or fails an empty
+            program.
     """
 
-    def __init__(self, *, namespaces: bool = True) -> None:
-        if not hasattr(os, "fork"):
-            raise BenchmarkError(
-                "generated code cannot be run safely on this system: it has no fork",
-                where=sys.platform,
-                fix="run on Linux or macOS (on Windows: in WSL), or leave the code benchmarks out",
-            )
+    def __init__(self, *, namespaces: bool = True, kinds: Sequence[str] = KINDS) -> None:
         self.isolation: tuple[str, ...] = ()
-        """What the system lets this sandbox enforce, in words."""
-        self._namespaces = namespaces
+        """What the kernel enforces here, in words."""
+        self.kind = ""
+        """Which of the kinds it is."""
+        self._kinds = [kind for kind in kinds if namespaces or kind != "namespaces"]
         self._owner = os.getpid()
         self._lock = threading.Lock()
         self._server: subprocess.Popen[bytes] | None = None
+        if sys.platform != "linux":
+            raise _unsafe(f"its walls are Linux's, this is {sys.platform}")
         self._start()
         if not self.run("", GRACE_S):
             self.close()
@@ -64,22 +76,28 @@ class Sandbox:
     def run(self, program: str, timeout_s: float = 5.0) -> bool:
         """Whether a program ran to its end within `timeout_s` seconds of wall-clock time."""
         # A lone surrogate cannot be encoded and is no Python; it becomes a character that is not either.
-        text = program.encode("utf-8", "replace").decode()
+        text = program.encode("utf-8", "replace")
+        if len(text) > PROGRAM_BYTES:
+            return False
+        key = os.urandom(KEY_BYTES)
         with self._lock:
             if self._server is None:
                 self._start()
             try:
-                self._server.stdin.write(json.dumps([timeout_s, text]).encode() + b"\n")
+                self._server.stdin.write(REQUEST.pack(timeout_s, len(text)) + text + key)
                 self._server.stdin.flush()
-                answer = self._read(1, timeout_s + GRACE_S)
+                answer = self._read(KEY_BYTES + 1, timeout_s + GRACE_S)
             except BrokenPipeError:
                 answer = b""
             except BaseException:  # Ctrl-C: the answer still to come must not be taken for the next program's
                 self.close()
                 raise
-            if not answer:  # the server died under this program, or hangs: the next one gets a new server
+            # Nothing: the server died under this program, or hangs. Another key: somebody else has written. In both
+            # cases the next program gets a new server.
+            if answer[:KEY_BYTES] != key or answer[KEY_BYTES:] not in (b"0", b"1"):
                 self.close()
-            return answer == b"1"
+                return False
+            return answer[KEY_BYTES:] == b"1"
 
     def close(self) -> None:
         """Ends the child process, and whatever it has started."""
@@ -97,7 +115,7 @@ class Sandbox:
         self._scratch = tempfile.TemporaryDirectory(prefix="phase8-sandbox-", ignore_cleanup_errors=True)
         os.chmod(self._scratch.name, 0o711)
         self._server = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(SERVER), *(["namespaces"] if self._namespaces else [])],
+            [sys.executable, "-I", "-S", str(SERVER), str(WALLS), ",".join(self._kinds), str(MEMORY_BYTES)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -108,7 +126,7 @@ class Sandbox:
         self._finalizer = weakref.finalize(self, _end, self._server)
         line = b""
         while not line.endswith(b"\n"):
-            piece = self._read(4096, GRACE_S)
+            piece = self._read(1, START_S)
             if not piece:
                 _end(self._server)
                 problem = self._server.stderr.read().decode(errors="replace").strip()[-300:]
@@ -118,12 +136,29 @@ class Sandbox:
                     fix="check that this Python can be started as a child process",
                 )
             line += piece
-        self.isolation = tuple(json.loads(line))
+        found = json.loads(line)
+        if found["kind"] is None:
+            self.close()
+            raise _unsafe("; ".join(found["words"]))
+        self.kind, self.isolation = found["kind"], tuple(found["words"])
 
     def _read(self, size: int, wait_s: float) -> bytes:
-        """What the server has written, or nothing if it does not write in time or is gone."""
-        handle = self._server.stdout.fileno()
-        return os.read(handle, size) if select.select([handle], [], [], wait_s)[0] else b""
+        """So many bytes of what the server writes; fewer if it does not write them in time or is gone."""
+        handle, end, received = self._server.stdout.fileno(), time.monotonic() + wait_s, b""
+        while len(received) < size and select.select([handle], [], [], max(0.0, end - time.monotonic()))[0]:
+            piece = os.read(handle, size - len(received))
+            if not piece:
+                break
+            received += piece
+        return received
+
+
+def _unsafe(why: str) -> BenchmarkError:
+    return BenchmarkError(
+        f"generated code cannot be run safely on this system, so it is not run: {why}",
+        where="the kernel's walls: namespaces, Landlock, filters of system calls",
+        fix="run on Linux (on Windows: in WSL; a container must allow seccomp), or leave the code benchmarks out",
+    )
 
 
 _shared: Sandbox | None = None

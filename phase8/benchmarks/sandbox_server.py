@@ -1,13 +1,27 @@
 """The child process of `sandbox.py`: shuts itself in, then runs one program after another, each in a fork of its own.
 
-Started as `python -I -S sandbox_server.py [namespaces]`; needs the standard library only, never imports the package. It
-writes one line of JSON with the isolation that it achieved, then answers each line `[timeout_s, program]` on stdin with
-one character: `1` passed, `0` did not. It ends when stdin does.
+Started as `python -I -S sandbox_server.py WALLS KIND,KIND,... BYTES`: the directory of the walls (`walls/`), the
+kinds that it may try, best first, and the memory of a program. Needs the standard library only, never imports the
+package. It writes one line of JSON, what it achieved: `{"kind": ..., "words": [...]}`, or with `kind` null, the
+reasons. Then it answers requests on stdin:
 
-How a pass is told from a fake: each fork holds the write end of a pipe and a random nonce. Only after the program, its
-tests included, has run to its end does the runner write the nonce. A program that leaves early (`os._exit`, `sys.exit`,
-a crash), or that prints whatever it likes, has not written it. A program that sets out to search the interpreter's own
-frames for the nonce could find it: this is a guard against the accidents of generated code, not a court.
+    request   8 bytes float64 time limit, 4 bytes length, the program in UTF-8, then 16 bytes, the answer's key
+    answer    the key, and one byte: `1` passed, `0` did not
+
+All rules are the kernel's; none lives in the interpreter that runs the program. Every program runs under a filter of
+system calls and limits, and its files are shut off in one of three ways:
+
+| kind | files | needs |
+| --- | --- | --- |
+| `namespaces` | Python's library in an empty file system; a /tmp of the program's own | root, or user namespaces |
+| `landlock` | reads Python's library, writes nothing | Linux 5.13 with Landlock |
+| `seccomp` | opens none: what is not imported yet cannot be | any Linux with filters |
+
+How an answer is told from a fake: its key is read after the fork, so that no program has ever had it in its memory.
+How a pass is told from a fake: each fork holds the write end of a pipe and a nonce, and writes it only after the
+program, its tests included, has run to its end; one that leaves early (`os._exit`, `sys.exit`, a crash), or that prints
+whatever it likes, has not. A program that sets out to search its own interpreter for the nonce could find it, as it
+could redefine what its tests compare: it can cheat about itself, and about nobody else.
 """
 
 from __future__ import annotations
@@ -19,86 +33,105 @@ import json
 import os
 import resource
 import select
-import shutil
 import signal
+import struct
 import sys
 import time
+from functools import partial
 
-MEMORY_BYTES = 512 << 20
+sys.path.insert(0, sys.argv[1])
+import landlock
+import namespaces
+import seccomp
+from kernel import PR_SET_PDEATHSIG, call, prctl
+
+sys.path.pop(0)
+
 FILE_BYTES = 1 << 20
 SCRATCH_BYTES = 16 << 20
 OPEN_FILES = 16
-
-CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER = 0x00020000, 0x08000000, 0x10000000
-CLONE_NEWPID, CLONE_NEWNET = 0x20000000, 0x40000000
-MS_BIND, MS_REC, MS_PRIVATE, MS_NOSUID, MS_NODEV = 0x1000, 0x4000, 0x40000, 0x2, 0x4
-PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
-SYS_MOUNT_SETATTR, AT_FDCWD, AT_RECURSIVE, MOUNT_ATTR_RDONLY = 442, -100, 0x8000, 0x1
+PROGRAM_BYTES = 16 << 20
+KEY_BYTES = 16
 NOBODY = 65534
-LIBC = ctypes.CDLL(None, use_errno=True)
+REQUEST = struct.Struct("<dI")
 
-# Imported before the forks: what small programs use costs them nothing, and is there whoever may read the library.
+# Imported before the walls go up. What small programs use costs them nothing then, is there whoever may read the
+# library, and what needs a shared library of the system's (the second paragraph) has it.
 PRELOADED = (
-    "bisect", "calendar", "cmath", "collections.abc", "contextlib", "copy", "csv", "dataclasses", "datetime", "decimal",
-    "enum", "fractions", "functools", "hashlib", "heapq", "io", "itertools", "math", "numbers", "operator", "queue",
-    "random", "re", "statistics", "string", "struct", "textwrap", "time", "types", "typing", "unicodedata",
+    "abc", "array", "ast", "base64", "bisect", "calendar", "cmath", "collections.abc", "contextlib", "copy", "csv",
+    "dataclasses", "datetime", "decimal", "difflib", "doctest", "enum", "fractions", "functools", "hashlib", "heapq",
+    "html", "inspect", "io", "itertools", "json", "keyword", "locale", "logging", "math", "numbers", "operator", "os",
+    "pathlib", "pprint", "queue", "random", "re", "secrets", "statistics", "string", "struct", "sys", "tempfile",
+    "textwrap", "threading", "time", "timeit", "traceback", "types", "typing", "unicodedata", "unittest", "uuid",
+    "warnings", "weakref", "zoneinfo", "bz2", "lzma", "socket", "sqlite3",
+
+    "_bz2", "_ctypes", "_decimal", "_elementtree", "_hashlib", "_lzma", "_posixsubprocess", "_socket", "_sqlite3",
+    "_ssl", "binascii", "mmap", "pyexpat", "zlib",
 )  # fmt: skip
-
-# What a program may not do where the kernel gives it no file system and network of its own. A prefix of an audit event.
-FORBIDDEN = (
-    "os.chmod", "os.chown", "os.exec", "os.fork", "os.kill", "os.link", "os.mkdir", "os.posix_spawn", "os.remove",
-    "os.rename", "os.rmdir", "os.spawn", "os.symlink", "os.system", "os.truncate", "pty.", "shutil.", "socket.",
-    "subprocess.", "ctypes.", "signal.pthread_kill",
-)  # fmt: skip
+ZONES = "/usr/share/zoneinfo"
 
 
-def call(name: str, *arguments: object) -> None:
-    """Calls a function of the C library. Raises OSError where it answers with an error or does not exist."""
-    try:
-        function = getattr(LIBC, name)
-    except AttributeError as error:
-        raise OSError(f"no {name} on this system") from error
-    if function(*arguments) != 0:
-        raise OSError(ctypes.get_errno(), name)
+def library() -> str:
+    """Where Python's own modules lie."""
+    return os.path.dirname(os.__file__)
 
 
-def shut_in(scratch: str) -> list[str]:
-    """Moves this process and the children to come into namespaces of their own. Returns what that gave, in words.
+def shut_in(kinds: list[str]) -> tuple[str | None, list[str], int]:
+    """Puts up the first kind of wall that the system allows.
 
-    All or nothing: without them the programs still run under limits, and with the audit hook of `forbid_in_python`.
-    The scratch directory becomes a small file system in memory, everything else read-only.
+    Returns:
+        Its kind, or None; what it does in words, or why there is none; Landlock's rules, or -1.
     """
-    uid, gid = os.getuid(), os.getgid()
-    flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET
-    try:
-        call("unshare", flags if uid == 0 else flags | CLONE_NEWUSER)
-        if uid != 0:
-            for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-                with open(f"/proc/self/{name}", "w") as file:
-                    file.write(text)
-        call("mount", None, b"/", None, MS_REC | MS_PRIVATE, None)
-        attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY, 0, 0, 0)
-        call("syscall", SYS_MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, ctypes.sizeof(attributes))
-        options = f"size={SCRATCH_BYTES},mode=0755".encode()
-        call("mount", b"tmpfs", scratch.encode(), b"tmpfs", MS_NOSUID | MS_NODEV, options)
-        os.chdir(scratch)
-        # A Python installed in root's home cannot be read by nobody; a second mount of its library can.
-        library = os.path.dirname(os.__file__)
-        os.mkdir("library")
-        call("mount", library.encode(), b"library", None, MS_BIND, None)
-        sys.path[:] = [f"{scratch}/library", f"{scratch}/library/lib-dynload"]
-        sys.path_importer_cache.clear()
-    except OSError:
-        return []
-    return ["own process space", "no network", "read-only file system"]
+    reasons = []
+    for kind in kinds:
+        try:
+            in_a_child(lambda: seccomp.install("nothing"))
+            if kind == "namespaces":
+                in_a_child(enter)
+                break
+            if kind == "landlock":
+                paths = [library(), ZONES, *namespaces.DEVICES]
+                rules = landlock.ruleset(paths)
+                in_a_child(partial(landlock.restrict, rules))
+                return kind, ["no network or processes", "reads Python's library, writes no file (Landlock)"], rules
+            if kind == "seccomp":
+                return kind, ["no network or processes", "opens no file"], -1
+        except OSError as error:
+            reasons.append(f"{kind}: {error}")
+    else:
+        return None, reasons, -1
+    enter()  # what has just gone well in a child; an error here must end this process, which would be half inside
+    words = ["own process space", "no network", "own IPC", "an empty file system but for Python's library"]
+    return "namespaces", words, -1
 
 
-def die_with_parent() -> None:
+def enter() -> None:
+    hidden = [f"{library()}/{name}" for name in ("site-packages", "dist-packages")]
+    namespaces.enter(os.getcwd(), [library(), ZONES], hidden)
+
+
+def in_a_child(attempt) -> None:
+    """Tries something that cannot be taken back where it does no harm; raises OSError as it does."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            attempt()
+        except BaseException as error:
+            os.write(write_end, str(error).encode()[:500] or b"unknown")
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, "rb") as file:
+        problem = file.read().decode()
+    if os.waitpid(child, 0)[1] or problem:
+        raise OSError(problem or "a process ended")
+
+
+def die_with_parent(parent: int) -> None:
     """Asks the kernel to end this process when its parent ends, however that happens."""
-    try:
-        call("prctl", PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    except OSError:
-        pass  # not Linux: the end of stdin, and the limits, have to do
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it has ended already
+        os._exit(1)
 
 
 def drop_privileges() -> bool:
@@ -110,64 +143,45 @@ def drop_privileges() -> bool:
             os.setresuid(NOBODY, NOBODY, NOBODY)
         except OSError:
             return False
-    else:
-        header = (ctypes.c_uint32 * 2)(0x20080522, 0)
-        try:
-            call("capset", header, (ctypes.c_uint32 * 6)())
-        except OSError:
-            pass  # there were none to give up: no user namespace, or not Linux
-    try:
-        call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-    except OSError:
-        pass  # not Linux; without it a set-uid program could be started, but NPROC forbids starting any
+    call("capset", (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)())
     return True
 
 
 def limit(timeout_s: float) -> None:
-    """Sets every limit that the system knows, on this process."""
-    cpu_s = int(timeout_s) + 1
+    """Sets the limits that the system calls' filter does not: time, memory, files, processes."""
     for name, value in (
-        ("RLIMIT_CPU", cpu_s),
-        ("RLIMIT_AS", MEMORY_BYTES),
+        ("RLIMIT_CPU", int(timeout_s) + 1),
+        ("RLIMIT_AS", int(sys.argv[3])),
         ("RLIMIT_FSIZE", FILE_BYTES),
         ("RLIMIT_NOFILE", OPEN_FILES),
         ("RLIMIT_CORE", 0),
-        ("RLIMIT_NPROC", 0),  # for a user without privileges: no further process or thread
+        ("RLIMIT_NPROC", 0),
+        ("RLIMIT_MEMLOCK", 0),
     ):
-        try:
-            resource.setrlimit(getattr(resource, name), (value, value))
-        except (AttributeError, ValueError, OSError):
-            continue  # macOS does not let a process lower RLIMIT_AS; the time limit still ends it
+        number = getattr(resource, name)
+        most = resource.getrlimit(number)[1]
+        value = value if most == resource.RLIM_INFINITY else min(value, most)
+        resource.setrlimit(number, (value, value))
 
 
-def forbid_in_python() -> None:
-    """Refuses, inside the interpreter, what the kernel was not asked to refuse. An audit hook cannot be taken out."""
-
-    def hook(event: str, arguments: tuple) -> None:
-        if event.startswith(FORBIDDEN):
-            raise PermissionError(f"{event} is not allowed here")
-        if event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            raise PermissionError("writing files is not allowed here")
-        if event == "import" and arguments[0].split(".")[0] in ("ctypes", "_ctypes"):
-            raise PermissionError("ctypes is not allowed here")
-
-    sys.addaudithook(hook)
-
-
-def execute(program: str, verdict: int, nonce: bytes, timeout_s: float, guard: bool) -> None:
+def execute(program: str, verdict: int, nonce: bytes, timeout_s: float, kind: str, rules: int) -> None:
     """In the fork: runs the program, then, if it came to its end, writes the nonce. Never returns."""
     try:
+        parent = os.getppid()
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
         for target in (0, 1, 2):
             os.dup2(null, target)
-        os.dup2(verdict, 3)
-        os.closerange(4, 1024)
+        if kind == "namespaces":
+            namespaces.fresh(SCRATCH_BYTES)
         if drop_privileges():
-            die_with_parent()  # a change of user has cleared it
+            if kind == "landlock":
+                landlock.restrict(rules)
+            os.dup2(verdict, 3)
+            os.closerange(4, 1024)
+            die_with_parent(parent)  # a change of user would have cleared it
             limit(timeout_s)
-            if guard:
-                forbid_in_python()
+            seccomp.install({"namespaces": "writing", "landlock": "reading", "seccomp": "nothing"}[kind])
             exec(compile(program, "<program>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
             os.write(3, nonce)
     except BaseException:  # whatever it raised, SystemExit and KeyboardInterrupt too, it did not pass
@@ -175,18 +189,14 @@ def execute(program: str, verdict: int, nonce: bytes, timeout_s: float, guard: b
     os._exit(0)
 
 
-def judge(program: str, timeout_s: float, guard: bool, directory: str) -> bool:
+def judge(program: str, timeout_s: float, kind: str, rules: int) -> bool:
     """Forks, waits no longer than `timeout_s`, ends whatever is left, and says whether the nonce came back."""
-    os.mkdir(directory, 0o700)
-    if os.getuid() == 0:
-        os.chown(directory, NOBODY, NOBODY)
-    os.chdir(directory)
     nonce = os.urandom(16)
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read_end)
-        execute(program, write_end, nonce, timeout_s, guard)
+        execute(program, write_end, nonce, timeout_s, kind, rules)
     os.close(write_end)
     received = b""
     end = time.monotonic() + timeout_s
@@ -207,31 +217,45 @@ def judge(program: str, timeout_s: float, guard: bool, directory: str) -> bool:
             os.waitpid(-1, 0)
         except ChildProcessError:
             break
-    os.chdir("..")
-    shutil.rmtree(directory, ignore_errors=True)
     return received == nonce
 
 
+def receive(size: int) -> bytes:
+    """Exactly so many bytes from stdin, and none more, so that no key lies in a buffer; fewer where it has ended."""
+    received = b""
+    while len(received) < size:
+        piece = os.read(0, size - len(received))
+        if not piece:
+            break
+        received += piece
+    return received
+
+
 def main() -> None:
-    scratch = os.getcwd()
-    die_with_parent()
-    walls = shut_in(scratch) if "namespaces" in sys.argv else []
-    if walls:  # the process space begins with the next fork
+    die_with_parent(os.getppid())
+    for name in PRELOADED:
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            continue  # a Python built without it
+    importlib.invalidate_caches()
+    kind, words, rules = shut_in(sys.argv[2].split(","))
+    if kind == "namespaces":  # the process space begins with the next fork
         child = os.fork()
         if child:
             os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) & 0xFF)
-        die_with_parent()
-    words = ["limits on time, memory, processes, files"]
-    words += walls or ["forbidden calls refused inside the interpreter"]
-    words += ["user nobody"] if os.getuid() == 0 else []
-    for name in PRELOADED:
-        importlib.import_module(name)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if kind is not None:
+        words = ["limits on time, memory, processes, files", "system calls filtered", *words]
+        words += ["user nobody"] if os.getuid() == 0 else []
     gc.freeze()
-    print(json.dumps(words), flush=True)
-    for number, line in enumerate(sys.stdin.buffer):
-        timeout_s, program = json.loads(line)
-        passed = judge(program, timeout_s, not walls, f"{scratch}/{number}")
-        print(int(passed), end="", flush=True)
+    os.write(1, json.dumps({"kind": kind, "words": words}).encode() + b"\n")
+    while kind is not None and len(head := receive(REQUEST.size)) == REQUEST.size:
+        timeout_s, size = REQUEST.unpack(head)
+        if size > PROGRAM_BYTES:
+            return
+        passed = judge(receive(size).decode(), timeout_s, kind, rules)
+        os.write(1, receive(KEY_BYTES) + str(int(passed)).encode())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from phase8.benchmarks.experts import check_experts, expert_map, experts_for, stands_for
 from phase8.benchmarks.perplexity import held_out_documents
+from phase8.benchmarks.sandbox import shared_sandbox
 from phase8.errors import BenchmarkError
 from phase8.files import read_bounded
 
@@ -33,7 +34,7 @@ RULES = ("autonomy", "honesty", "harm", "dignity")
 MAX_SUITE_BYTES = 1 << 20
 SCORING_CODE = (
     "lm.py", "packing.py", "scoring.py", "generation.py", "evaluate.py", "perplexity.py", "code_eval.py", "sandbox.py",
-    "sandbox_server.py",
+    "sandbox_server.py", "walls/kernel.py", "walls/landlock.py", "walls/namespaces.py", "walls/seccomp.py",
 )  # fmt: skip
 """A change in these may change a score, so it parts a cached baseline from a new one."""
 
@@ -120,6 +121,7 @@ def load_suite(
         for task in read_tasks(directory, known)
         if task.role != "expert" or (not skip_expert_benchmarks and set(task.experts) & set(experts))
     ]
+    tasks, unsafe = _without_unsafe(tasks)
     covered = {task.stands_for for task in tasks}
     missing = [
         f"{expert}: {benchmark}"
@@ -138,7 +140,21 @@ def load_suite(
         samples=samples,
         text=tuple(documents),
         cache=PlanCache(),
+        notes=tuple(unsafe),
     )
+
+
+def _without_unsafe(tasks: list[Task]) -> tuple[list[Task], list[str]]:
+    """The tasks that can be scored on this system, and why others cannot: they run what the model writes."""
+    unsafe = [task for task in tasks if task.metric.startswith("pass_at_1")]
+    if not unsafe:
+        return tasks, []
+    try:
+        shared_sandbox()
+    except BenchmarkError as error:
+        names = " and ".join(task.name for task in unsafe)
+        return [task for task in tasks if task not in unsafe], [f"left out: {names}: {error.what}"]
+    return tasks, []
 
 
 def spread(items: int, samples: int | None) -> list[int]:
