@@ -21,7 +21,7 @@ from phase8.files import make_directory, write_atomic
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from phase8.models import SourceModel
+    from phase8.model.source import SourceModel
 
 
 def run_configured(
@@ -46,7 +46,7 @@ def run_configured(
     with EventLog(run_dir / "events.jsonl") as events:
         screen = None
         if console:
-            from phase8.console import ConsoleListener
+            from phase8.watch.console import ConsoleListener
 
             screen = ConsoleListener()
             events.subscribe(screen)
@@ -54,8 +54,8 @@ def run_configured(
             begin = time.monotonic()
             from transformers.utils import logging as transformers_logging
 
-            from phase8.models import load_source
-            from phase8.pipeline import Pipeline, check_device, set_threads
+            from phase8.model.source import load_source
+            from phase8.run.pipeline import Pipeline, check_device, set_threads
 
             transformers_logging.set_verbosity_error()
             transformers_logging.disable_progress_bar()
@@ -67,7 +67,7 @@ def run_configured(
             seconds = time.monotonic() - begin
             tracker = None
             if config.logger.mode is not WandbMode.disabled:
-                from phase8.tracking import WandbTracker
+                from phase8.watch.tracking import WandbTracker
 
                 tracker = WandbTracker(config.to_dict(), run_dir=run_dir)
                 events.subscribe(tracker)
@@ -81,7 +81,7 @@ def run_configured(
         finally:
             if screen is not None:
                 screen.close()
-            from phase8.report import write_report
+            from phase8.watch.report import write_report
 
             write_report(run_dir)
     return result
@@ -118,7 +118,7 @@ class FinalCompressionPhase:
         self, model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None
     ) -> dict[str, Any]:
         from phase8.errors import ModelError
-        from phase8.models import ExpertFile, load_source, source_from_network
+        from phase8.model.source import ExpertFile, load_source, source_from_network
 
         if isinstance(model, str | Path):
             source = load_source(str(model), experts_path=self.config.model.experts, device=self.config.device)

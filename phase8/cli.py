@@ -88,7 +88,7 @@ def _encode(options: argparse.Namespace) -> int:
     import yaml
 
     from phase8.config import CompressionConfig
-    from phase8.streaming import encode_checkpoint
+    from phase8.run.streaming import encode_checkpoint
 
     settings: dict = {}
     for setting in options.set:
@@ -125,7 +125,8 @@ def _inspect(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from phase8.artifact import COUNTED_FILES, account, read_artifact
+    from phase8.artifact.read import COUNTED_FILES, read_artifact
+    from phase8.artifact.write import account
 
     artifact = read_artifact(options.artifact)
     console = Console(soft_wrap=not sys.stdout.isatty())
@@ -173,7 +174,7 @@ def _generate(options: argparse.Namespace) -> int:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
-    from phase8.artifact import load_artifact
+    from phase8.artifact.write import load_artifact
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -103,7 +103,7 @@ class SeedLMConfig:
     """exhaustive: look at every seed for every block. fast: at the seeds whose bases lie near the block's direction."""
     candidates: int = 0
     """How many of the best-looking seeds of a block are compared exactly, with quantised coefficients; 0: as many as
-    the width of the coefficients asks for (`phase8.codecs.seed_search`)."""
+    the width of the coefficients asks for (`phase8.codecs.seedlm.seed_search`)."""
     budget_bytes: int | None = None
     """Most bytes of this stage's artifact; each tensor then gets settings of its own, chosen by measured distortion."""
     target_ratio: float | None = None
@@ -241,7 +241,7 @@ class Winding(Enum):
 class HyperConfig:
     """Hyper-Compression (arXiv 2409.00592) and its relatives: weights as values of a function along a trajectory.
 
-    Measured on Gaussian weights (`experiments/codecs/results/trajectories.md`), the ergodic winding is the best of the
+    Measured on Gaussian weights (`experiments/results/trajectories.md`), the ergodic winding is the best of the
     four at about 0.13 bit per weight and at 1 bit. The defaults are for the former: 14 bits for 112 weights, relative
     squared error 0.868 (`dims=128 grid=65535`: 0.865 in several times the time). For 1 bit take `dims=12 grid=4095`
     (0.327) or, ten times slower, `dims=16 grid=65535` (0.314). The published codec is
@@ -350,7 +350,7 @@ class HyperConfig:
 
 
 class GrokfastVariant(Enum):
-    """Which gradient filter; see `phase8.optimize.grokfast`."""
+    """Which gradient filter; see `phase8.train.grokfast`."""
 
     ema = "ema"
     as_printed = "as_printed"
@@ -787,7 +787,7 @@ class GateReference(Enum):
 
 
 class GatePolicy(Enum):
-    """How a figure is compared with its threshold; see `phase8.policy`."""
+    """How a figure is compared with its threshold; see `phase8.judge.policy`."""
 
     point = "point"
     """The measured figure itself must reach the threshold."""

@@ -15,7 +15,6 @@ import torch
 from phase8.benchmarks.evaluate import evaluate
 from phase8.benchmarks.probes import choice_sensitivity, probes_of
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, load_suite
-from phase8.calibration import collect_importance
 from phase8.codecs import get_codec
 from phase8.config import (
     CodebookSource,
@@ -27,10 +26,11 @@ from phase8.config import (
     Trajectory,
     VPTQConfig,
 )
-from phase8.models import load_source
-from phase8.optimize.reconstruct import reconstruct
-from phase8.recovery import Recommendation, _higher_rates, adjust
-from phase8.text import token_sequences
+from phase8.model.importance import collect_importance
+from phase8.model.source import load_source
+from phase8.model.text import token_sequences
+from phase8.run.retry import Recommendation, _higher_rates, adjust
+from phase8.train.reconstruct import reconstruct
 
 CONFIG = CompressionConfig(
     seedlm=SeedLMConfig(seed_bits=10),

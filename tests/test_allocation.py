@@ -19,8 +19,8 @@ from phase8.allocation.candidates import bits_per_weight, candidates, packed_bit
 from phase8.allocation.lagrange import allocate, total_bytes
 from phase8.allocation.measure import measure, sampled_rows, weighted_energy
 from phase8.api import run_configured
-from phase8.artifact import contents, read_artifact, write_artifact
-from phase8.calibration import collect_importance
+from phase8.artifact.read import read_artifact
+from phase8.artifact.write import contents, write_artifact
 from phase8.codecs import Importance, get_codec
 from phase8.config import (
     CodebookSource,
@@ -39,9 +39,10 @@ from phase8.config import (
 )
 from phase8.errors import ConfigError
 from phase8.events import read_events
-from phase8.models import load_source
-from phase8.optimize.divergence import mean_kl
-from phase8.pipeline import Pipeline, plan_groups
+from phase8.model.importance import collect_importance
+from phase8.model.source import load_source
+from phase8.run.pipeline import Pipeline, plan_groups
+from phase8.train.divergence import mean_kl
 from tests.tiny_model import tiny_tokenizer
 
 STAGES = {

@@ -12,11 +12,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from phase8.artifact import WEIGHTS_FILE, account, load_artifact, read_artifact, read_manifest, write_artifact
+from phase8.artifact.read import WEIGHTS_FILE, read_artifact, read_manifest
+from phase8.artifact.write import account, load_artifact, write_artifact
 from phase8.codecs import get_codec
 from phase8.config import HyperConfig, SeedLMConfig, VPTQConfig
 from phase8.errors import ArtifactError, OutputError
-from phase8.models import load_source
+from phase8.model.source import load_source
 
 CONFIGS = {
     "seedlm": SeedLMConfig(seed_bits=8),

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phase8.codecs.bitpack import pack, packed_bytes, unpack
 from phase8.errors import ArtifactError, CodecError
+from phase8.lossless.bitpack import pack, packed_bytes, unpack
 
 
 @st.composite

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from phase8 import calibration
-from phase8.calibration import UNSEEN_WEIGHT, collect_importance
 from phase8.errors import ModelError
+from phase8.model import importance as calibration
+from phase8.model.importance import UNSEEN_WEIGHT, collect_importance
 
 VOCABULARY = 50
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from phase8.artifact import load_artifact, write_artifact
+from phase8.artifact.write import load_artifact, write_artifact
 from phase8.cli import main
 from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
-from phase8.models import load_source
+from phase8.model.source import load_source
 
 ROOT = Path(__file__).parent.parent
 

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from synthetic_run import SCENARIOS, mean_core, play
 
-from phase8.console import ConsoleListener
 from phase8.events import EventLog, Kind, read_events
+from phase8.watch.console import ConsoleListener
 
 
 def plain_text(name, tmp_path):

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 from test_gates import judge, suite
 
-from phase8 import pipeline
 from phase8.config import CompressionConfig
 from phase8.events import EventLog, read_events
-from phase8.models import ExpertFile
-from phase8.pipeline import Pipeline
+from phase8.model.source import ExpertFile
+from phase8.run import pipeline
+from phase8.run.pipeline import Pipeline
 
 GOOD, NEAR, POOR = suite(), suite(0.945), suite(0.85)
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phase8.codecs import entropy
-from phase8.codecs.bitpack import narrowest, packed_bytes
 from phase8.errors import ArtifactError, CodecError
+from phase8.lossless import entropy
+from phase8.lossless.bitpack import narrowest, packed_bytes
 
 
 def entropy_bytes(values: np.ndarray) -> float:

@@ -19,12 +19,12 @@ import torch
 from tokenizers import Regex, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from phase8.artifact import load_artifact, write_artifact
+from phase8.artifact.write import load_artifact, write_artifact
 from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
 from phase8.errors import ArtifactError, ModelError, OutputError
 from phase8.export import export
-from phase8.models import ExpertFile, source_from_network
+from phase8.model.source import ExpertFile, source_from_network
 from tests.tiny_model import tiny_model, tiny_tokenizer
 
 IDS = [0, 5, 371, 40, 41, 42, 300, 7, 7, 7, 19]

@@ -8,7 +8,7 @@ from phase8.benchmarks.evaluate import Score, SuiteResult
 from phase8.benchmarks.experts import experts_for
 from phase8.config import GateConfig, GatePolicy, GateReference, StageThresholds
 from phase8.errors import BenchmarkError, ConfigError
-from phase8.gates import judge_final, judge_stage
+from phase8.judge.gates import judge_final, judge_stage
 
 CORE = {
     "mmlu": ("MMLU", ()),

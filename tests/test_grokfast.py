@@ -6,7 +6,7 @@ from torch import nn
 
 from phase8.config import GrokfastConfig, GrokfastVariant
 from phase8.errors import ConfigError
-from phase8.optimize.grokfast import GrokfastFilter
+from phase8.train.grokfast import GrokfastFilter
 
 
 def filtered(gradient_filter: GrokfastFilter, gradients: list[float]) -> list[float]:

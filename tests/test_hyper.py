@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase8.codecs.base import EncodedTensor, Stream
-from phase8.codecs.decoders import hyper as decoder
-from phase8.codecs.hyper import HyperCodec, codec, ergodic, fourier, manifold, manifold_search, polynomial
+from phase8.codecs.hyper import HyperCodec, ergodic, fourier, manifold, manifold_search, polynomial
+from phase8.codecs.hyper import decode as decoder
+from phase8.codecs.hyper import encode as codec
 from phase8.codecs.matrices import HeldMatrix
 from phase8.config import Axis, HyperConfig, Trajectory, Winding
 from phase8.errors import ArtifactError, CodecError, ConfigError

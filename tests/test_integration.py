@@ -14,11 +14,12 @@ import torch
 from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
 
 import phase8  # noqa: F401  registers the quantizer
-from phase8.artifact import WEIGHTS_FILE, load_artifact, write_artifact
+from phase8.artifact.read import WEIGHTS_FILE
+from phase8.artifact.write import load_artifact, write_artifact
 from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
 from phase8.errors import ArtifactError, ModelError
-from phase8.models import ExpertFile, source_from_network
+from phase8.model.source import ExpertFile, source_from_network
 from tests.tiny_model import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent

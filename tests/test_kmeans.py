@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phase8.codecs.kmeans import kmeans, nearest
+from phase8.codecs.vptq.kmeans import kmeans, nearest
 
 
 def _data(n: int, d: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phase8.codecs import lfsr
+from phase8.codecs.seedlm import lfsr
 
 PUBLISHED = {
     8: (0, 2, 3, 4),

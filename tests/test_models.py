@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from phase8.artifact import load_artifact, write_artifact
+from phase8.artifact.write import load_artifact, write_artifact
 from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
 from phase8.errors import ModelError
-from phase8.models import ExpertFile, as_matrix, from_matrix, load_source, unique_parameters
+from phase8.model.source import ExpertFile, as_matrix, from_matrix, load_source, unique_parameters
 
 
 def test_directory_loads_and_counts_tied_parameters_once(tiny_model_dir, tiny_network):

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from phase8.api import CompressionOrchestrator, run_configured
-from phase8.artifact import load_artifact, read_artifact
+from phase8.artifact.read import read_artifact
+from phase8.artifact.write import load_artifact
 from phase8.config import (
     BenchmarksConfig,
     CompressionConfig,
@@ -30,7 +31,7 @@ from phase8.config import (
     WandbMode,
 )
 from phase8.events import read_events
-from phase8.models import load_source
+from phase8.model.source import load_source
 
 ROOT = Path(__file__).parent.parent
 LENIENT = GateConfig(
@@ -162,7 +163,7 @@ def test_interrupt_keeps_what_was_done(tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("phase8.codecs.vptq.VPTQCodec.encode", interrupted)
+    monkeypatch.setattr("phase8.codecs.vptq.encode.VPTQCodec.encode", interrupted)
     result = run_configured(settings(tmp_path), console=False)
     assert result["interrupted"] and result["compression_level"] == "seedlm" and not result["success"]
     assert read_artifact(result["artifact"]).stage == "seedlm"

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phase8.benchmarks.evaluate import Score
-from phase8.benchmarks.resample import mean_draws
 from phase8.config import GatePolicy
-from phase8.policy import Check, decide, holm, sampled, wording
+from phase8.judge.policy import Check, decide, holm, sampled, wording
+from phase8.judge.resample import mean_draws
 
 
 def figure(value, spread, threshold=0.9, *, name="c", **more):

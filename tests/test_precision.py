@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from phase8.config import Precision
-from phase8.optimize import precision
+from phase8.train import precision
 
 
 def test_a_named_format_is_taken(monkeypatch):

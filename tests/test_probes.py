@@ -15,11 +15,11 @@ from phase8.benchmarks.eudaimonia import with_eudaimonia
 from phase8.benchmarks.evaluate import evaluate
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, RULES, load_suite, suite_hash
 from phase8.config import CompressionConfig
-from phase8.gates import Verdict
-from phase8.models import load_source
-from phase8.optimize.divergence import tensor_sensitivity
-from phase8.policy import Check
-from phase8.recovery import Sensitivity, adjust, recommend
+from phase8.judge.gates import Verdict
+from phase8.judge.policy import Check
+from phase8.model.source import load_source
+from phase8.run.retry import Sensitivity, adjust, recommend
+from phase8.train.divergence import tensor_sensitivity
 from phase8.world import items as world_items
 
 

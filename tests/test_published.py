@@ -14,9 +14,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from phase8.codecs import decoders, lfsr
-from phase8.codecs.decoders.seedlm import code_values
+from phase8.codecs import decoders
 from phase8.codecs.hyper import ergodic
+from phase8.codecs.seedlm import lfsr
+from phase8.codecs.seedlm.decode import code_values
 from phase8.config import SeedLMConfig, Winding
 
 LLAMA = (4096, 4096)

@@ -21,7 +21,7 @@ from phase8.benchmarks.local import local_splits
 from phase8.benchmarks.real import CORE, _load_parts, load_real_suite
 from phase8.benchmarks.suite import suite_hash
 from phase8.errors import BenchmarkError
-from phase8.models import load_source
+from phase8.model.source import load_source
 
 ROWS = invented()
 FIVE = ("analytical", "creative", "code", "reasoning", "communication")

@@ -18,12 +18,12 @@ from phase8.codecs.base import (
     float16_values,
     round_through,
 )
-from phase8.codecs.plain import PlainCodec
+from phase8.codecs.plain.encode import PlainCodec
 from phase8.config import GrokfastConfig, GrokfastVariant, OptimizerConfig, Precision
 from phase8.errors import CodecError, ConfigError, ModelError
-from phase8.optimize import divergence
-from phase8.optimize import reconstruct as module
-from phase8.optimize.reconstruct import reconstruct
+from phase8.train import divergence
+from phase8.train import reconstruct as module
+from phase8.train.reconstruct import reconstruct
 
 LEVELS = 8
 

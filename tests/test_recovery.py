@@ -6,9 +6,9 @@ import pytest
 
 from phase8.config import CompressionConfig, HyperConfig, SeedLMConfig, Trajectory, VPTQConfig
 from phase8.errors import ConfigError
-from phase8.gates import Verdict
-from phase8.policy import Check
-from phase8.recovery import Recommendation, Sensitivity, adjust, integration_failures, recommend
+from phase8.judge.gates import Verdict
+from phase8.judge.policy import Check
+from phase8.run.retry import Recommendation, Sensitivity, adjust, integration_failures, recommend
 
 CONFIG = CompressionConfig()
 EMBEDDING, DOWN, OUT = "model.embed_tokens.weight", "layers.0.mlp.down_proj.weight", "layers.1.self_attn.o_proj.weight"

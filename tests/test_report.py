@@ -11,8 +11,8 @@ from synthetic_run import CORE, SCENARIOS, core_retentions, mean_core, play
 
 from phase8.errors import ArtifactError
 from phase8.events import EventLog, Kind, read_events
-from phase8.plots import trainings
-from phase8.report import write_report
+from phase8.watch.plots import trainings
+from phase8.watch.report import write_report
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 

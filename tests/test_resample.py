@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from phase8.benchmarks.evaluate import Score
-from phase8.benchmarks.resample import PRIOR_ITEMS, mean_draws
 from phase8.errors import BenchmarkError
+from phase8.judge.resample import PRIOR_ITEMS, mean_draws
 
 
 def score(items, **settings):
@@ -57,7 +57,7 @@ def test_a_few_groups_are_no_groups():
 def test_chunks_make_no_difference(monkeypatch):
     base = score(np.random.default_rng(0).random(300))
     whole = mean_draws([base], draws=100)
-    monkeypatch.setattr("phase8.benchmarks.resample._CHUNK", 1000)
+    monkeypatch.setattr("phase8.judge.resample._CHUNK", 1000)
     assert np.allclose(mean_draws([base], draws=100), whole, rtol=1e-12)
 
 

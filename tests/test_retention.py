@@ -5,8 +5,8 @@ import random
 import pytest
 
 from phase8.benchmarks.evaluate import Score, SuiteResult
-from phase8.benchmarks.retention import average, by_expert, by_role, is_informative, items_needed, resolution, retention
 from phase8.errors import BenchmarkError
+from phase8.judge.retention import average, by_expert, by_role, is_informative, items_needed, resolution, retention
 
 
 def score(items, *, task="t", chance=0.0, role="core", experts=()):

@@ -12,11 +12,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from phase8.artifact import load_artifact, write_artifact
+from phase8.artifact.write import load_artifact, write_artifact
 from phase8.codecs import get_codec
 from phase8.config import HyperConfig, SeedLMConfig, Trajectory, VPTQConfig
 from phase8.errors import ArtifactError, Phase8Error
-from phase8.models import load_source, unique_parameters
+from phase8.model.source import load_source, unique_parameters
 from phase8.runtime import Llama, LlamaShape, generate, load_model, load_tokenizer
 from phase8.runtime.__main__ import main as command
 

@@ -7,7 +7,7 @@ import tempfile
 
 import pytest
 
-from experiments.benchmarks.sandbox_demo import ATTACKS, FILES, PlainProcess, attack
+from experiments.sandbox_demo import ATTACKS, FILES, PlainProcess, attack
 from phase8.benchmarks import sandbox as sandbox_module
 from phase8.benchmarks.sandbox import KINDS, MEMORY_BYTES, Sandbox, isolation, run_tests, run_tests_batch
 from phase8.errors import BenchmarkError

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from phase8.codecs import lfsr, seed_search, seedlm
 from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Stream
-from phase8.codecs.seedlm import SeedLMCodec
+from phase8.codecs.seedlm import encode as seedlm
+from phase8.codecs.seedlm import lfsr, seed_search
+from phase8.codecs.seedlm.encode import SeedLMCodec
 from phase8.config import SeedLMConfig, SeedSearch
 from phase8.errors import ArtifactError, CodecError, ConfigError
 

@@ -11,17 +11,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from phase8 import streaming
-from phase8.artifact import WEIGHTS_FILE, load_artifact, write_artifact
+from phase8.artifact.read import WEIGHTS_FILE, read_artifact
+from phase8.artifact.write import load_artifact, write_artifact
 from phase8.cli import main
-from phase8.codecs import get_codec, matrices, seedlm, vptq
-from phase8.codecs.hyper import codec as hyper
+from phase8.codecs import get_codec, matrices
+from phase8.codecs.hyper import encode as hyper
+from phase8.codecs.seedlm import encode as seedlm
+from phase8.codecs.vptq import encode as vptq
 from phase8.config import CompressionConfig, HyperConfig, SeedLMConfig, Sharing, VPTQConfig
 from phase8.errors import CodecError, ModelError
-from phase8.models import load_source, unique_parameters
-from phase8.pipeline import plan_groups
-from phase8.runtime.container import read_artifact
-from phase8.streaming import encode_checkpoint, open_checkpoint, plan
+from phase8.model.source import load_source, unique_parameters
+from phase8.run import streaming
+from phase8.run.pipeline import plan_groups
+from phase8.run.streaming import encode_checkpoint, open_checkpoint, plan
 
 CONFIG = CompressionConfig(
     seedlm=SeedLMConfig(seed_bits=8), vptq=VPTQConfig(codebook_size=16), hyper=HyperConfig(dims=12, grid=255)

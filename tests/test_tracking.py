@@ -14,7 +14,7 @@ from synthetic_run import CORE, ORIGINAL_BYTES, core_retentions, mean_core, play
 
 from phase8.errors import ConfigError
 from phase8.events import Kind, read_events
-from phase8.tracking import _ENVIRONMENT, WandbTracker
+from phase8.watch.tracking import _ENVIRONMENT, WandbTracker
 
 STAGE_DIRECTORIES = ("seedlm", "seedlm_retry1", "vptq", "hyper", "hyper_retry1")
 

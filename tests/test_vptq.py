@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase8.allocation.candidates import packed_bits
-from phase8.artifact import file_bytes
-from phase8.codecs import splitmix, vptq
+from phase8.artifact.read import parse
+from phase8.artifact.write import file_bytes
+from phase8.codecs import splitmix
 from phase8.codecs.base import EncodedGroup, Importance, Stream
-from phase8.codecs.decoders.vptq import codebooks
-from phase8.codecs.vptq import VPTQCodec
+from phase8.codecs.vptq import encode as vptq
+from phase8.codecs.vptq.decode import codebooks
+from phase8.codecs.vptq.encode import VPTQCodec
 from phase8.config import CodebookSource, VPTQConfig
 from phase8.errors import ArtifactError, CodecError, ConfigError
-from phase8.runtime.container import parse
 from tests.test_format import read_vptq
 
 published = partial(VPTQConfig, num_codebooks=2, codebook_bits=16, hessian_damping=0.01)

@@ -22,12 +22,12 @@ from torch import Tensor
 from phase8.allocation.candidates import VARIED, StageConfig, candidates, packed_bits, pool_of
 from phase8.allocation.lagrange import allocate, total_bytes
 from phase8.allocation.measure import Measurement, measure
-from phase8.artifact import kind_of
+from phase8.artifact.write import kind_of
 from phase8.codecs import EncodedGroup, Importance, get_codec
 from phase8.codecs.base import Progress
 from phase8.errors import ConfigError
-from phase8.models import SourceModel, in_place
-from phase8.optimize.divergence import tensor_sensitivity
+from phase8.model.source import SourceModel, in_place
+from phase8.train.divergence import tensor_sensitivity
 
 SENSITIVITY_SEQUENCES = 8
 _GROWTH = 2.0

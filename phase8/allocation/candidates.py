@@ -110,7 +110,7 @@ def pool_of(name: str, kind: str, stage: str, config: CompressionConfig | VPTQCo
 
     Args:
         name: the matrix's name.
-        kind: its sort, as `phase8.artifact.kind_of` says.
+        kind: its sort, as `phase8.artifact.write.kind_of` says.
         config: the stage's settings.
     """
     if stage != "vptq":

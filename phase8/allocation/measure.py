@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from phase8.allocation.candidates import StageConfig
-from phase8.codecs import EncodedGroup, Importance, Stream, decoders, entropy, get_codec
+from phase8.codecs import EncodedGroup, Importance, Stream, decoders, get_codec
+from phase8.lossless import entropy
 
 SAMPLE_WEIGHTS = {"seedlm": 1 << 14, "vptq": 1 << 15, "hyper": 1 << 16}
 """Most weights of a tensor that are measured. A codebook needs many vectors, else it fits the sample too well."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from phase8.errors import BenchmarkError
-from phase8.text import read_documents
+from phase8.model.text import read_documents
 from phase8.world import corpus
 
 DOCUMENTS = 200

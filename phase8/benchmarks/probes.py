@@ -30,7 +30,7 @@ from torch import Tensor
 
 from phase8.benchmarks.edge import Item, probes_like
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, RULES, Suite
-from phase8.models import unique_parameters
+from phase8.model.source import unique_parameters
 
 PROBES_PER_RULE = 16
 BATCH_TOKENS = 1024

@@ -28,19 +28,19 @@ def get_codec(name: str) -> Codec:
         ArtifactError: there is no such codec.
     """
     if name == "plain":
-        from phase8.codecs.plain import PlainCodec
+        from phase8.codecs.plain.encode import PlainCodec
 
         return PlainCodec()
     if name == "seedlm":
-        from phase8.codecs.seedlm import SeedLMCodec
+        from phase8.codecs.seedlm.encode import SeedLMCodec
 
         return SeedLMCodec()
     if name == "vptq":
-        from phase8.codecs.vptq import VPTQCodec
+        from phase8.codecs.vptq.encode import VPTQCodec
 
         return VPTQCodec()
     if name == "hyper":
-        from phase8.codecs.hyper.codec import HyperCodec
+        from phase8.codecs.hyper.encode import HyperCodec
 
         return HyperCodec()
     raise ArtifactError(

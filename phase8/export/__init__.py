@@ -21,9 +21,9 @@ from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 
+from phase8.artifact.read import COUNTED_FILES
 from phase8.errors import ModelError, OutputError
 from phase8.files import directory_swap
-from phase8.runtime.container import COUNTED_FILES
 
 
 class Format(StrEnum):
@@ -70,7 +70,7 @@ def export(artifact: Path | str, out: Path | str, format: Format | str, *, dtype
 def _write_safetensors(artifact: Path, out: Path, dtype: str) -> list[str]:
     import torch
 
-    from phase8.artifact import load_artifact
+    from phase8.artifact.write import load_artifact
 
     network, _ = load_artifact(artifact)
     network.to(getattr(torch, dtype)).save_pretrained(out)
@@ -87,7 +87,7 @@ def _write_gguf(artifact: Path, out: Path, dtype: str) -> list[str]:
 
 
 def _write_onnx(artifact: Path, out: Path, dtype: str) -> list[str]:
-    from phase8.artifact import load_artifact
+    from phase8.artifact.write import load_artifact
     from phase8.export.onnx_file import write_onnx
 
     if dtype != "float32":

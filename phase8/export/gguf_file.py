@@ -23,11 +23,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from phase8.artifact.read import strict_json
 from phase8.errors import ArtifactError, ModelError
 from phase8.export.extra import optional
 from phase8.files import read_bounded
 from phase8.runtime import Llama, load_model
-from phase8.runtime.container import strict_json
 from phase8.runtime.llama import rotary_frequencies
 
 _JSON_LIMIT = 2**28

@@ -4,14 +4,14 @@ How `from_pretrained` is led (transformers 5): it builds the network without mem
 to prepare it, then walks over the file's tensors and gives each to the parameter of its name. An artifact's file has
 one tensor, `payload`, which stands for all parameters. So
 
-1. `_process_model_before_weight_loading` reads the file with `phase8.runtime.container`, which takes it for hostile,
+1. `_process_model_before_weight_loading` reads the file with `phase8.artifact.read`, which takes it for hostile,
    holds it against the network's parameters, and decodes it;
 2. `update_weight_conversions` says that `payload` turns into those parameters (transformers' own one-to-many rule, made
    for fused weights), so that device placement, tied weights and the report of missing tensors work as for any model;
 3. `_process_model_after_weight_loading` gives the network a `save_pretrained` that writes the artifact's own files.
 
-The weights are ordinary parameters, bit for bit those of `phase8.artifact.load_artifact`; a `dtype` other than float32
-is a cast of them. Nothing is computed on compressed weights: memory and speed are those of the plain model.
+The weights are ordinary parameters, bit for bit those of `phase8.artifact.write.load_artifact`; a `dtype` other than
+float32 is a cast of them. Nothing is computed on compressed weights: memory and speed are those of the plain model.
 
 This module is imported while transformers is still importing itself, so it takes from it only what is there by then.
 """
@@ -31,9 +31,9 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from phase8.artifact.read import COUNTED_FILES, FORMAT, MAX_FILE_BYTES, WEIGHTS_FILE, Outline, parse
 from phase8.errors import ArtifactError, ModelError
 from phase8.files import make_directory, read_bounded, write_atomic
-from phase8.runtime.container import COUNTED_FILES, FORMAT, MAX_FILE_BYTES, WEIGHTS_FILE, Outline, parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -106,7 +106,7 @@ class Phase8Quantizer(HfQuantizer):
 
     def _weights(self, wanted: _Places, where: str) -> Iterator[tuple[str, Tensor]]:
         """Yields name and weights, in the shape and dtype of the network's parameter."""
-        from phase8.models import in_place
+        from phase8.model.source import in_place
 
         sizes = {name: parameter.numel() for name, (_, parameter) in wanted.items()}
         outline = Outline(len(sizes), sum(sizes.values()))
@@ -159,7 +159,7 @@ class Phase8Quantizer(HfQuantizer):
 
 
 def _parameters(model: PreTrainedModel) -> _Places:
-    from phase8.models import unique_parameters
+    from phase8.model.source import unique_parameters
 
     tied = model.all_tied_weights_keys
     return {name: place for name, place in unique_parameters(model).items() if name not in tied}

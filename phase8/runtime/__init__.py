@@ -6,11 +6,11 @@
 
 or `python -m phase8.runtime ARTIFACT --prompt "Once upon a time"`. Two libraries are used where they are installed:
 `constriction` decodes entropy-coded streams some twenty times faster, `tokenizers` turns text into tokens and back.
-The parts of the package that this needs are `errors`, `config`, `files`, `codecs/` (the decoding half),
-`integration/__init__.py` (standard library only) and `runtime/`.
+The parts of the package that this needs are `errors`, `config`, `files`, `lossless/`, `codecs/` (the decoding half),
+`artifact/read.py`, `integration/__init__.py` (standard library only) and `runtime/`.
 """
 
-from phase8.runtime.container import Artifact, Manifest, read_artifact, read_manifest
+from phase8.artifact.read import Artifact, Manifest, read_artifact, read_manifest
 from phase8.runtime.generate import generate, load_tokenizer
 from phase8.runtime.llama import Llama, LlamaShape, load_model
 

@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from phase8.artifact.read import MAX_PARAMETERS, Outline, read_manifest, strict_json
 from phase8.errors import ArtifactError
 from phase8.files import read_bounded
-from phase8.runtime.container import MAX_PARAMETERS, Outline, read_manifest, strict_json
 
 _CONFIG_LIMIT = 1 << 20
 _MOST = 1 << 24
@@ -285,7 +285,7 @@ def _silu(x: np.ndarray) -> np.ndarray:
 
 
 def load_model(directory: Path | str, *, max_parameters: int = MAX_PARAMETERS) -> Llama:
-    """Reads an artifact into a `Llama`; the weights are those of `phase8.artifact.load_artifact`, bit for bit.
+    """Reads an artifact into a `Llama`; the weights are those of `phase8.artifact.write.load_artifact`, bit for bit.
 
     Raises:
         ArtifactError: the artifact is damaged or forged, not of Llama's architecture, or larger than `max_parameters`.

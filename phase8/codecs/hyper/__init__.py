@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from phase8.codecs.hyper.codec import HyperCodec
+    from phase8.codecs.hyper.encode import HyperCodec
 
 __all__ = ["HyperCodec"]
 
 
 def __getattr__(name: str) -> Any:
     if name == "HyperCodec":
-        from phase8.codecs.hyper.codec import HyperCodec
+        from phase8.codecs.hyper.encode import HyperCodec
 
         return HyperCodec
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

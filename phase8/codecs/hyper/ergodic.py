@@ -14,7 +14,7 @@ offered, in units of l (`Winding`):
     reciprocal  a_k = 1 / (pi + k): the paper's example of a rationally independent direction
     primes      a_k = sqrt(k-th prime): rationally independent too, and far from equal for neighbouring k
 
-Measured (experiments/codecs/trajectories.py): at K = 2 `power` covers best; at K = 12 `reciprocal` and `primes` are
+Measured (experiments/trajectories.py): at K = 2 `power` covers best; at K = 12 `reciprocal` and `primes` are
 equal and well ahead of `power`, which has only two points per axis there; from K = 64 `primes` is ahead of both,
 because neighbouring a_k of the other two are nearly equal.
 

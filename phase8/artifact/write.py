@@ -1,0 +1,223 @@
+"""The artifact's writing half, and the way back into a torch network. `phase8.artifact.read` reads.
+
+An artifact is a directory: `model.safetensors` in the format of `docs/format.md`, the model's own `config.json` with a
+`quantization_config`, and the tokenizer's files. It is written completely or not at all, and read back at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from phase8.artifact.read import (
+    COUNTED_FILES,
+    FORMAT,
+    VERSION,
+    WEIGHTS_FILE,
+    Artifact,
+    Pool,
+    read_artifact,
+    read_manifest,
+)
+from phase8.codecs.streams import EncodedGroup, Stream
+from phase8.errors import ArtifactError
+from phase8.files import directory_swap, write_atomic
+from phase8.lossless import entropy
+from phase8.model.source import SourceModel, architecture_json, as_parameters, unique_parameters
+
+__all__ = [
+    "COUNTED_FILES", "FORMAT", "VERSION", "WEIGHTS_FILE", "Artifact", "Pool", "account", "bytes_by_kind", "code_pools",
+    "config_text", "contents", "describe_group", "file_bytes", "file_header", "kind_of", "load_artifact",
+    "load_weights", "read_artifact", "write_artifact",
+]  # fmt: skip
+
+
+def code_pools(index: int, group: EncodedGroup) -> Iterator[tuple[list[Any], bytes]]:
+    """Codes the streams of one group; `index` is its place in the manifest.
+
+    Yields:
+        Every pool's entry of the manifest, with its bytes, in the order of the payload.
+    """
+    pools: dict[tuple[str, bool, int], list[Stream]] = {}
+    for role, stream in group.shared.items():
+        pools.setdefault((role, True, stream.bits), []).append(stream)
+    for tensor in group.tensors.values():
+        for role, stream in tensor.streams.items():
+            pools.setdefault((role, False, stream.bits), []).append(stream)
+    for (role, shared, bits), streams in pools.items():
+        values = streams[0].values if len(streams) == 1 else np.concatenate([stream.values for stream in streams])
+        coding, blob = entropy.encode(values, bits)
+        yield [index, role, int(shared), bits, int(values.size), coding, len(blob), zlib.crc32(blob)], blob
+
+
+def describe_group(group: EncodedGroup) -> dict[str, Any]:
+    """A group's entry of the manifest."""
+    return {
+        "codec": group.codec,
+        "settings": group.settings,
+        "shared": [[role, s.bits, int(s.values.size)] for role, s in group.shared.items()],
+        "tensors": [
+            [name, list(t.shape), [[role, s.bits, int(s.values.size)] for role, s in t.streams.items()]]
+            for name, t in group.tensors.items()
+        ],
+    }
+
+
+def file_header(
+    stage: str, source: dict[str, Any], groups: list[dict[str, Any]], pools: list[list[Any]], payload_bytes: int
+) -> bytes:
+    """Everything of `model.safetensors` that stands before the payload."""
+    manifest = {"stage": stage, "source": source, "groups": groups, "pools": pools}
+    raw = json.dumps(manifest, separators=(",", ":"), allow_nan=False).encode()
+    metadata = {
+        "format": FORMAT,
+        "version": str(VERSION),
+        "manifest": base64.b64encode(zlib.compress(raw, 9)).decode(),
+        "manifest_crc32": str(zlib.crc32(raw)),
+    }
+    # Written here and not by the safetensors library, whose order of metadata differs from process to process.
+    entry = {"dtype": "U8", "shape": [payload_bytes], "data_offsets": [0, payload_bytes]}
+    header = json.dumps({"__metadata__": metadata, "payload": entry}, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return struct.pack("<Q", len(header)) + header
+
+
+def file_bytes(groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any]) -> bytes:
+    """Returns `model.safetensors`; `source` has at least `parameters`, how many weights the groups hold."""
+    listed, pools, blobs = [], [], []
+    for index, group in enumerate(groups):
+        listed.append(describe_group(group))
+        for pool, blob in code_pools(index, group):
+            pools.append(pool)
+            blobs.append(blob)
+    payload = b"".join(blobs)
+    return file_header(stage, source, listed, pools, len(payload)) + payload
+
+
+def contents(groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str) -> dict[str, bytes]:
+    """The counted files of an artifact by name; their lengths add up to `size_bytes` of what `write_artifact` makes."""
+    details = {"hash": source.content_hash, "parameters": source.parameter_count}
+    return {
+        WEIGHTS_FILE: file_bytes(groups, stage, details),
+        "config.json": config_text(source.network, stage).encode(),
+    }
+
+
+def write_artifact(
+    directory: Path | str, groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str
+) -> Artifact:
+    """Writes an artifact directory, completely or not at all, and reads it back.
+
+    Raises:
+        OutputError: disk full or not writable; what was there before is untouched.
+    """
+    directory = Path(directory)
+    with directory_swap(directory) as fresh:
+        for name, content in contents(groups, source, stage=stage).items():
+            write_atomic(fresh / name, content)
+        source.tokenizer.save_pretrained(fresh)
+    return read_artifact(directory)
+
+
+def config_text(network: PreTrainedModel, stage: str) -> str:
+    """The artifact's `config.json`: the network's own configuration, and how its weights are stored."""
+    config = json.loads(architecture_json(network))
+    config["quantization_config"] = {"quant_method": FORMAT, "format_version": VERSION, "stage": stage}
+    return json.dumps(config, separators=(",", ":"), sort_keys=True) + "\n"
+
+
+def kind_of(name: str) -> str:
+    """The sort of a tensor, from its name: `model.layers.0.self_attn.q_proj.weight` -> `q_proj`."""
+    parts = name.split(".")
+    return parts[-2] if len(parts) > 1 and parts[-1] in ("weight", "bias") else parts[-1]
+
+
+def account(artifact: Artifact) -> list[tuple[str, str, int]]:
+    """Every byte of the artifact as rows (section, what, bytes); the rows add up to `size_bytes`.
+
+    A pool's bytes are shared out among the kinds of tensors in it by their packed bits (largest remainder), since the
+    entropy coder codes them together.
+    """
+    rows: list[tuple[str, str, int]] = []
+    for pool in artifact.pools:
+        group = artifact.groups[pool.group]
+        section = f"{group.codec}: {pool.role} ({pool.coding})"
+        if pool.shared:
+            owners = {kind_of(name) for name in group.tensors}
+            rows.append((section, owners.pop() if len(owners) == 1 else "shared", pool.size_bytes))
+            continue
+        counts: dict[str, int] = {}
+        for name, tensor in group.tensors.items():
+            stream = tensor.streams.get(pool.role)
+            if stream is not None and stream.bits == pool.bits:
+                counts[kind_of(name)] = counts.get(kind_of(name), 0) + stream.values.size
+        total = max(sum(counts.values()), 1)
+        exact = {kind: pool.size_bytes * count / total for kind, count in counts.items()}
+        share = {kind: int(value) for kind, value in exact.items()}
+        for kind in sorted(exact, key=lambda k: share[k] - exact[k])[: pool.size_bytes - sum(share.values())]:
+            share[kind] += 1
+        rows.extend((section, kind, size) for kind, size in share.items())
+    rows.append((WEIGHTS_FILE, "header and manifest", artifact.overhead_bytes))
+    rows.extend((name, "whole file", size) for name, size in artifact.sizes.items() if name != WEIGHTS_FILE)
+    return rows
+
+
+def bytes_by_kind(artifact: Artifact) -> dict[str, int]:
+    """Bytes per kind of tensor; `shared`, `header and manifest` and `whole file` (config) are kinds of their own."""
+    kinds: dict[str, int] = {}
+    for _, what, size in account(artifact):
+        kinds[what] = kinds.get(what, 0) + size
+    return kinds
+
+
+def load_weights(network: PreTrainedModel, decoded: dict[str, np.ndarray], *, where: str) -> None:
+    """Copies decoded tensors into a network of the same architecture.
+
+    Raises:
+        ArtifactError: names or sizes differ.
+    """
+    shaped = as_parameters(network, decoded, where=where)
+    with torch.no_grad():
+        for name, (_, parameter) in unique_parameters(network).items():
+            parameter.copy_(shaped[name])
+
+
+def load_artifact(directory: Path | str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Rebuilds the model that an artifact holds: float32, evaluation mode, the same weights bit for bit every time.
+
+    Raises:
+        ArtifactError: the artifact cannot be read or does not fit its own configuration.
+    """
+    directory = Path(directory)
+    manifest = read_manifest(directory)
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        # Every layer has a tensor at least. Without this look a forged config.json could ask for layers without end.
+        if getattr(config, "num_hidden_layers", 0) > len(manifest.shapes):
+            raise ValueError("it asks for more layers than the artifact has tensors")
+        with torch.device("meta"):
+            outline = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        outline.tie_weights()
+        manifest.require({name: parameter.numel() for name, (_, parameter) in unique_parameters(outline).items()})
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except ArtifactError:
+        raise
+    except Exception as error:
+        raise ArtifactError(
+            f"config.json or the tokenizer cannot be read: {error}", where=str(directory), fix="copy the directory anew"
+        ) from error
+    network.tie_weights()
+    load_weights(network, manifest.artifact().decode(), where=str(directory))
+    return network.eval(), tokenizer

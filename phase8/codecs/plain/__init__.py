@@ -1,0 +1,1 @@
+"""16-bit floats: what no other codec encodes."""

@@ -1,0 +1,1 @@
+"""Scores -> verdict, pure: resampling, retention, policy, gates."""

@@ -1,0 +1,1 @@
+"""What comes in: a source model, its tensors by name, text, importance, latency."""

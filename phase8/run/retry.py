@@ -1,0 +1,249 @@
+"""What to change before a failed stage is tried again.
+
+The pattern of the failure decides. The average retention is the lowest of the failed averages (core, cumulative,
+experts):
+
+    below 0.90   the stage gets more bits or a larger codebook
+    below 0.95   more calibration text, and as many more iterations, so that each sequence is seen as often
+    0.95 or more (a near miss)   twice the iterations
+    only single benchmarks       more calibration text (MMLU with GSM8K and the first expert count as such; they fail
+                                 without an abort only where a policy asks for more than the measured figure)
+    edge of chaos or a rule      the tensor on which the answers to that test depend most, per weight, stays in 16 bits,
+                                 and twice the iterations
+
+Each test's answers are measured on probes, questions that grade nobody (`phase8.benchmarks.probes`). Where several
+tests failed, a tensor's share of the sum over all tensors counts, added up over the tests: a test whose answers hang on
+one tensor has more to say about it than one that depends on all alike, and one tensor is protected, whatever failed. A
+test without probes is judged by the divergence on held-out text, and the reason says so.
+
+A stage with a byte budget (`budget_bytes`, `target_ratio`) gets neither more bits nor a tensor in 16 bits: the budget
+is a limit that the user set, and within it the allocation already favours the tensors that matter.
+
+An adjustment is a new value for a named setting of the run. One that the settings' own checks refuse is never
+recommended, so retries cannot leave their limits; where nothing is left to change, there are no adjustments.
+
+Example: `vptq` keeps 0.93 and has to keep 0.95:
+{"optimizer.calibration_sequences": 512, "grokfast.iterations": 200}.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from enum import Enum
+from typing import Any
+
+from phase8.config import CompressionConfig, Trajectory
+from phase8.errors import ConfigError
+from phase8.judge.gates import Verdict
+
+Adjustments = dict[str, Any]
+"""Dotted name of a setting -> its new value, as plain JSON."""
+
+RAISE_RATE_BELOW = 0.90
+SEVERE_BELOW = 0.80
+RAISE_CALIBRATION_BELOW = 0.95
+_AVERAGES = ("core_retention", "core_retention_cumulative", "expert_retention")
+_SINGLE = ("benchmark/", "knowledge", "first_expert")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recommendation:
+    """What to do about a failed gate."""
+
+    action: str
+    """What kind of change: `raise_rate`, `raise_calibration`, `train_longer`, `protect`, several joined by `_and_`, or
+    `fall_back` where no change would help."""
+    adjustments: Adjustments
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sensitivity:
+    """How a failed integration test depends on each tensor."""
+
+    per_weight: Mapping[str, float]
+    """The divergence per weight that the tensor's compression causes on its own, by tensor."""
+    on_probes: bool = True
+    """Of the answers to the test's probes (`phase8.benchmarks.probes.choice_sensitivity`); else, for want of probes, of
+    the model on held-out text (`phase8.train.divergence.tensor_sensitivity`)."""
+
+
+def integration_failures(verdict: Verdict) -> list[str]:
+    """The names of the failed checks that are integration tests."""
+    return [check.name for check in verdict.failed() if check.name == "edge_of_chaos" or check.name.startswith("rule/")]
+
+
+def recommend(
+    stage: str, config: CompressionConfig, verdict: Verdict, sensitivity: Mapping[str, Sensitivity] | None = None
+) -> Recommendation:
+    """Draws the changes for the next attempt from the failed checks of this one.
+
+    Args:
+        stage: `seedlm`, `vptq` or `hyper`.
+        config: the settings of the attempt that failed.
+        verdict: its verdict.
+        sensitivity: by the name of a failed integration test; needed to protect a tensor.
+    """
+    failed = verdict.failed()
+    averages = {check.name: check.value for check in failed if check.name in _AVERAGES and check.value is not None}
+    integration = integration_failures(verdict)
+    actions, adjustments, reasons = [], {}, []
+
+    def add(action: str, changes: Adjustments | None, reason: str) -> None:
+        if changes:
+            actions.append(action)
+            adjustments.update(changes)
+            reasons.append(reason)
+
+    limited = config.limit_of(stage) is not None
+    if integration:
+        which = _names(integration)
+        measured = {name: found for name, found in (sensitivity or {}).items() if name in integration}
+        chosen = None if limited else _most_sensitive(config, measured)
+        if chosen is not None:
+            protected = {"protect": [*config.protect, chosen]}
+            add("protect", protected, f"{which} failed: {_whose(measured)}, {chosen}, stays in 16 bits")
+    if averages:
+        name, lowest = min(averages.items(), key=lambda item: item[1])
+        figure = f"{name.replace('_', ' ')} is {lowest:.3f}"
+        if lowest < RAISE_RATE_BELOW:
+            rates = [] if limited else _higher_rates(stage, config, severe=lowest < SEVERE_BELOW)
+            changes = _first_accepted(config, rates)
+            add("raise_rate", changes, f"{figure}, below {RAISE_RATE_BELOW:.2f}: more bits for {stage}")
+        if lowest < RAISE_CALIBRATION_BELOW:
+            changes = _first_accepted(config, [_more_calibration(config), _longer(config)])
+            add("raise_calibration", changes, f"{figure}, below {RAISE_CALIBRATION_BELOW:.2f}: more calibration text")
+        else:
+            changes = _first_accepted(config, [_longer(config)])
+            add("train_longer", changes, f"{figure}, a near miss: longer training")
+    elif single := [check.name.removeprefix("benchmark/") for check in failed if check.name.startswith(_SINGLE)]:
+        changes = _first_accepted(config, [_more_calibration(config), _longer(config)])
+        add("raise_calibration", changes, f"{', '.join(single)} failed, and no average did: more calibration text")
+    elif integration:
+        add("train_longer", _first_accepted(config, [_longer(config)]), f"{which} failed: longer training")
+    if not actions:
+        names = ", ".join(check.name for check in failed) or "nothing"
+        return Recommendation(action="fall_back", adjustments={}, reason=f"no setting left to change for: {names}")
+    return Recommendation(action="_and_".join(actions), adjustments=adjustments, reason="; ".join(reasons))
+
+
+def adjust(config: CompressionConfig, recommendation: Recommendation) -> CompressionConfig:
+    """Returns the settings with the recommended changes.
+
+    Raises:
+        ConfigError: an adjustment names an unknown setting, or the settings' checks refuse its value.
+    """
+    # Together, not one by one: two changes may only be possible with each other.
+    tree: dict[str, Any] = {}
+    for name, value in recommendation.adjustments.items():
+        branch = tree
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[leaf] = value
+    return _replaced(config, tree, "")
+
+
+def _replaced(settings: Any, changes: Mapping[str, Any], prefix: str) -> Any:
+    known = {field.name for field in fields(settings)}
+    values = {}
+    for name, value in changes.items():
+        if name not in known:
+            raise ConfigError(
+                f"an adjustment names {prefix}{name}, and there is no such setting",
+                where="recovery",
+                fix=f"known here: {', '.join(sorted(known))}",
+            )
+        current = getattr(settings, name)
+        if is_dataclass(current) is not isinstance(value, Mapping):
+            raise ConfigError(
+                f"an adjustment gives {prefix}{name} the value {value!r}, which does not fit there", where="recovery"
+            )
+        if is_dataclass(current):
+            values[name] = _replaced(current, value, f"{prefix}{name}.")
+        elif isinstance(current, Enum):
+            values[name] = type(current)(value)
+        elif isinstance(current, tuple):
+            values[name] = tuple(value)
+        else:
+            values[name] = value
+    return replace(settings, **values)
+
+
+def _first_accepted(
+    config: CompressionConfig, options: list[Adjustments] | Iterator[Adjustments]
+) -> Adjustments | None:
+    """The first option that the settings' checks accept."""
+    for option in options:
+        try:
+            adjust(config, Recommendation(action="", adjustments=option, reason=""))
+        except ConfigError:
+            continue
+        return option
+    return None
+
+
+def _higher_rates(stage: str, config: CompressionConfig, severe: bool) -> Iterator[Adjustments]:
+    """Ways to spend more bits per weight, the gentlest first; a severe loss starts with a larger step."""
+    if stage == "seedlm":
+        seedlm = config.seedlm
+        if severe and seedlm.block_size // 2 >= seedlm.latent_dim:
+            yield {"seedlm.block_size": seedlm.block_size // 2}
+        yield {"seedlm.bits": seedlm.bits + 1}
+        yield {"seedlm.latent_dim": seedlm.latent_dim + 1}
+    elif stage == "vptq":
+        vptq = config.vptq
+        if severe:
+            yield {"vptq.num_codebooks": vptq.num_codebooks + 1}
+        yield {"vptq.codebook_size": 2 * vptq.codebook_size}
+        yield {"vptq.num_codebooks": vptq.num_codebooks + 1}
+    elif config.hyper.trajectory_type is Trajectory.ergodic:
+        hyper = config.hyper
+        if hyper.dims > 1:
+            yield {"hyper.dims": hyper.dims // 2 if severe else max(1, 3 * hyper.dims // 4)}
+        yield {"hyper.grid": 2 * hyper.grid + 1}
+    elif config.hyper.trajectory_type is Trajectory.manifold:
+        hyper = config.hyper
+        yield {"hyper.block_size": hyper.block_size // 2 if severe else max(1, 3 * hyper.block_size // 4)}
+    else:
+        hyper = config.hyper
+        if hyper.block_size == 0:
+            yield {"hyper.block_size": 256}
+        elif severe:
+            yield {"hyper.block_size": hyper.block_size // 2}
+        yield {"hyper.degree": 2 * hyper.degree + 1}
+        yield {"hyper.coefficient_bits": hyper.coefficient_bits + 2}
+
+
+def _more_calibration(config: CompressionConfig) -> Adjustments:
+    return {"optimizer.calibration_sequences": 2 * config.optimizer.calibration_sequences} | _longer(config)
+
+
+def _longer(config: CompressionConfig) -> Adjustments:
+    return {"grokfast.iterations": max(100, 2 * config.grokfast.iterations)}
+
+
+def _names(checks: Iterable[str]) -> str:
+    return ", ".join(name.removeprefix("rule/").replace("_", " ") for name in checks)
+
+
+def _most_sensitive(config: CompressionConfig, measured: Mapping[str, Sensitivity]) -> str | None:
+    """The tensor with the largest sum of its shares of the tests' sensitivities; see the module's text."""
+    sums: dict[str, float] = {}
+    for found in measured.values():
+        left = {name: value for name, value in found.per_weight.items() if name not in config.protect and value > 0.0}
+        total = sum(left.values())
+        for name, value in left.items():
+            sums[name] = sums.get(name, 0.0) + value / total
+    return max(sums, key=sums.__getitem__, default=None)
+
+
+def _whose(measured: Mapping[str, Sensitivity]) -> str:
+    """What the chosen tensor is to the failed tests."""
+    bare = [name for name, found in measured.items() if not found.on_probes]
+    if len(bare) == len(measured):
+        return "for want of probes the tensor on which the model's text depends most per weight"
+    whose = "its" if len(measured) == 1 else "their"
+    text = f"the tensor on which {whose} probe answers depend most per weight"
+    return text + (f" (for want of probes, for {_names(bare)} the model's text)" if bare else "")

@@ -1,0 +1,318 @@
+"""Encoding a checkpoint from disk to disk: never the model in memory, and no large matrix of it.
+
+`python run.py` holds the network, since it has to measure it. This is the way for models that do not fit: the
+architecture is laid out without memory (PyTorch's meta device), matrices are read from the safetensors shards in strips
+as the codec wants them, every group is encoded, entropy-coded and written before the next one is read. What is held is
+the streams of one group with the codec's working memory, and of the groups before only their entries in the manifest.
+(Polynomial, Fourier and manifold trajectories, and the transposed layers of GPT-2, have a matrix in memory as a whole.)
+
+Groups are those of a run, cut where they exceed `group_weights` weights: a cut group has codebooks of its own. So a
+model of no more weights than that becomes the same file, byte for byte, as `write_artifact` makes of it; a larger one a
+file with a few more codebooks and frequency tables. Example: VPTQ with `share=kind`, 22 layers of `up_proj` with 11.5
+million weights each and room for 24 million: 11 groups of two layers each.
+
+No calibration: nothing is run through the network, all weights count alike. Seeds and trajectories do not use it
+anyway; VPTQ loses its second-order loop, and the gates of a run are not asked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property, partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from phase8.allocation.candidates import pool_of
+from phase8.artifact.read import WEIGHTS_FILE, Manifest, read_manifest
+from phase8.artifact.write import code_pools, config_text, describe_group, file_header, kind_of
+from phase8.codecs import EncodedGroup, get_codec
+from phase8.codecs.base import Progress
+from phase8.codecs.matrices import AT_ONCE, HeldMatrix, Matrix
+from phase8.config import CompressionConfig
+from phase8.errors import ModelError
+from phase8.files import directory_swap, read_bounded
+from phase8.model.source import as_matrix, content_hash, unique_parameters
+
+GROUP_WEIGHTS = 1 << 23
+"""Most weights of a group, unless one matrix alone has more: the streams of so many are held."""
+_INDEX = "model.safetensors.index.json"
+_SINGLE = "model.safetensors"
+_JSON_LIMIT = 64 * 2**20
+_M_MMAP_THRESHOLD = -3
+_MAPPED_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A Hugging Face directory with safetensors shards, opened without reading a weight.
+
+    Names and shapes must be those that transformers' `save_pretrained` writes for the architecture.
+    """
+
+    directory: Path
+    network: PreTrainedModel
+    """The architecture on the meta device: shapes without memory."""
+    tokenizer: PreTrainedTokenizerBase
+    _places: dict[str, tuple[Path, str]]
+    """Shard and name there of every parameter."""
+
+    @cached_property
+    def parameters(self) -> dict[str, tuple[nn.Module, Tensor]]:
+        """See `unique_parameters`; tensors without memory."""
+        return unique_parameters(self.network)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters, tied ones once."""
+        return sum(parameter.numel() for _, parameter in self.parameters.values())
+
+    def part(self, name: str, begin: int, end: int) -> Tensor:
+        """Weights `begin` .. `end` - 1 of one parameter, in row-major order of its own shape; float32, no view.
+
+        Raises:
+            ModelError: it cannot be read, or has another shape.
+        """
+        shard, stored = self._places[name]
+        shape = self.parameters[name][1].shape
+        try:
+            # Opened anew each time: as long as a shard is open, all that was read of it counts as held memory.
+            with safe_open(shard, framework="pt") as file:
+                piece = file.get_slice(stored)
+                if (found := tuple(piece.get_shape())) != tuple(shape):
+                    raise ModelError(
+                        f"the shape is {found}, the architecture needs {tuple(shape)}",
+                        where=f"{stored} in {shard}",
+                        fix="use the config.json that belongs to this checkpoint",
+                    )
+                if not shape:
+                    return file.get_tensor(stored).to(torch.float32, copy=True).reshape(1)[begin:end]
+                row = max(1, math.prod(shape[1:]))
+                first = begin // row
+                flat = piece[first : -(-end // row)].reshape(-1)[begin - first * row : end - first * row]
+                return flat.to(torch.float32, copy=True)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"a shard cannot be read: {error}", where=str(shard), fix="copy the file anew") from error
+
+    def read(self, name: str) -> Tensor:
+        """One parameter in its own shape, float32; raises as `part`."""
+        shape = self.parameters[name][1].shape
+        return self.part(name, 0, shape.numel()).reshape(shape)
+
+    def held(self, name: str) -> Tensor:
+        """As `read`, seen as a matrix [O, I]."""
+        return as_matrix(self.parameters[name][0], self.read(name)).contiguous()
+
+    def matrix(self, name: str) -> Matrix:
+        """The same, to be read in parts."""
+        module, parameter = self.parameters[name]
+        seen = as_matrix(module, parameter)
+        in_order = seen.is_contiguous()  # else rows of the matrix are columns of the file
+        return _StoredMatrix(tuple(seen.shape), partial(self.part, name)) if in_order else HeldMatrix(self.held(name))
+
+    def content_hash(self) -> str:
+        """As `SourceModel.content_hash`; reads every tensor once."""
+
+        def parts(name: str, size: int) -> Iterator[Tensor]:
+            return (self.part(name, begin, min(begin + AT_ONCE, size)) for begin in range(0, size, AT_ONCE))
+
+        stored = ((name, p.shape, parts(name, p.numel())) for name, (_, p) in self.parameters.items())
+        return content_hash(self.network, self.tokenizer, stored)
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredMatrix:
+    """A matrix in a shard, see `phase8.codecs.matrices.Matrix`."""
+
+    shape: tuple[int, ...]
+    part: Callable[[int, int], Tensor]
+
+
+def open_checkpoint(directory: Path | str) -> Checkpoint:
+    """Opens a checkpoint and holds its tensors' names against the architecture.
+
+    Raises:
+        ModelError: no safetensors, no architecture, or names that are not the architecture's.
+    """
+    directory = Path(directory)
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        network.tie_weights()
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
+    except Exception as error:
+        raise ModelError(
+            f"config.json or the tokenizer cannot be read: {error}",
+            where=str(directory),
+            fix="name a directory that save_pretrained wrote",
+        ) from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError("the checkpoint is compressed already", where=str(directory), fix="give the original")
+    shards = _shards(directory)
+    names = list(unique_parameters(network))
+    aliases = _aliases(network)
+    places = {}
+    for name in names:
+        stored = next((alias for alias in aliases[name] if alias in shards), None)
+        if stored is not None:
+            places[name] = shards[stored], stored
+    missing = [name for name in names if name not in places]
+    known = {alias for name in names for alias in aliases[name]}
+    unknown = sorted(shards.keys() - known)
+    if missing or unknown:
+        raise ModelError(
+            f"the checkpoint's tensors are not the architecture's; missing: {missing[:5]}, unknown: {unknown[:5]}",
+            where=str(directory),
+            fix="load the model with transformers and write it anew with save_pretrained",
+        )
+    return Checkpoint(directory=directory, network=network, tokenizer=tokenizer, _places=places)
+
+
+def _aliases(network: nn.Module) -> dict[str, list[str]]:
+    """All names of every parameter and saved buffer (tied ones have several), by the first."""
+    first: dict[int, str] = {id(tensor): name for name, (_, tensor) in unique_parameters(network).items()}
+    found: dict[str, list[str]] = {name: [] for name in first.values()}
+    for name, tensor in network.state_dict(keep_vars=True).items():
+        if id(tensor) in first:
+            found[first[id(tensor)]].append(name)
+    return found
+
+
+def _shards(directory: Path) -> dict[str, Path]:
+    """The shard of every stored tensor."""
+    index = directory / _INDEX
+    if index.is_file():
+        try:
+            listed = json.loads(read_bounded(index, _JSON_LIMIT, error=ModelError))["weight_map"]
+            return {str(name): directory / Path(str(file)).name for name, file in listed.items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ModelError(
+                "the index of the shards is malformed", where=str(index), fix="copy the file anew"
+            ) from error
+    single = directory / _SINGLE
+    if not single.is_file():
+        raise ModelError(
+            "there are no safetensors here", where=str(directory), fix="save the model with save_pretrained"
+        )
+    try:
+        with safe_open(single, framework="pt") as file:
+            return dict.fromkeys(file.keys(), single)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"the weights cannot be read: {error}", where=str(single), fix="copy the file anew") from error
+
+
+def plan(sizes: dict[str, int], stage: str, config: CompressionConfig, group_weights: int) -> list[list[str]]:
+    """Names of the matrices of every group, from their numbers of weights; see the module's text."""
+    pools: dict[str, list[str]] = {}
+    for name in sizes:
+        pools.setdefault(pool_of(name, kind_of(name), stage, getattr(config, stage)), []).append(name)
+    return [group for pool in pools.values() for group in _cut(pool, sizes, group_weights)]
+
+
+def _cut(names: Iterable[str], sizes: dict[str, int], most: int) -> Iterator[list[str]]:
+    """Runs of names with at most so many weights together, or one name with more."""
+    run: list[str] = []
+    for name in names:
+        if run and sum(sizes[other] for other in run) + sizes[name] > most:
+            yield run
+            run = []
+        run.append(name)
+    if run:
+        yield run
+
+
+def encode_groups(
+    checkpoint: Checkpoint,
+    stage: str,
+    config: CompressionConfig,
+    *,
+    group_weights: int = GROUP_WEIGHTS,
+    on_progress: Progress | None = None,
+) -> Iterator[EncodedGroup]:
+    """Reads and encodes one group after the other: the stage's, then the vectors, then protected matrices."""
+    matrices = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if p.dim() >= 2}
+    vectors = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if p.dim() < 2}
+    kept = {n: size for n, size in matrices.items() if any(fnmatchcase(n, pattern) for pattern in config.protect)}
+    coded = {n: size for n, size in matrices.items() if n not in kept}
+    codec, settings, plain = get_codec(stage), getattr(config, stage), get_codec("plain")
+    for names in plan(coded, stage, config, group_weights):
+        weights = {name: checkpoint.matrix(name) for name in names}
+        yield codec.encode(weights, settings, importance={}, seed=config.seed, on_progress=on_progress)
+    for names in _cut(vectors, vectors, group_weights):
+        yield plain.encode({n: checkpoint.read(n) for n in names}, None, importance={}, seed=config.seed)
+    for names in _cut(kept, kept, group_weights):
+        yield plain.encode({n: checkpoint.held(n) for n in names}, None, importance={}, seed=config.seed)
+
+
+def _return_freed_arrays() -> None:
+    """Makes glibc map every array of 1 MiB and more on its own, for the rest of the process, so that it goes back to
+    the system when it is freed.
+
+    By default that limit rises to the largest array freed so far, up to 32 MiB; such arrays then come from heaps that a
+    small array behind them keeps from shrinking (`experiments/LOG.md`, 2026-11-25).
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(library, "mallopt"):  # musl has none
+        library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+
+
+def encode_checkpoint(
+    directory: Path | str,
+    out: Path | str,
+    stage: str,
+    config: CompressionConfig,
+    *,
+    group_weights: int = GROUP_WEIGHTS,
+    on_progress: Progress | None = None,
+) -> Manifest:
+    """Encodes a checkpoint into an artifact, completely or not at all, and reads the file's outline and checksums back.
+
+    Args:
+        directory: the checkpoint, see `Checkpoint`.
+        out: the artifact's directory.
+        stage: `seedlm`, `vptq` or `hyper`, with the settings of that name in `config`.
+        group_weights: most weights of a group, unless one matrix alone has more.
+        on_progress: called with the number of weights finished since the last call.
+
+    Raises:
+        ModelError: the checkpoint cannot be read.
+        CodecError: weights that are NaN or infinite.
+        OutputError: disk full or not writable; what was there before is untouched.
+    """
+    _return_freed_arrays()
+    checkpoint, out = open_checkpoint(directory), Path(out)
+    source = {"hash": checkpoint.content_hash(), "parameters": checkpoint.parameter_count}
+    listed, pools = [], []
+    with directory_swap(out) as fresh:
+        # The header stands first in the file and is known last.
+        waiting = fresh / "payload"
+        with waiting.open("wb") as payload:
+            groups = encode_groups(checkpoint, stage, config, group_weights=group_weights, on_progress=on_progress)
+            for index, group in enumerate(groups):
+                listed.append(describe_group(group))
+                for pool, blob in code_pools(index, group):
+                    pools.append(pool)
+                    payload.write(blob)
+                del group
+            length = payload.tell()
+        with (fresh / WEIGHTS_FILE).open("wb") as file, waiting.open("rb") as payload:
+            file.write(file_header(stage, source, listed, pools, length))
+            shutil.copyfileobj(payload, file, 1 << 20)
+            file.flush()
+            os.fsync(file.fileno())
+        waiting.unlink()
+        (fresh / "config.json").write_text(config_text(checkpoint.network, stage), encoding="utf-8")
+        checkpoint.tokenizer.save_pretrained(fresh)
+    return read_manifest(out)

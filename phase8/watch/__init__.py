@@ -1,0 +1,1 @@
+"""Events -> people: view, wording, console, plots, report, Weights & Biases."""

@@ -1,0 +1,232 @@
+"""Weights & Biases: a listener that logs a run under the metric names of the specification, section 7.
+
+The only file that imports `wandb`. Offline by default: everything lies in `RUN_DIR/wandb`, nothing is sent, no account
+is needed; `wandb sync RUN_DIR/wandb/offline-run-*` uploads it later. `close` has to be called whatever happens, also
+after Ctrl-C: use the tracker as a context manager or in a `finally`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from phase8.config import LoggerConfig, WandbMode
+from phase8.errors import ArtifactError, ConfigError
+from phase8.events import Event, Kind, plain
+from phase8.watch.plots import quality_png
+from phase8.watch.view import BASELINE, RULES, RunView, Stage, mapping, number
+from phase8.watch.wording import stage_name
+
+COMPARISON_TABLE = "phase8/benchmark_comparison"
+QUALITY_PLOT = "phase8/quality_vs_compression"
+_STAGE_COLUMNS = ("seedlm", "vptq", "hyper")
+_ENVIRONMENT = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
+
+
+class WandbTracker:
+    """Listener that writes one W&B run.
+
+    Args:
+        settings: the whole run's configuration, a plain dict; its `logger` section (`mode`, `project`, `group`) is
+            this tracker's own.
+        run_dir: the run's directory.
+        job_type: `stage` for a run of the pipeline; others may name theirs.
+
+    Raises:
+        ConfigError: wandb is not installed or refuses the settings.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], *, run_dir: Path | str, job_type: str = "stage") -> None:
+        logger = {name: plain(value) for name, value in mapping(settings.get("logger")).items()}
+        defaults = LoggerConfig()
+        self.mode = WandbMode(logger.get("mode", defaults.mode.value))
+        self.view = RunView()
+        self._run: Any = None
+        self._complete = self._compared = False
+        self._environment: dict[str, str | None] = {}
+        if self.mode is WandbMode.disabled:
+            return
+        directory = Path(run_dir).absolute()
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError(
+                "wandb is not installed", where="logger.mode", fix="pip install wandb, or set logger.mode=disabled"
+            ) from error
+        self._wandb = wandb
+        inside = {name: directory / "wandb" / name.removeprefix("WANDB_").lower() for name in _ENVIRONMENT}
+        inside["WANDB_DIR"] = directory
+        for name, path in inside.items():  # else caches and staged files go to the home directory
+            self._environment[name] = os.environ.get(name)
+            os.environ[name] = str(path)
+            path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._run = wandb.init(
+                project=logger.get("project") or defaults.project,
+                group=logger.get("group"),
+                job_type=job_type,
+                name=directory.name,
+                dir=str(directory),
+                config=plain(settings),
+                mode=self.mode.value,
+                reinit="create_new",
+                settings=wandb.Settings(
+                    silent=True, console="off", disable_git=True, disable_code=True, x_disable_stats=True
+                ),
+            )
+        except (wandb.Error, ValueError, OSError) as error:
+            self._restore_environment()
+            raise ConfigError(
+                f"W&B cannot start: {error}", where="logger", fix="set logger.mode=offline or logger.mode=disabled"
+            ) from error
+
+    def __enter__(self) -> WandbTracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close(failed=kind is not None)
+
+    def __call__(self, event: Event) -> None:
+        self.view.feed(event)
+        if self._run is None:
+            return
+        match event.kind:
+            case Kind.OPTIMISATION:
+                loss = number(event.data.get("loss"))
+                if loss is not None and event.stage is not None:
+                    self._run.log({f"optimisation/{event.stage}/loss": loss})
+            case Kind.STAGE_COMPLETE if event.stage is not None:
+                self._stage(self.view.stages[event.stage])
+            case Kind.PHASE_COMPLETE:
+                self._finish(event.data)
+
+    def close(self, *, failed: bool = False) -> None:
+        """Ends the W&B run; a run without a result still gets its table and plot. Safe to call twice."""
+        if self._run is None:
+            return
+        run, self._run = self._run, None
+        try:
+            if not self._complete:
+                failed = True
+                if not self._compared:
+                    self._compare(run)
+        finally:
+            try:
+                run.finish(exit_code=1 if failed else 0)
+            finally:
+                self._restore_environment()
+
+    def _restore_environment(self) -> None:
+        for name, value in self._environment.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+    def _stage(self, stage: Stage) -> None:
+        """Metrics and artifact of the attempt that has just ended."""
+        attempt = stage.last
+        if attempt is None:
+            return
+        metrics: dict[str, Any] = {"stage": stage.name, "attempt": attempt.order}
+        metrics |= {
+            "compression_ratio": attempt.ratio,
+            "compressed_size_mb": _megabytes(attempt.compressed_bytes),
+            "original_size_mb": _megabytes(self.view.original_bytes),
+        }
+        for result in attempt.results.values():
+            metrics[result.task] = result.score
+            if result.retention is not None:
+                metrics[f"retention/{result.task}"] = result.retention
+                metrics[f"degradation/{result.task}"] = 1 - result.retention
+            if "edge_of_chaos" in result.task:
+                metrics["edge_of_chaos/accuracy"] = result.score
+        for check in attempt.checks:  # a suite scores eudaimonia as one task; the gate judges rule by rule
+            name = str(check.get("name"))
+            if name.startswith("rule/"):
+                metrics[f"eudaimonia/{name.removeprefix('rule/')}"] = number(check.get("value"))
+        if attempt.gate is not None:
+            metrics["bits_per_byte"] = number(mapping(attempt.gate).get("bits_per_byte"))
+            failed = [check for check in attempt.checks if check.get("passed") is False]
+            metrics["overall_passed"] = attempt.passed
+            metrics["num_failed_benchmarks"] = sum(str(check.get("name")).startswith("benchmark/") for check in failed)
+        self._run.log({name: value for name, value in metrics.items() if value is not None})
+        self._log_artifact(stage)
+
+    def _log_artifact(self, stage: Stage) -> None:
+        attempt = stage.last
+        if attempt is None:
+            return
+        scores = {result.task: result.score for result in attempt.results.values()}
+        metadata = {
+            "bytes": attempt.compressed_bytes,
+            "ratio": attempt.ratio,
+            "bits_per_weight": attempt.bits_per_weight,
+            "passed": attempt.passed,
+            "attempt": attempt.order,
+        }
+        if stage.name == BASELINE:
+            # The input model stays where it is; what is kept of it is what it scored.
+            artifact = self._wandb.Artifact("phase8-baseline", type="baseline", metadata={"model": self.view.model})
+            with artifact.new_file("baseline.json", mode="w") as file:
+                json.dump({"model": self.view.model, "bytes": self.view.original_bytes, "scores": scores}, file)
+        elif attempt.artifact is not None:
+            artifact = self._wandb.Artifact(f"phase8-{stage.name}", type="model", metadata=metadata)
+            directory = Path(attempt.artifact)
+            files = sorted(path for path in directory.rglob("*") if path.is_file())
+            if not files:
+                raise ArtifactError("nothing to log: no file in the artifact's directory", where=str(directory))
+            for path in files:  # `add_dir` would print; immutable: referred to, not copied
+                artifact.add_file(str(path), name=path.relative_to(directory).as_posix(), policy="immutable")
+        else:
+            return
+        self._run.log_artifact(artifact)
+
+    def _finish(self, result: Mapping[str, Any]) -> None:
+        metrics = mapping(result.get("metrics"))
+        self._compare(self._run)
+        summary = {name: value for name, value in result.items() if isinstance(value, str | int | float | bool)}
+        summary |= {name: value for name, value in metrics.items() if number(value) is not None}
+        accuracy = number(mapping(metrics.get("edge_of_chaos")).get("accuracy"))
+        if accuracy is not None:
+            summary["edge_of_chaos/accuracy"] = accuracy
+        for rule in RULES:
+            value = number(mapping(metrics.get("eudaimonia")).get(rule))
+            if value is not None:
+                summary[f"eudaimonia/{rule}"] = value
+        self._run.summary.update(summary)
+        self._complete = result.get("interrupted") is not True
+
+    def _compare(self, run: Any) -> None:
+        """The table and the plot over all stages."""
+        view = self.view
+        chosen = {stage.name: stage.kept or stage.last for stage in view.compressing}
+        last_kept = [stage.kept for stage in view.compressing if stage.kept is not None]
+        table = self._wandb.Table(columns=["Benchmark", "Baseline", *map(stage_name, _STAGE_COLUMNS), "Retention"])
+        for task, baseline in view.baseline.items():
+            scores = []
+            for name in _STAGE_COLUMNS:
+                attempt = chosen.get(name)
+                result = attempt.results.get(task) if attempt is not None else None
+                scores.append(result.score if result is not None else None)
+            final = last_kept[-1].results.get(task) if last_kept else None
+            table.add_data(task, baseline.score, *scores, final.retention if final is not None else None)
+        logged: dict[str, Any] = {COMPARISON_TABLE: table}
+        picture = quality_png(view)
+        if picture is not None:
+            from PIL import Image
+
+            logged[QUALITY_PLOT] = self._wandb.Image(Image.open(io.BytesIO(picture)))
+        run.log(logged)
+        self._compared = True
+
+
+def _megabytes(count: float | None) -> float | None:
+    return None if count is None else count / 1e6
