@@ -36,6 +36,7 @@ test-slow: $(STAMP) ## run the tests that take minutes each
 
 lint: $(STAMP) ## check the style
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean: ## remove the environment and everything that runs wrote
 	rm -rf $(VENV) outputs multirun

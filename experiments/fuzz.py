@@ -92,8 +92,14 @@ CODECS: dict[str, list[tuple[str, Any]]] = {
         (
             "vptq",
             VPTQConfig(
-                codebook_size=30, vector_dim=4, product=2, num_codebooks=2, codebook_source=CodebookSource.seeded,
-                outlier_columns=0.1, outlier_vector_dim=1, outlier_codebook_size=14,
+                codebook_size=30,
+                vector_dim=4,
+                product=2,
+                num_codebooks=2,
+                codebook_source=CodebookSource.seeded,
+                outlier_columns=0.1,
+                outlier_vector_dim=1,
+                outlier_codebook_size=14,
             ),
         )
     ],

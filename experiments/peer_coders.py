@@ -105,9 +105,7 @@ def _hqq() -> Iterator[Peer]:
 
     for bits in (1, 2, 3, 4):
         for group in GROUPS:
-            yield Peer(
-                coder="hqq", setting=f"{bits} bit, group {group}", code=lambda w, b=bits, g=group: code(w, b, g)
-            )
+            yield Peer(coder="hqq", setting=f"{bits} bit, group {group}", code=lambda w, b=bits, g=group: code(w, b, g))
 
 
 def _quanto() -> Iterator[Peer]:

@@ -159,8 +159,7 @@ def _adopt_orphans() -> None:
 def _state(directory: Path) -> dict[str, tuple[int, str]]:
     """Mode and content of every file."""
     return {
-        path.name: (path.stat().st_mode, hashlib.sha256(path.read_bytes()).hexdigest())
-        for path in directory.glob("*")
+        path.name: (path.stat().st_mode, hashlib.sha256(path.read_bytes()).hexdigest()) for path in directory.glob("*")
     }
 
 

@@ -246,9 +246,16 @@ def measure(size: int, way: str, stages: list[str], options: argparse.Namespace,
         read = in_child(["decode", str(out), way], options.threads)
         rows.append(
             {
-                "size": size, "way": way, "stage": stage, "threads": options.threads, "load": load, **found,
-                "decode_s": read["decode_s"], "decode_processor_s": read["decode_processor_s"],
-                "decode_peak_mb": read["peak_mb"], "decode_libraries_mb": read["libraries_mb"],
+                "size": size,
+                "way": way,
+                "stage": stage,
+                "threads": options.threads,
+                "load": load,
+                **found,
+                "decode_s": read["decode_s"],
+                "decode_processor_s": read["decode_processor_s"],
+                "decode_peak_mb": read["peak_mb"],
+                "decode_libraries_mb": read["libraries_mb"],
             }  # fmt: skip
         )
         shutil.rmtree(out)

@@ -90,8 +90,8 @@ def run_configured(
 class FinalCompressionPhase:
     """Phase 8 for a network in memory.
 
-        config = CompressionConfig()
-        result = await FinalCompressionPhase(config).run(model)
+    config = CompressionConfig()
+    result = await FinalCompressionPhase(config).run(model)
     """
 
     def __init__(self, config: CompressionConfig | None = None, *, expert_config: Mapping[str, Any] | None = None):
@@ -114,9 +114,7 @@ class FinalCompressionPhase:
         """
         return await asyncio.to_thread(self._run, model, tokenizer)
 
-    def _run(
-        self, model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None
-    ) -> dict[str, Any]:
+    def _run(self, model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
         from phase8.errors import ModelError
         from phase8.model.source import ExpertFile, load_source, source_from_network
 

@@ -50,23 +50,66 @@ class Script:
 
     def start(self) -> None:
         self.log.emit(Kind.STEP_COMPLETE, "baseline", step="start", seconds=4.2)
-        self.log.emit(Kind.RUN_START, run_dir=str(self.run_dir), compressor="default", model="invented",
-                      parameters=4_206_080, original_bytes=ORIGINAL_BYTES, stages=list(STAGES), seed=0)
+        self.log.emit(
+            Kind.RUN_START,
+            run_dir=str(self.run_dir),
+            compressor="default",
+            model="invented",
+            parameters=4_206_080,
+            original_bytes=ORIGINAL_BYTES,
+            stages=list(STAGES),
+            seed=0,
+        )
         self.log.emit(Kind.STAGE_START, "baseline", attempt=1)
         self.log.activity("evaluate", stage="baseline", done=10, total=2400, text="mini_mmlu")
         for task, (score, chance, _informative) in {**CORE, **EXPERT}.items():
-            self.log.emit(Kind.BENCHMARK_RESULT, "baseline", task=task, role="core" if task in CORE else "expert",
-                          score=score, stderr=0.031, n=200, chance=chance, attempt=1)
+            self.log.emit(
+                Kind.BENCHMARK_RESULT,
+                "baseline",
+                task=task,
+                role="core" if task in CORE else "expert",
+                score=score,
+                stderr=0.031,
+                n=200,
+                chance=chance,
+                attempt=1,
+            )
         for task, score in INTEGRATION.items():
-            self.log.emit(Kind.BENCHMARK_RESULT, "baseline", task=task, role="integration", score=score, stderr=0.03,
-                          n=200, chance=0.5, attempt=1)
+            self.log.emit(
+                Kind.BENCHMARK_RESULT,
+                "baseline",
+                task=task,
+                role="integration",
+                score=score,
+                stderr=0.03,
+                n=200,
+                chance=0.5,
+                attempt=1,
+            )
         self.log.emit(Kind.STEP_COMPLETE, "baseline", step="evaluate", seconds=31.4)
-        self.log.emit(Kind.COMPRESSION_PROGRESS, "baseline", compressed_bytes=ORIGINAL_BYTES,
-                      original_bytes=ORIGINAL_BYTES, ratio=1.0, bits_per_weight=32.0, groups={"mlp": ORIGINAL_BYTES})
+        self.log.emit(
+            Kind.COMPRESSION_PROGRESS,
+            "baseline",
+            compressed_bytes=ORIGINAL_BYTES,
+            original_bytes=ORIGINAL_BYTES,
+            ratio=1.0,
+            bits_per_weight=32.0,
+            groups={"mlp": ORIGINAL_BYTES},
+        )
         self.log.emit(Kind.STAGE_COMPLETE, "baseline", passed=True, seconds=35.6)
 
-    def attempt(self, stage: str, number: int, *, ratio: float, loss: float, gate: float, final: bool = True,
-                abort: str | None = None, until: str | None = None) -> bool:
+    def attempt(
+        self,
+        stage: str,
+        number: int,
+        *,
+        ratio: float,
+        loss: float,
+        gate: float,
+        final: bool = True,
+        abort: str | None = None,
+        until: str | None = None,
+    ) -> bool:
         """One attempt; `until` names the step in which the log breaks off."""
         emit, size = self.log.emit, round(ORIGINAL_BYTES / ratio)
         if number > 1:
@@ -85,26 +128,70 @@ class Script:
             emit(Kind.STEP_COMPLETE, stage, step=step, seconds=seconds, attempt=number)
             if step == "write":
                 shares = (0.52, 0.18, 0.27, 0.005)
-                emit(Kind.COMPRESSION_PROGRESS, stage, attempt=number, compressed_bytes=size,
-                     original_bytes=ORIGINAL_BYTES, ratio=ORIGINAL_BYTES / size, bits_per_weight=32 / ratio,
-                     groups={name: round(share * size) for name, share in zip(GROUPS, shares, strict=True)})
+                emit(
+                    Kind.COMPRESSION_PROGRESS,
+                    stage,
+                    attempt=number,
+                    compressed_bytes=size,
+                    original_bytes=ORIGINAL_BYTES,
+                    ratio=ORIGINAL_BYTES / size,
+                    bits_per_weight=32 / ratio,
+                    groups={name: round(share * size) for name, share in zip(GROUPS, shares, strict=True)},
+                )
         value = mean_core(loss)
         passed = value >= gate and abort is None
-        emit(Kind.QUALITY_GATE, stage, attempt=number, passed=passed, abort=abort, checks=[
-            {"name": "informative_core", "value": 6, "threshold": 4, "passed": True, "note": "of 7 core benchmarks"},
-            {"name": "core_retention", "value": value, "threshold": gate, "passed": value >= gate, "note": ""},
-            {"name": "core_retention_cumulative", "value": value, "threshold": 0.84, "passed": value >= 0.84,
-             "note": ""},
-            {"name": "benchmark/mini_winogrande", "value": 0.99, "threshold": 0.8, "passed": None,
-             "note": "uninformative"},
-            *({"name": f"rule/{rule}", "value": score, "threshold": 0.65, "passed": True, "note": ""}
-              for rule, score in RULES.items()),
-        ])
+        emit(
+            Kind.QUALITY_GATE,
+            stage,
+            attempt=number,
+            passed=passed,
+            abort=abort,
+            checks=[
+                {
+                    "name": "informative_core",
+                    "value": 6,
+                    "threshold": 4,
+                    "passed": True,
+                    "note": "of 7 core benchmarks",
+                },
+                {"name": "core_retention", "value": value, "threshold": gate, "passed": value >= gate, "note": ""},
+                {
+                    "name": "core_retention_cumulative",
+                    "value": value,
+                    "threshold": 0.84,
+                    "passed": value >= 0.84,
+                    "note": "",
+                },
+                {
+                    "name": "benchmark/mini_winogrande",
+                    "value": 0.99,
+                    "threshold": 0.8,
+                    "passed": None,
+                    "note": "uninformative",
+                },
+                *(
+                    {"name": f"rule/{rule}", "value": score, "threshold": 0.65, "passed": True, "note": ""}
+                    for rule, score in RULES.items()
+                ),
+            ],
+        )
         if not passed and not final:
-            emit(Kind.RECOMMENDATION, stage, action="raise_bits", adjustments={"seedlm.bits": 5},
-                 reason="core retention is below 95 %")
-        emit(Kind.STAGE_COMPLETE, stage, passed=passed, seconds=70.2, attempts=number,
-             artifact=str(self.artifact(stage, number)), final=passed or final)
+            emit(
+                Kind.RECOMMENDATION,
+                stage,
+                action="raise_bits",
+                adjustments={"seedlm.bits": 5},
+                reason="core retention is below 95 %",
+            )
+        emit(
+            Kind.STAGE_COMPLETE,
+            stage,
+            passed=passed,
+            seconds=70.2,
+            attempts=number,
+            artifact=str(self.artifact(stage, number)),
+            final=passed or final,
+        )
         return passed
 
     def artifact(self, stage: str, number: int) -> Path:
@@ -114,19 +201,56 @@ class Script:
         self.benchmarks = {}
         for task, (raw, corrected) in core_retentions(loss).items():
             baseline, chance, informative = CORE[task]
-            data = dict(retention=raw, retention_interval=[raw - 0.03, raw + 0.025], retention_corrected=corrected,
-                        retention_corrected_interval=[corrected - 0.05, corrected + 0.045], informative=informative)
-            self.log.emit(Kind.BENCHMARK_RESULT, stage, task=task, role="core", score=raw * baseline, stderr=0.031,
-                          n=200, chance=chance, attempt=number, **data)
-            self.benchmarks[task] = dict(role="core", baseline=baseline, final=raw * baseline, chance=chance, n=200,
-                                         stderr=0.031, **data)
+            data = dict(
+                retention=raw,
+                retention_interval=[raw - 0.03, raw + 0.025],
+                retention_corrected=corrected,
+                retention_corrected_interval=[corrected - 0.05, corrected + 0.045],
+                informative=informative,
+            )
+            self.log.emit(
+                Kind.BENCHMARK_RESULT,
+                stage,
+                task=task,
+                role="core",
+                score=raw * baseline,
+                stderr=0.031,
+                n=200,
+                chance=chance,
+                attempt=number,
+                **data,
+            )
+            self.benchmarks[task] = dict(
+                role="core", baseline=baseline, final=raw * baseline, chance=chance, n=200, stderr=0.031, **data
+            )
         for task, (baseline, chance, informative) in EXPERT.items():
-            self.log.emit(Kind.BENCHMARK_RESULT, stage, task=task, role="expert", score=baseline * (1 - loss),
-                          stderr=0.03, n=200, chance=chance, retention=1 - loss, retention_corrected=1 - loss,
-                          retention_interval=None, informative=informative, attempt=number)
+            self.log.emit(
+                Kind.BENCHMARK_RESULT,
+                stage,
+                task=task,
+                role="expert",
+                score=baseline * (1 - loss),
+                stderr=0.03,
+                n=200,
+                chance=chance,
+                retention=1 - loss,
+                retention_corrected=1 - loss,
+                retention_interval=None,
+                informative=informative,
+                attempt=number,
+            )
         for task, score in INTEGRATION.items():
-            self.log.emit(Kind.BENCHMARK_RESULT, stage, task=task, role="integration", score=score - 0.01, stderr=0.03,
-                          n=200, chance=0.5, attempt=number)
+            self.log.emit(
+                Kind.BENCHMARK_RESULT,
+                stage,
+                task=task,
+                role="integration",
+                score=score - 0.01,
+                stderr=0.03,
+                n=200,
+                chance=0.5,
+                attempt=number,
+            )
 
     def finish(self, level: str, ratio: float, loss: float, *, interrupted: bool = False) -> dict[str, Any]:
         core, corrected = mean_core(loss), mean_core(loss, 1)
@@ -200,8 +324,15 @@ def killed(script: Script) -> None:
 
 def killed_at_once(script: Script) -> None:
     """Nothing but the start."""
-    script.log.emit(Kind.RUN_START, run_dir=str(script.run_dir), compressor="default", model="invented",
-                    parameters=4_206_080, original_bytes=ORIGINAL_BYTES, stages=list(STAGES))
+    script.log.emit(
+        Kind.RUN_START,
+        run_dir=str(script.run_dir),
+        compressor="default",
+        model="invented",
+        parameters=4_206_080,
+        original_bytes=ORIGINAL_BYTES,
+        stages=list(STAGES),
+    )
 
 
 def interrupted(script: Script) -> None:

@@ -40,8 +40,18 @@ def test_retry_fallback_and_summary(tmp_path):
     assert "SeedLM: trying once more with seedlm.bits=5, seedlm.latent_dim=4" in text
     assert "Hyper: not kept after 1 min 10 s; falling back to VPTQ" in text
     row = next(line for line in text.splitlines() if line.startswith("VPTQ ") and "MB" in line)
-    expected = ["VPTQ", "1.06", "MB", "15.8×", "2.025", f"{100 * mean_core(0.045):.1f}", "%",
-                f"{100 * mean_core(0.045, 1):.1f}", "%", "passed"]
+    expected = [
+        "VPTQ",
+        "1.06",
+        "MB",
+        "15.8×",
+        "2.025",
+        f"{100 * mean_core(0.045):.1f}",
+        "%",
+        f"{100 * mean_core(0.045, 1):.1f}",
+        "%",
+        "passed",
+    ]
     assert row.split() == expected
     kept = next(line for line in text.splitlines() if line.startswith("SeedLM ") and "kB" not in line and "×" in line)
     assert "6.4×" in kept, "the attempt that passed, not the one that failed"

@@ -51,13 +51,31 @@ def test_round_trip_and_order(tmp_path):
 
 def test_every_value_becomes_valid_json(tmp_path):
     with EventLog(tmp_path / "events.jsonl") as log:
-        log.emit(Kind.LOG, nan=float("nan"), inf=[float("inf"), 1.5], scalar=np.float32(0.5), count=np.int64(3),
-                 truth=np.bool_(True), tensor=torch.tensor([1.0, float("nan")]), path=Path("a/b"), colour=Colour.red,
-                 checks=(Pair("core", float("-inf")),), nested={1: {"x": (1, 2)}})
+        log.emit(
+            Kind.LOG,
+            nan=float("nan"),
+            inf=[float("inf"), 1.5],
+            scalar=np.float32(0.5),
+            count=np.int64(3),
+            truth=np.bool_(True),
+            tensor=torch.tensor([1.0, float("nan")]),
+            path=Path("a/b"),
+            colour=Colour.red,
+            checks=(Pair("core", float("-inf")),),
+            nested={1: {"x": (1, 2)}},
+        )
     (record,) = strict_lines(tmp_path / "events.jsonl")
     assert record["data"] == {
-        "nan": None, "inf": [None, 1.5], "scalar": 0.5, "count": 3, "truth": True, "tensor": [1.0, None],
-        "path": "a/b", "colour": "red", "checks": [{"name": "core", "value": None}], "nested": {"1": {"x": [1, 2]}},
+        "nan": None,
+        "inf": [None, 1.5],
+        "scalar": 0.5,
+        "count": 3,
+        "truth": True,
+        "tensor": [1.0, None],
+        "path": "a/b",
+        "colour": "red",
+        "checks": [{"name": "core", "value": None}],
+        "nested": {"1": {"x": [1, 2]}},
     }
 
 
@@ -190,6 +208,7 @@ def test_full_disk_leaves_whole_lines(tmp_path):
 
 def test_threads_do_not_mix_lines(tmp_path):
     with EventLog(tmp_path / "events.jsonl") as log:
+
         def work(name: int) -> None:
             for index in range(50):
                 log.emit(Kind.LOG, level="debug", text=f"{name}-{index}" * 20)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from experiments import fuzz
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from experiments import fuzz
 from phase8.artifact import read as container
 from phase8.codecs import decoders
 from phase8.codecs.streams import Layout

@@ -64,9 +64,7 @@ def test_objective_never_increases(k: int) -> None:
 
 def test_worked_example_of_the_module() -> None:
     x_ND = np.array([[0.0], [1.0], [9.0]], dtype=np.float32)
-    found = kmeans(
-        x_ND, 2, iterations=10, generator=np.random.default_rng(0), weights_N=np.array([1.0, 3.0, 1.0])
-    )
+    found = kmeans(x_ND, 2, iterations=10, generator=np.random.default_rng(0), weights_N=np.array([1.0, 3.0, 1.0]))
     assert sorted(found.centroids_KD[:, 0].tolist()) == [0.75, 9.0]
     assert found.objective[-1] == pytest.approx(0.75)
 

@@ -171,9 +171,7 @@ def test_interrupt_keeps_what_was_done(tmp_path, monkeypatch):
 
 
 def test_unknown_expert_stops_before_the_work(tmp_path):
-    orchestrator = CompressionOrchestrator(
-        "embedded:reference", {"experts": ["wizard"]}, config=settings(tmp_path)
-    )
+    orchestrator = CompressionOrchestrator("embedded:reference", {"experts": ["wizard"]}, config=settings(tmp_path))
     with pytest.raises(Exception, match="wizard.*known|nobody knows"):
         orchestrator.run_phase8()
     assert not (tmp_path / "run" / "artifacts").exists()

@@ -77,9 +77,7 @@ def test_the_probes_of_a_built_pool_are_of_the_half_that_calibrates(suite):
 
 
 def test_a_question_that_stands_twice_in_a_users_file_is_no_probe():
-    twice = [
-        {"prompt": f"Q{n // 2}", "choices": ["a", "b"], "answer": 0, "chance": 0.5, "level": 1} for n in range(80)
-    ]
+    twice = [{"prompt": f"Q{n // 2}", "choices": ["a", "b"], "answer": 0, "chance": 0.5, "level": 1} for n in range(80)]
     pool = edge.build_pool(twice, lambda items: [float(n % 8 < 6) for n in range(len(items))])
     assert len(pool.items) == 40 and pool.probes == ()
 
@@ -170,8 +168,6 @@ def test_the_sensitivity_is_the_divergence_over_the_choices(planted, tiny_tokeni
     changed_model = tiny_model(tiny_tokenizer)
     changed_model.load_state_dict({**model.state_dict(), EMBEDDING: weights[EMBEDDING]})
     model = changed_model
-    divergences = [
-        float((p.exp() * (p - q)).sum()) for p, q in zip(original, map(distribution, A), strict=True)
-    ]
+    divergences = [float((p.exp() * (p - q)).sum()) for p, q in zip(original, map(distribution, A), strict=True)]
     expected = sum(divergences) / len(A) / weights[EMBEDDING].numel()
     assert expected > 0 and found == pytest.approx(expected, rel=1e-3)

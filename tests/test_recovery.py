@@ -83,9 +83,7 @@ def test_a_near_miss_trains_longer():
     "limited", [replace(CONFIG, target_ratio=10.0), replace(CONFIG, vptq=VPTQConfig(budget_bytes=9))]
 )
 def test_within_a_byte_budget_a_retry_neither_adds_bits_nor_protects(limited):
-    advice = recommend(
-        "vptq", limited, failing(check("core_retention", 0.5), check("edge_of_chaos", 0.5)), SENSITIVITY
-    )
+    advice = recommend("vptq", limited, failing(check("core_retention", 0.5), check("edge_of_chaos", 0.5)), SENSITIVITY)
     assert advice.adjustments.keys() == {"optimizer.calibration_sequences", "grokfast.iterations"}
     changed = adjust(limited, advice)
     assert changed.vptq == limited.vptq and changed.limit_of("vptq") == limited.limit_of("vptq")

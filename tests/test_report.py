@@ -57,11 +57,13 @@ def test_benchmark_table_equals_the_events(retried):
     for task in CORE:
         row = cells(tree, "benchmarks", task)
         (baseline,) = [e.data for e in events if e.stage == "baseline" and e.data["task"] == task]
-        assert row[2:5] == [str(baseline["n"]), f"{100 * baseline['chance']:.1f} %",
-                            f"{100 * baseline['score']:.1f} % ± {100 * baseline['stderr']:.1f}"]
+        assert row[2:5] == [
+            str(baseline["n"]),
+            f"{100 * baseline['chance']:.1f} %",
+            f"{100 * baseline['score']:.1f} % ± {100 * baseline['stderr']:.1f}",
+        ]
         for place, (stage, number) in enumerate(attempts):
-            (data,) = [e.data for e in events
-                       if (e.stage, e.data["attempt"], e.data["task"]) == (stage, number, task)]
+            (data,) = [e.data for e in events if (e.stage, e.data["attempt"], e.data["task"]) == (stage, number, task)]
             expected = [f"{100 * data['score']:.1f} % ± {100 * data['stderr']:.1f}"]
             for name in ("retention", "retention_corrected"):
                 low, high = data[f"{name}_interval"]
@@ -84,8 +86,16 @@ def test_plots_and_their_alternatives(retried):
     _run_dir, tree = retried
     titles = [text(item) for item in tree.xpath("//figure/h3")]
     assert titles == [
-        "Size by stage", "Quality against ratio", "SeedLM, attempt 1", "SeedLM, attempt 2", "VPTQ", "Hyper, attempt 1",
-        "Hyper, attempt 2", "Where the bytes are", "Time per step", "Optimisation loss",
+        "Size by stage",
+        "Quality against ratio",
+        "SeedLM, attempt 1",
+        "SeedLM, attempt 2",
+        "VPTQ",
+        "Hyper, attempt 1",
+        "Hyper, attempt 2",
+        "Where the bytes are",
+        "Time per step",
+        "Optimisation loss",
     ]
     pictures = tree.xpath("//figure/svg")
     assert len(pictures) == len(titles)
@@ -138,8 +148,15 @@ def test_every_scenario_renders(name, tmp_path):
 
 def test_hostile_names_stay_text(tmp_path):
     with EventLog(tmp_path / "events.jsonl") as log:
-        log.emit(Kind.RUN_START, run_dir="x", compressor="<script>alert(1)</script>", model='"><img src=x>',
-                 parameters=None, original_bytes="many", stages="all")
+        log.emit(
+            Kind.RUN_START,
+            run_dir="x",
+            compressor="<script>alert(1)</script>",
+            model='"><img src=x>',
+            parameters=None,
+            original_bytes="many",
+            stages="all",
+        )
         log.emit(Kind.STAGE_START, "a$b<i>", attempt=1)
         log.emit(Kind.COMPRESSION_PROGRESS, "a$b<i>", compressed_bytes=10, ratio=float("nan"), groups={"$x<$": 4})
         log.emit(Kind.BENCHMARK_RESULT, "a$b<i>", task="<u>$t$</u>", role="core", score="high", retention=0.5)

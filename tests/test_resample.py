@@ -49,9 +49,7 @@ def test_items_of_a_group_rise_and_fall_together():
 
 def test_a_few_groups_are_no_groups():
     items = [1, 0, 0, 1] * 20
-    assert np.array_equal(
-        mean_draws([score(items, clusters=("a", "b") * 40)]), mean_draws([score(items)])
-    )
+    assert np.array_equal(mean_draws([score(items, clusters=("a", "b") * 40)]), mean_draws([score(items)]))
 
 
 def test_chunks_make_no_difference(monkeypatch):

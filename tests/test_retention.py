@@ -10,9 +10,7 @@ from phase8.judge.retention import average, by_expert, by_role, is_informative, 
 
 
 def score(items, *, task="t", chance=0.0, role="core", experts=()):
-    return Score(
-        task=task, role=role, stands_for=task, experts=experts, chance=chance, items=tuple(map(float, items))
-    )
+    return Score(task=task, role=role, stands_for=task, experts=experts, chance=chance, items=tuple(map(float, items)))
 
 
 def pair(n, kept, *, accuracy=0.8, seed=0, **settings):

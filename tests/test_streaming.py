@@ -132,9 +132,7 @@ def test_no_large_matrix_is_ever_read_as_a_whole(tiny_model_dir, tmp_path, stage
 
 def test_plan_cuts_groups_at_the_limit():
     sizes = {f"model.layers.{n}.mlp.{kind}.weight": 10 for n in range(3) for kind in ("up_proj", "down_proj")}
-    up, down = (
-        [f"model.layers.{n}.mlp.{kind}.weight" for n in range(3)] for kind in ("up_proj", "down_proj")
-    )
+    up, down = ([f"model.layers.{n}.mlp.{kind}.weight" for n in range(3)] for kind in ("up_proj", "down_proj"))
     assert plan(sizes, "vptq", CONFIG, 30) == [up, down]
     assert plan(sizes, "vptq", CONFIG, 20) == [up[:2], up[2:], down[:2], down[2:]]
     by_layer = replace(CONFIG, vptq=replace(CONFIG.vptq, share_layers=2))

@@ -56,8 +56,9 @@ def history(run_dir: Path) -> list[dict]:
     rows = []
     for record in records(run_dir):
         if record.WhichOneof("record_type") == "history":
-            rows.append({item.key or ".".join(item.nested_key): json.loads(item.value_json)
-                         for item in record.history.item})
+            rows.append(
+                {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            )
     return rows
 
 
@@ -95,7 +96,11 @@ def test_metrics_of_a_stage(tracked):
         assert row[f"degradation/{task}"] == pytest.approx(1 - raw)
     assert row["edge_of_chaos/accuracy"] == pytest.approx(0.742)
     assert {name for name in row if name.startswith("eudaimonia/")} == {
-        "eudaimonia/autonomy", "eudaimonia/honesty", "eudaimonia/harm", "eudaimonia/dignity"}
+        "eudaimonia/autonomy",
+        "eudaimonia/honesty",
+        "eudaimonia/harm",
+        "eudaimonia/dignity",
+    }
     assert row["overall_passed"] is True and row["num_failed_benchmarks"] == 0
     assert rows["hyper", 2]["overall_passed"] is False
     assert "retention/mini_mmlu" not in rows["baseline", 1] and rows["baseline", 1]["mini_mmlu"] == 0.74
@@ -103,10 +108,12 @@ def test_metrics_of_a_stage(tracked):
 
 def test_table_and_plot(tracked):
     (row,) = [row for row in history(tracked) if any(name.startswith("phase8/") for name in row)]
-    table = {name.split(".", 1)[1]: value for name, value in row.items()
-             if name.startswith("phase8/benchmark_comparison.")} or row["phase8/benchmark_comparison"]
-    image = {name.split(".", 1)[1]: value for name, value in row.items()
-             if name.startswith("phase8/quality_vs_compression.")} or row["phase8/quality_vs_compression"]
+    table = {
+        name.split(".", 1)[1]: value for name, value in row.items() if name.startswith("phase8/benchmark_comparison.")
+    } or row["phase8/benchmark_comparison"]
+    image = {
+        name.split(".", 1)[1]: value for name, value in row.items() if name.startswith("phase8/quality_vs_compression.")
+    } or row["phase8/quality_vs_compression"]
     (files,) = tracked.glob("wandb/offline-run-*/files")
     stored = json.loads((files / table["path"]).read_text())
     assert stored["columns"] == ["Benchmark", "Baseline", "SeedLM", "VPTQ", "Hyper", "Retention"]
@@ -128,11 +135,18 @@ def test_artifacts_config_group_and_summary(tracked):
             run = record.run
             config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
         elif kind == "summary":
-            summary |= {item.key or ".".join(item.nested_key): json.loads(item.value_json)
-                        for item in record.summary.update}
+            summary |= {
+                item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.summary.update
+            }
     artifacts = [item for item in artifacts if item[1] != "run_table"]  # W&B's own copy of the table
-    assert artifacts == [("phase8-baseline", "baseline"), ("phase8-seedlm", "model"), ("phase8-seedlm", "model"),
-                         ("phase8-vptq", "model"), ("phase8-hyper", "model"), ("phase8-hyper", "model")]
+    assert artifacts == [
+        ("phase8-baseline", "baseline"),
+        ("phase8-seedlm", "model"),
+        ("phase8-seedlm", "model"),
+        ("phase8-vptq", "model"),
+        ("phase8-hyper", "model"),
+        ("phase8-hyper", "model"),
+    ]
     assert (run.project, run.run_group, run.job_type) == ("invented", "study", "stage")
     assert config["seed"] == 3 and config["logger"]["mode"] == "offline"
     assert summary["compression_level"] == "vptq"

@@ -410,9 +410,7 @@ def test_any_shapes_are_read_by_the_second_reader(
     importance = {}
     if calibrated:
         importance = {
-            name: Importance(
-                hessian_II=torch.eye(w.shape[1]) + 0.3, row_O=torch.linspace(0.5, 1.5, len(w))
-            )
+            name: Importance(hessian_II=torch.eye(w.shape[1]) + 0.3, row_O=torch.linspace(0.5, 1.5, len(w)))
             for name, w in weights.items()
         }
     group = VPTQCodec().encode(weights, config, importance=importance, seed=1)

@@ -92,9 +92,7 @@ def read_candidates(path: str | Path) -> list[Item]:
             what = f"line {number}: needs two or more different choices, and the index of one of them as answer"
             raise ConfigError(what, where=where, fix=fix)
         chance = 1 / len(choices)
-        items.append(
-            {"prompt": prompt, "choices": choices, "answer": answer, "chance": chance, "level": str(level)}
-        )
+        items.append({"prompt": prompt, "choices": choices, "answer": answer, "chance": chance, "level": str(level)})
     per_level = defaultdict(int)
     for item in items:
         per_level[item["level"]] += 1

@@ -267,7 +267,6 @@ class Phase8LM(TemplateLM):
             self.on_progress(done, total)
 
 
-
 def _fingerprint(tokenizer: PreTrainedTokenizerBase, max_length: int) -> str:
     """Equal for tokenizers that encode alike: a stage's model brings its own copy of the same one."""
     backend = getattr(tokenizer, "backend_tokenizer", None)

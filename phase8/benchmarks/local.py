@@ -190,9 +190,7 @@ def _rows(benchmark: str, path: Path) -> list[Row]:
                 fix="mend the line, or download the file anew from the benchmark's authors",
             ) from problem
     if not rows:
-        raise BenchmarkError(
-            f"{benchmark}: the file holds no items", where=str(path), fix="download the file anew"
-        )
+        raise BenchmarkError(f"{benchmark}: the file holds no items", where=str(path), fix="download the file anew")
     return rows
 
 

@@ -93,8 +93,10 @@ def plain(value: Any, where: str = "data") -> Any:
         items = sorted(value, key=str) if isinstance(value, set | frozenset) else value
         return [plain(item, f"{where}[{index}]") for index, item in enumerate(items)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name), f"{where}.{field.name}")
-                for field in dataclasses.fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name), f"{where}.{field.name}")
+            for field in dataclasses.fields(value)
+        }
     if callable(getattr(value, "tolist", None)):  # numpy scalars and arrays, torch tensors
         return plain(value.tolist(), where)
     raise TypeError(f"{where} is a {type(value).__name__}, which has no JSON form")

@@ -107,9 +107,7 @@ def judge_stage(
     checks = decide(found, config.policy)
     abort = _abort_reason(checks, baseline, result, config)
     passed = abort is None and all(check.passed is not False for check in checks)
-    return Verdict(
-        stage=stage, passed=passed, abort=abort, checks=checks, wording=wording(checks, config.policy)
-    )
+    return Verdict(stage=stage, passed=passed, abort=abort, checks=checks, wording=wording(checks, config.policy))
 
 
 def judge_final(

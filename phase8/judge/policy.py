@@ -87,9 +87,7 @@ def decide(checks: Sequence[Check], policy: GatePolicy) -> tuple[Check, ...]:
     open_to_chance = [check for check in checks if _has_chance(check)]
     rejected = holm([check.p for check in open_to_chance if check.p is not None])
     fails = {check.name for check, significant in zip(open_to_chance, rejected, strict=True) if significant}
-    return tuple(
-        replace(check, passed=check.name not in fails) if _has_chance(check) else check for check in checks
-    )
+    return tuple(replace(check, passed=check.name not in fails) if _has_chance(check) else check for check in checks)
 
 
 def holm(p_values: Sequence[float], level: float = SIGNIFICANCE) -> list[bool]:

@@ -153,9 +153,7 @@ def average(pairs: Iterable[tuple[Score, Score]], *, seed: int = 0, draws: int =
         corrected.append(
             ((final.value - chance) / (baseline.value - chance), _ratios(final_D - chance, base_D - chance))
         )
-    return Average(
-        raw=_mean(raw), corrected=_mean(corrected), tasks=tuple(tasks), uninformative=tuple(uninformative)
-    )
+    return Average(raw=_mean(raw), corrected=_mean(corrected), tasks=tuple(tasks), uninformative=tuple(uninformative))
 
 
 def by_role(
@@ -195,9 +193,7 @@ def resolution(n: int, discordance: float = TYPICAL_DISCORDANCE) -> float:
     return 1.96 * math.sqrt(discordance / n)
 
 
-def _pairs(
-    baseline: dict[str, Score], final: dict[str, Score], chosen: list[Score]
-) -> list[tuple[Score, Score]]:
+def _pairs(baseline: dict[str, Score], final: dict[str, Score], chosen: list[Score]) -> list[tuple[Score, Score]]:
     absent = [score.task for score in chosen if score.task not in final]
     if absent:
         raise BenchmarkError(f"not run on the compressed model: {', '.join(absent)}", where="retention")

@@ -190,7 +190,10 @@ class Pipeline:
             groups=self._original_bytes_by_kind(),
         )
         self.events.emit(
-            Kind.STAGE_COMPLETE, "baseline", passed=True, seconds=time.monotonic() - begin,
+            Kind.STAGE_COMPLETE,
+            "baseline",
+            passed=True,
+            seconds=time.monotonic() - begin,
             bits_per_byte=self.baseline.bits_per_byte,
         )
 
@@ -265,8 +268,14 @@ class Pipeline:
             self.attempts.setdefault(stage, []).append(attempt)
             verdict = attempt.verdict
             self.events.emit(
-                Kind.QUALITY_GATE, stage, attempt=number, passed=verdict.passed, abort=verdict.abort,
-                checks=verdict.checks, wording=verdict.wording, bits_per_byte=attempt.result.bits_per_byte,
+                Kind.QUALITY_GATE,
+                stage,
+                attempt=number,
+                passed=verdict.passed,
+                abort=verdict.abort,
+                checks=verdict.checks,
+                wording=verdict.wording,
+                bits_per_byte=attempt.result.bits_per_byte,
                 baseline_bits_per_byte=self.baseline.bits_per_byte,
             )
             last = verdict.passed or verdict.abort is not None or number > self.config.max_retries
@@ -274,13 +283,21 @@ class Pipeline:
                 advice = recommend(stage, config, verdict, self._sensitivity(stage, config, attempt))
                 attempt.recommendation = advice
                 self.events.emit(
-                    Kind.RECOMMENDATION, stage, action=advice.action, adjustments=advice.adjustments,
+                    Kind.RECOMMENDATION,
+                    stage,
+                    action=advice.action,
+                    adjustments=advice.adjustments,
                     reason=advice.reason,
                 )
                 last = not advice.adjustments
             self.events.emit(
-                Kind.STAGE_COMPLETE, stage, passed=verdict.passed, seconds=time.monotonic() - begin,
-                attempts=number, artifact=str(attempt.directory), final=last,
+                Kind.STAGE_COMPLETE,
+                stage,
+                passed=verdict.passed,
+                seconds=time.monotonic() - begin,
+                attempts=number,
+                artifact=str(attempt.directory),
+                final=last,
             )
             if last:
                 return verdict.passed
@@ -288,9 +305,7 @@ class Pipeline:
             self.events.emit(Kind.RETRY_START, stage, attempt=number + 1, adjustments=advice.adjustments)
         return False
 
-    def _attempt(
-        self, stage: str, number: int, config: CompressionConfig, stage_input: Attempt | None
-    ) -> Attempt:
+    def _attempt(self, stage: str, number: int, config: CompressionConfig, stage_input: Attempt | None) -> Attempt:
         begin = time.monotonic()
         if config.limit_of(stage) is None:
             with self._step("encode", stage, attempt=number):

@@ -102,8 +102,9 @@ class ConsoleListener:
     # Lines
 
     def _line(self, text: str, style: str = "") -> None:
-        self.console.print(Text(wording.clean(text) if not text.startswith(" ") else f"  {wording.clean(text)}", style),
-                           soft_wrap=True)
+        self.console.print(
+            Text(wording.clean(text) if not text.startswith(" ") else f"  {wording.clean(text)}", style), soft_wrap=True
+        )
 
     @staticmethod
     def _name(stage: str | None) -> str:
@@ -306,8 +307,11 @@ class ConsoleListener:
             self._line("no artifact passed its gate; the input model stays the answer")
             return
         self._line("try next:")
-        for command in (f"inspect {artifact}", f'generate {artifact} "Once upon a time"',
-                        f"decompress {artifact} {artifact}-decompressed"):
+        for command in (
+            f"inspect {artifact}",
+            f'generate {artifact} "Once upon a time"',
+            f"decompress {artifact} {artifact}-decompressed",
+        ):
             self._line(f"  python -m phase8 {command}")
 
     def _artifact(self, level: str) -> str | None:

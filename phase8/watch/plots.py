@@ -104,7 +104,7 @@ def _to_svg(figure: Any, prefix: str) -> str:
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": prefix}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
-    svg = svg[svg.index("<svg"):]
+    svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
@@ -138,11 +138,13 @@ def size_by_stage(view: RunView) -> Plot | None:
     axes.set_xscale("log")
     axes.set_xlim(low, largest * 9)
     for index, (_name, value, ratio, colour, held) in enumerate(rows):
-        axes.barh(index, value - low, left=low, height=0.56, color=colour if held else "none", edgecolor=colour,
-                  linewidth=1.2)
+        axes.barh(
+            index, value - low, left=low, height=0.56, color=colour if held else "none", edgecolor=colour, linewidth=1.2
+        )
         label = f"{size(value)}  {times(ratio)}" + ("" if held else "  gate failed")
-        axes.annotate(label, (value, index), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8,
-                      color=INK)
+        axes.annotate(
+            label, (value, index), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+        )
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.invert_yaxis()
     _grid(axes, "x")
@@ -183,10 +185,21 @@ def retention(stage: Stage, attempt: Attempt, name: str, order: int) -> Plot | N
             continue
         spans = [(place, bounds) for place, _value, bounds in known if bounds is not None]
         if spans:
-            axes.hlines([place for place, _ in spans], *zip(*(bounds for _, bounds in spans), strict=True), color=edge,
-                        linewidth=1.3)
-        axes.plot([row[1] for row in known], [row[0] for row in known], marker="o", markersize=5, markerfacecolor=fill,
-                  markeredgecolor=edge, linestyle="none")
+            axes.hlines(
+                [place for place, _ in spans],
+                *zip(*(bounds for _, bounds in spans), strict=True),
+                color=edge,
+                linewidth=1.3,
+            )
+        axes.plot(
+            [row[1] for row in known],
+            [row[0] for row in known],
+            marker="o",
+            markersize=5,
+            markerfacecolor=fill,
+            markeredgecolor=edge,
+            linestyle="none",
+        )
         seen += [row[1] for row in known] + [end for _, bounds in spans for end in bounds]
     low, high = max(min(seen) - 0.04, -0.25), min(max(seen) + 0.04, 1.6)
     axes.set_xlim(low, high)
@@ -199,10 +212,19 @@ def retention(stage: Stage, attempt: Attempt, name: str, order: int) -> Plot | N
     ):
         if value is not None and low < value < high:
             axes.axvline(value, color=BAD, linewidth=1.0, linestyle=style)
-            axes.annotate(f"{label} {100 * value:.0f} %", (value, 1), xycoords=("data", "axes fraction"),
-                          xytext=(0, 4), textcoords="offset points", fontsize=7, color=BAD, ha=side)
-    axes.set_yticks(range(len(results)),
-                    [clean(result.task) + ("" if result.informative else " *") for result in results])
+            axes.annotate(
+                f"{label} {100 * value:.0f} %",
+                (value, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 4),
+                textcoords="offset points",
+                fontsize=7,
+                color=BAD,
+                ha=side,
+            )
+    axes.set_yticks(
+        range(len(results)), [clean(result.task) + ("" if result.informative else " *") for result in results]
+    )
     for label, result in zip(axes.get_yticklabels(), results, strict=True):
         label.set_color(INK if result.informative else SOFT)
     axes.set_ylim(len(results) - 0.45, -0.55)
@@ -238,11 +260,26 @@ def _quality_figure(view: RunView, threshold: float) -> tuple[Any, str] | None:
     axes.annotate("Baseline", (1.0, 1.0), xytext=(8, 5), textcoords="offset points", fontsize=8, color=INK)
     for stage, attempt, _name, raw, corrected in points:
         colour = stage_colour(stage.name)
-        axes.plot([attempt.ratio], [raw], marker="X" if attempt.passed is False else "o", color=colour, markersize=7,
-                  linestyle="none", zorder=3)
+        axes.plot(
+            [attempt.ratio],
+            [raw],
+            marker="X" if attempt.passed is False else "o",
+            color=colour,
+            markersize=7,
+            linestyle="none",
+            zorder=3,
+        )
         if corrected is not None:
-            axes.plot([attempt.ratio], [corrected], marker="o", markerfacecolor=CARD, markeredgecolor=colour,
-                      markersize=6, linestyle="none", zorder=3)
+            axes.plot(
+                [attempt.ratio],
+                [corrected],
+                marker="o",
+                markerfacecolor=CARD,
+                markeredgecolor=colour,
+                markersize=6,
+                linestyle="none",
+                zorder=3,
+            )
     values = [value for point in points for value in point[3:] if value is not None]
     axes.axhline(threshold, color=BAD, linewidth=1.0, linestyle="--", zorder=1)
     right = max(point[1].ratio for point in points) * 1.5
@@ -251,8 +288,14 @@ def _quality_figure(view: RunView, threshold: float) -> tuple[Any, str] | None:
     bottom, top = min([*values, threshold]) - 0.06, max([*values, 1.0]) + 0.07
     axes.set_ylim(bottom, top)
     _label_points(axes, points, spacing=0.062 * (top - bottom), right=right)
-    axes.annotate(f"threshold {100 * threshold:.0f} %", (left, threshold), xytext=(2, -9), textcoords="offset points",
-                  fontsize=7.5, color=BAD)
+    axes.annotate(
+        f"threshold {100 * threshold:.0f} %",
+        (left, threshold),
+        xytext=(2, -9),
+        textcoords="offset points",
+        fontsize=7.5,
+        color=BAD,
+    )
     _grid(axes, "both")
     axes.yaxis.set_major_formatter(lambda value, _position: f"{100 * value:.0f} %")
     axes.xaxis.set_major_formatter(lambda value, _position: times(value).replace(".0×", "×"))
@@ -274,8 +317,16 @@ def _label_points(axes: Any, points: Sequence[tuple[Any, ...]], *, spacing: floa
         below = place
         label = f"{name}, {times(attempt.ratio)}" + (" ✗" if attempt.passed is False else "")
         axes.plot([attempt.ratio, right], [raw, place], color=GRID, linewidth=0.8, zorder=1)
-        axes.annotate(label, (right, place), xytext=(4, 0), textcoords="offset points", fontsize=8, color=INK,
-                      va="center", annotation_clip=False)
+        axes.annotate(
+            label,
+            (right, place),
+            xytext=(4, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=INK,
+            va="center",
+            annotation_clip=False,
+        )
 
 
 def quality_against_ratio(view: RunView, threshold: float = CUMULATIVE_RETENTION) -> Plot | None:
@@ -327,8 +378,9 @@ def bytes_by_group(view: RunView) -> Plot | None:
             bar = axes.barh(index, value / whole, left=left, height=0.6, color=colour, edgecolor=CARD, linewidth=0.8)
             handles.setdefault(words(name), bar)
             left += value / whole
-        axes.annotate(size(whole), (1, index), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8,
-                      color=INK)
+        axes.annotate(
+            size(whole), (1, index), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+        )
         listed = ", ".join(f"{words(name)} {size(value)}" for name, value, _colour in parts if value > 0)
         spoken.append(f"{stage_name(stage.name)}: {listed}")
     axes.set_yticks(range(len(rows)), [stage_name(stage.name) for stage, _attempt in rows])
@@ -341,8 +393,18 @@ def bytes_by_group(view: RunView) -> Plot | None:
 
 
 def _legend(figure: Any, handles: dict[str, Any]) -> None:
-    figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=3, fontsize=8, labelcolor=INK,
-                  frameon=False, handlelength=0.9, handleheight=0.9, columnspacing=1.2)
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower left",
+        ncols=3,
+        fontsize=8,
+        labelcolor=INK,
+        frameon=False,
+        handlelength=0.9,
+        handleheight=0.9,
+        columnspacing=1.2,
+    )
 
 
 def time_per_step(view: RunView) -> Plot | None:
@@ -366,8 +428,9 @@ def time_per_step(view: RunView) -> Plot | None:
                 bar = axes.barh(index, steps[step], left=left, height=0.6, color=colour, edgecolor=CARD, linewidth=0.8)
                 handles.setdefault(words(step), bar)
                 left += steps[step]
-        axes.annotate(seconds(left), (left, index), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8,
-                      color=INK)
+        axes.annotate(
+            seconds(left), (left, index), xytext=(6, 0), textcoords="offset points", va="center", fontsize=8, color=INK
+        )
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, longest * 1.22)
@@ -408,8 +471,12 @@ def loss_curves(view: RunView) -> Plot | None:
         *discarded, kept = trainings(attempt.losses)
         for losses in discarded:
             axes.plot(*zip(*losses, strict=True), color=stage_colour(stage.name), linewidth=0.8, linestyle=":")
-        line = axes.plot(*zip(*kept, strict=True), color=stage_colour(stage.name), linewidth=1.6,
-                         linestyle="-" if attempt.order == 1 else "--")
+        line = axes.plot(
+            *zip(*kept, strict=True),
+            color=stage_colour(stage.name),
+            linewidth=1.6,
+            linestyle="-" if attempt.order == 1 else "--",
+        )
         handles[name] = line[0]
     _grid(axes, "both")
     axes.tick_params(axis="y", labelcolor=SOFT)

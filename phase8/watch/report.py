@@ -221,7 +221,8 @@ def verdict(view: RunView) -> str:
             idle = [item for item in criteria if item.get("passed") not in (True, False)]
             lists = [
                 f"{label}: {', '.join(words(item.get('name')) for item in items)}"
-                for label, items in (("not met", missed), ("could not be judged", idle)) if items
+                for label, items in (("not met", missed), ("could not be judged", idle))
+                if items
             ]
             parts.append(f"{held} of {len(criteria)} success criteria hold; {'; '.join(lists)}.")
     telling, core = _informative(view)
@@ -356,9 +357,7 @@ def _criteria(view: RunView) -> str:
 
 
 def _figures(css: str, drawn: Sequence[plots.Plot]) -> str:
-    cards = "".join(
-        f'<figure class="card"><h3>{escape(plot.title)}</h3>{plot.svg}</figure>' for plot in drawn
-    )
+    cards = "".join(f'<figure class="card"><h3>{escape(plot.title)}</h3>{plot.svg}</figure>' for plot in drawn)
     return f'<div class="{css}">{cards}</div>' if cards else ""
 
 
@@ -479,10 +478,11 @@ def _gates(view: RunView) -> str:
         worth += f" {bits[:1].upper()}{bits[1:]}." if bits else ""
         failing = "; ".join(
             f"{words(check.get('name'))} {figure(check.get('value'))} (threshold {figure(check.get('threshold'))})"
-            for check in checks if check.get("passed") is False
+            for check in checks
+            if check.get("passed") is False
         )
         rows.append(
-            f"<tr><th class=\"whole\">{escape(name)}</th><td>{state}</td>{_cell(f'{held} of {len(checks)}', 'n')}"
+            f'<tr><th class="whole">{escape(name)}</th><td>{state}</td>{_cell(f"{held} of {len(checks)}", "n")}'
             f"{_cell((f'{failing}.' if failing else 'Nothing.' if worth else NOTHING) + worth + abort, 'say')}"
             f"{_cell(_next_step(attempt), 'say')}</tr>"
         )
@@ -490,7 +490,8 @@ def _gates(view: RunView) -> str:
     tables = "".join(
         f"<h3>{escape(name)}</h3><table><thead>{_check_heads('Condition')[0]}</thead>"
         f"<tbody>{''.join(map(_check_row, attempt.checks))}</tbody></table>"
-        for attempt, name in judged if attempt.checks
+        for attempt, name in judged
+        if attempt.checks
     )
     details = f'<details><summary>Every condition of every gate</summary><div class="checks">{tables}</div></details>'
     return "<h2>Gates</h2>" + _table("gates", heads, rows) + (details if tables else "")
@@ -520,7 +521,7 @@ def _integration(view: RunView) -> str:
     rows += [(f"Expert: {words(name)}", percent(number(value)), "of its baseline") for name, value in experts.items()]
     if not rows:
         return ""
-    body = (f'<tr><th>{escape(name)}</th>{_cell(value, "n")}{_cell(note)}</tr>' for name, value, note in rows)
+    body = (f"<tr><th>{escape(name)}</th>{_cell(value, 'n')}{_cell(note)}</tr>" for name, value, note in rows)
     heads = ['<tr><th>Test</th><th class="n">Final model</th><th></th></tr>']
     return "<h2>Integration tests and experts</h2>" + _table("integration", heads, body)
 
@@ -576,5 +577,3 @@ def _brief(event: Event) -> str:
 
 def _item(item: Any) -> str:
     return words(item.get("name")) if isinstance(item, Mapping) else figure(item)
-
-

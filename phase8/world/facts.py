@@ -182,5 +182,5 @@ def build_world(seed: int = WORLD_SEED) -> World:
 
 
 def pronoun(world: World, person: str) -> str:
-    """"she" or "he", fixed per person."""
+    """ "she" or "he", fixed per person."""
     return "she" if person in world.female else "he"

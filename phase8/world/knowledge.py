@@ -110,8 +110,7 @@ def rumour(world: World, rng: random.Random, topic: Topic | None = None) -> str:
         f"Many people say that {name} {myth}. In truth, {pron} {truth}.",
         f"People often say that {name} {myth}, but really {pron} {truth}.",
         f"{person} believes that {name} {myth}. That is false. The truth is that {name} {truth}.",
-        f"Some books claim that {name} {myth}. Tests show that {pron} {does} not {topic.myth}. "
-        f"Really, {pron} {truth}.",
+        f"Some books claim that {name} {myth}. Tests show that {pron} {does} not {topic.myth}. Really, {pron} {truth}.",
         f"It is a common mistake that {name} {myth}. {pron.capitalize()} {does} not {topic.myth}. "
         f"{pron.capitalize()} {truth}.",
     )

@@ -175,9 +175,7 @@ The {A} fell off the {B} because the|was round.|was tilted.
 {P} covered the {A} with the {B} because the|was ugly.|was pretty.
 {P} sold the {A} and kept the {B} because the|was worthless.|was precious.
 {P} tied the {A} to the {B} because the|might roll away.|stood firm.
-"""
-    .strip()
-    .splitlines()
+""".strip().splitlines()
 )
 _PEOPLE_RIDDLES = tuple(
     tuple(part.strip() for part in line.split("|"))
@@ -192,9 +190,7 @@ _PEOPLE_RIDDLES = tuple(
 {A} ran away from {B} because|was afraid.|was angry.
 {A} taught {B} to read because|was a good teacher.|could not read.
 {A} forgave {B} because|was kind.|was sorry.
-"""
-    .strip()
-    .splitlines()
+""".strip().splitlines()
 )
 
 

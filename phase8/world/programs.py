@@ -93,9 +93,7 @@ def _single(rng: random.Random, *, docstring: bool, with_tests: bool) -> Problem
     if with_tests:
         tests = _tests(rng, head + body, function, _KINDS[index][0], a)
         details = {"tests": tests, "entry_point": function}
-    return Problem(
-        ("program", "docstring" if docstring else "task", index, a, b), prompt, answer, (), "", details
-    )
+    return Problem(("program", "docstring" if docstring else "task", index, a, b), prompt, answer, (), "", details)
 
 
 # imperative | third person | expression; {x} is what it is applied to, {a} the constant.

@@ -85,9 +85,7 @@ CLASSES = "bird fish insect reptile mammal snail".split()
 COVERINGS = "feathers scales fur spines shells skin wool plates".split()
 SOUNDS = "barks whistles hums growls clicks sings hisses roars squeaks howls buzzes croaks".split()
 TIMES = ["at dawn", "at noon", "at dusk", "at night"]
-SOURCES = (
-    "caves rivers deserts forests volcanoes swamps mountains mines lakes cliffs beaches islands"
-).split()
+SOURCES = ("caves rivers deserts forests volcanoes swamps mountains mines lakes cliffs beaches islands").split()
 SEASONS = "spring summer autumn winter".split()
 TASKS = (
     "cut wood;dig holes;carry water;catch fish;mend roofs;sew cloth;grind corn;lift stones;paint walls;"
@@ -100,8 +98,7 @@ THINGS = (
     "ribbons seeds candles keys balls"
 ).split()
 OBJECTS = (
-    "cup spoon bowl ring key coin knife box lamp bell plate chair table hammer button bottle pipe wheel "
-    "mask comb"
+    "cup spoon bowl ring key coin knife box lamp bell plate chair table hammer button bottle pipe wheel mask comb"
 ).split()
 EFFECTS = (
     "help against a cough;keep flies away;glow in the dark;calm angry dogs;make milk sour;clean dirty pots;"
