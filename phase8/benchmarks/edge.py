@@ -26,6 +26,7 @@ from typing import Any
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, MINI, Suite, load_tasks, spread
 from phase8.errors import BenchmarkError, ConfigError
 from phase8.files import read_bounded
+from phase8.text import decoded
 
 TARGET = 0.75
 TOLERANCE = 0.05
@@ -72,10 +73,7 @@ def read_candidates(path: str | Path) -> list[Item]:
     """
     where = str(path)
     fix = 'each line is {"prompt": "...", "choices": ["...", "..."], "answer": 0, "level": 1}'
-    try:
-        lines = read_bounded(path, MAX_FILE_BYTES, error=ConfigError, fix=fix).decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"not UTF-8: {error}", where=where, fix="save the file as UTF-8") from error
+    lines = decoded(read_bounded(path, MAX_FILE_BYTES, error=ConfigError, fix=fix), where=where).split("\n")
     items: list[Item] = []
     for number, line in enumerate(lines, 1):
         if not line.strip():

@@ -1,4 +1,7 @@
-"""Calibration text as token sequences.
+"""Text files as documents, calibration text as token sequences.
+
+A document ends at a blank line, whatever ends the lines (LF, CRLF, CR) and whatever white space stands on the blank
+one. A byte-order mark is no text.
 
 Documents are tokenised one by one (the tokenizer adds its own beginning-of-text token), laid end to end and cut into
 sequences of equal length, as a language model is trained.
@@ -6,6 +9,10 @@ sequences of equal length, as a language model is trained.
 
 from __future__ import annotations
 
+import codecs
+import re
+import string
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,16 +23,27 @@ from phase8.errors import ConfigError
 from phase8.files import read_bounded
 
 MAX_TEXT_BYTES = 2**30
+LINE_END = re.compile(r"\r\n|\r|\n")
+MARK = re.compile("^\ufeff", re.MULTILINE)
+BLANK = string.whitespace + "\xa0\u200b\u2028\u2029\u3000\x85"
+"""What a line may hold and still look empty; `str.strip()` alone leaves the zero-width space."""
 
 
 def token_sequences(
-    tokenizer: PreTrainedTokenizerBase, *, sequences: int, length: int, seed: int, path: str | None = None
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    sequences: int,
+    length: int,
+    seed: int,
+    path: str | None = None,
+    on_read: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Returns int64 [sequences, length].
 
     Args:
         path: a UTF-8 text file, documents parted by blank lines; None takes the embedded world's training text.
         seed: which part of the embedded text.
+        on_read: called with how many documents and tokens the file holds.
 
     Raises:
         ConfigError: the file cannot be read, or holds too little text.
@@ -45,12 +63,15 @@ def token_sequences(
                 tokens, documents = [], calibration_documents(batch, seed)
     else:
         fix = "set calibration_text to a UTF-8 text file, documents parted by blank lines"
-        for ids in tokenizer(read_documents(path, fix))["input_ids"]:
+        documents = read_documents(path, fix)
+        for ids in tokenizer(documents, verbose=False)["input_ids"]:
             tokens.extend(ids)
+        if on_read is not None:
+            on_read(len(documents), len(tokens))
         if len(tokens) < needed:
             raise ConfigError(
-                f"the calibration text has {len(tokens)} tokens, {needed} are needed "
-                f"({sequences} sequences of {length})",
+                f"the calibration text has {len(tokens):,} tokens in {len(documents):,} documents, {needed:,} are "
+                f"needed ({sequences} sequences of {length})",
                 where=str(Path(path)),
                 fix="give more text, or lower optimizer.calibration_sequences, optimizer.held_out_sequences or "
                 "optimizer.sequence_tokens",
@@ -64,12 +85,34 @@ def read_documents(path: str, fix: str) -> list[str]:
     Raises:
         ConfigError: the file cannot be read, is not UTF-8, or holds no text; `fix` says how to mend it.
     """
-    raw = read_bounded(path, MAX_TEXT_BYTES, error=ConfigError, fix=fix)
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"the text is not UTF-8: {error}", where=str(Path(path)), fix=fix) from error
-    documents = [document for document in text.split("\n\n") if document.strip()]
-    if not documents:
+    text = decoded(read_bounded(path, MAX_TEXT_BYTES, error=ConfigError, fix=fix), where=str(Path(path)), fix=fix)
+    documents: list[list[str]] = [[]]
+    for line in LINE_END.split(text):
+        if line.strip(BLANK):
+            documents[-1].append(line)
+        elif documents[-1]:
+            documents.append([])
+    found = ["\n".join(lines) for lines in documents if lines]
+    if not found:
         raise ConfigError("the file holds no text", where=str(Path(path)), fix=fix)
-    return documents
+    return found
+
+
+def decoded(raw: bytes, *, where: str, fix: str = "it must be UTF-8 text") -> str:
+    """The text of a UTF-8 file, without byte-order marks (files laid end to end have several).
+
+    Raises:
+        ConfigError: it is not UTF-8; names UTF-16 and UTF-32 where it looks like them.
+    """
+    known = {codecs.BOM_UTF32_LE: "UTF-32", codecs.BOM_UTF32_BE: "UTF-32",
+             codecs.BOM_UTF16_LE: "UTF-16", codecs.BOM_UTF16_BE: "UTF-16"}  # fmt: skip
+    other = next((name for mark, name in known.items() if raw.startswith(mark)), None)
+    if other is not None:
+        raise ConfigError(f"the text is {other}, not UTF-8", where=where, fix=f"save the file as UTF-8; {fix}")
+    try:
+        text = MARK.sub("", raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the text is not UTF-8: {error}", where=where, fix=fix) from error
+    if "\0" in text:
+        raise ConfigError("the text holds zero bytes; UTF-16 does, UTF-8 does not", where=where, fix=fix)
+    return text
