@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 from lm_eval import evaluator
@@ -247,6 +248,41 @@ def test_a_corrupt_cache_is_a_miss_with_a_warning(tmp_path, damage):
     cache.put("model", "suite", integration((1.0, 0.0), "edge of chaos"))
     (path,) = tmp_path.iterdir()
     path.write_text(damage(path.read_text()), encoding="latin-1")
+    with pytest.warns(UserWarning, match="measured anew"):
+        assert cache.get("model", "suite") is None
+
+
+def test_no_flipped_bit_gives_other_scores_in_silence(tmp_path):
+    cache, result = BaselineCache(tmp_path), integration((1.0, 0.0, 0.25), "edge of chaos")
+    cache.put("model", "suite", result)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    refused = 0
+    for place in range(len(whole)):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << place % 8
+        path.write_bytes(broken)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            found = cache.get("model", "suite")
+        assert (found is None and len(told) == 1) or found == result
+        refused += found is None
+    assert refused > 0.9 * len(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("items", [1.125, 0.0]), ("items", [-0.1, 0.0]), ("items", [True, 0.0]), ("items", ["1", 0.0]), ("items", []),
+     ("items", [float("nan"), 0.0]), ("chance", 1.0), ("chance", None), ("role", "other"), ("labels", ["one"]),
+     ("clusters", [1, 2]), ("note", 3), ("also", {"f1": "high"}), ("experts", "code")],
+)  # fmt: skip
+def test_what_sums_up_and_is_no_score_is_measured_anew(tmp_path, monkeypatch, name, value):
+    cache = BaselineCache(tmp_path)
+    result = integration((1.0, 0.0), "edge of chaos")
+    forged = json.loads(result.to_json())
+    forged["scores"][0][name] = value
+    monkeypatch.setattr(SuiteResult, "to_json", lambda self: json.dumps(forged))
+    cache.put("model", "suite", result)
     with pytest.warns(UserWarning, match="measured anew"):
         assert cache.get("model", "suite") is None
 

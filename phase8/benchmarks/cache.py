@@ -1,14 +1,21 @@
-"""Baselines measured before: the same model on the same suite need not be measured again."""
+"""Baselines measured before: the same model on the same suite need not be measured again.
+
+A file is one JSON object: `content`, and `sha256` of the content's JSON with sorted keys. A gate's verdict hangs on
+every value in it, so nothing is believed that does not sum up, or is not a score: such a file counts as none, and the
+baseline is measured anew.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
 from pathlib import Path
+from typing import Any
 
 from phase8.benchmarks.evaluate import SuiteResult
-from phase8.errors import BenchmarkError
+from phase8.errors import BenchmarkError, Phase8Error
 from phase8.files import make_directory, read_bounded, write_atomic
 
 MAX_BYTES = 64 << 20
@@ -28,12 +35,15 @@ class BaselineCache:
         if not path.exists():
             return None
         try:
-            content = json.loads(read_bounded(path, MAX_BYTES, error=BenchmarkError))
+            file = json.loads(read_bounded(path, MAX_BYTES, error=BenchmarkError))
+            if set(file) != {"sha256", "content"} or file["sha256"] != _checksum(file["content"]):
+                raise ValueError("its checksum is not that of its content")
+            content = file["content"]
             if (content["model"], content["suite"]) != (model_hash, suite_hash):
                 raise ValueError("it belongs to another model or suite")
             return SuiteResult.from_json(json.dumps(content["result"]))
-        except (ValueError, KeyError, TypeError, AttributeError, BenchmarkError) as error:
-            reason = error.what if isinstance(error, BenchmarkError) else f"{type(error).__name__}: {error}"
+        except Exception as error:  # whatever a broken file leads to, the answer is to measure anew
+            reason = error.what if isinstance(error, Phase8Error) else f"{type(error).__name__}: {error}"
             warnings.warn(f"the cached baseline {path} is unusable and will be measured anew ({reason})", stacklevel=2)
             return None
 
@@ -45,8 +55,14 @@ class BaselineCache:
         """
         make_directory(self.directory)
         content = {"model": model_hash, "suite": suite_hash, "result": json.loads(result.to_json())}
-        write_atomic(self._path(model_hash, suite_hash), json.dumps(content))
+        file = {"sha256": _checksum(content), "content": content}
+        write_atomic(self._path(model_hash, suite_hash), json.dumps(file))
 
     def _path(self, model_hash: str, suite_hash: str) -> Path:
         parts = [re.sub(r"[^0-9A-Za-z]", "", part)[:HASH_DIGITS] for part in (model_hash, suite_hash)]
         return self.directory / f"baseline-{parts[0]}-{parts[1]}.json"
+
+
+def _checksum(content: Any) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

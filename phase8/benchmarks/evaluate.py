@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from phase8.benchmarks.perplexity import bits_per_byte
-from phase8.benchmarks.suite import EDGE_OF_CHAOS, EUDAIMONIA, RULES, Suite, Task, spread, without_dataset_bars
+from phase8.benchmarks.suite import (
+    EDGE_OF_CHAOS,
+    EUDAIMONIA,
+    ROLES,
+    RULES,
+    Suite,
+    Task,
+    spread,
+    without_dataset_bars,
+)
 from phase8.errors import BenchmarkError
 
 if TYPE_CHECKING:
@@ -132,16 +142,56 @@ class SuiteResult:
 
     @classmethod
     def from_json(cls, text: str) -> SuiteResult:
-        """The inverse of `to_json`. Raises ValueError, KeyError or TypeError for anything else."""
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError, KeyError, TypeError: anything else: a field is missing, of another type, or out of its range.
+        """
         content = json.loads(text)
         scores = {}
         for entry in content["scores"]:
-            lists = {name: tuple(entry.get(name, ())) for name in ("experts", "items", "labels", "clusters")}
-            scores[entry["task"]] = Score(**{**entry, **lists})
+            score = _score_of(entry)
+            scores[score.task] = score
         bits = content["bits_per_byte"]
+        if bits is not None and not (_is_number(bits) and bits >= 0.0):
+            raise ValueError(f"{bits!r} bits per byte")
+        if not scores or len(scores) != len(content["scores"]):
+            raise ValueError("no scores, or two of one benchmark")
         return cls(
-            scores=scores, missing=tuple(content["missing"]), bits_per_byte=None if bits is None else float(bits)
+            scores=scores,
+            missing=_texts(content["missing"]),
+            bits_per_byte=None if bits is None else float(bits),
         )
+
+
+def _score_of(entry: dict[str, Any]) -> Score:
+    """A `Score` from what `asdict` makes of it, every field checked."""
+    if set(entry) != {field.name for field in fields(Score)}:
+        raise ValueError(f"fields {sorted(entry)}")
+    items, also = entry["items"], entry["also"]
+    for name in ("task", "role", "stands_for", "note"):
+        if not isinstance(entry[name], str):
+            raise TypeError(f"{name} is {entry[name]!r}")
+    if entry["role"] not in ROLES or not (_is_number(entry["chance"]) and 0.0 <= entry["chance"] < 1.0):
+        raise ValueError(f"role {entry['role']!r}, chance {entry['chance']!r}")
+    if not isinstance(items, list) or not items or not all(_is_number(one) and 0.0 <= one <= 1.0 for one in items):
+        raise ValueError(f"{entry['task']} has an item that is no score from 0 to 1")
+    if not isinstance(also, dict) or not all(isinstance(one, int | float) for one in also.values()):
+        raise ValueError(f"{entry['task']} has a further metric that is no number")
+    lists = {name: _texts(entry[name]) for name in ("experts", "labels", "clusters")}
+    if any(len(lists[name]) not in (0, len(items)) for name in ("labels", "clusters")):
+        raise ValueError(f"{entry['task']} has not one label or cluster for each item")
+    return Score(**{**entry, **lists, "chance": float(entry["chance"]), "items": tuple(map(float, items))})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _texts(values: object) -> tuple[str, ...]:
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise TypeError(f"{str(values)[:40]} is no list of texts")
+    return tuple(values)
 
 
 def evaluate(
