@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from phase8.errors import ModelError
 from phase8.model import importance as calibration
@@ -163,3 +170,48 @@ def test_errors_say_what_is_wrong(batches: list[torch.Tensor]) -> None:
         model.model.layers[0].mlp.up_proj.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="NaN or infinite"):
         collect_importance(model, batches, ["model.layers.0.mlp.down_proj.weight"])
+
+
+MASK_IN_PLACE_OF_IDS = {
+    # kind: (settings, tokens' embedding, positions' embedding, row of position 0)
+    "opt": (
+        {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 24},
+        "model.decoder.embed_tokens.weight", "model.decoder.embed_positions.weight", 2,
+    ),
+    "biogpt": ({"hidden_size": 16, "intermediate_size": 24}, "biogpt.embed_tokens.weight",
+               "biogpt.embed_positions.weight", 2),
+    "bart": ({"d_model": 16, "decoder_ffn_dim": 24, "decoder_layers": 2, "decoder_attention_heads": 2},
+             "model.decoder.embed_tokens.weight", "model.decoder.embed_positions.weight", 2),
+    "gpt2": ({"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}, "transformer.wte.weight",
+             "transformer.wpe.weight", 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", MASK_IN_PLACE_OF_IDS)
+def test_rows_are_counted_where_they_are_looked_up(batches: list[torch.Tensor], kind: str) -> None:
+    """OPT and BioGPT give their positions' embedding an attention mask first, BART the token ids."""
+    settings, tokens, positions, first = MASK_IN_PLACE_OF_IDS[kind]
+    common = {"num_hidden_layers": 2, "num_attention_heads": 2, "max_position_embeddings": 32}
+    config = AutoConfig.for_model(
+        kind, vocab_size=VOCABULARY, pad_token_id=1, bos_token_id=0, eos_token_id=2, is_decoder=True,
+        **(common if kind != "gpt2" else {}), **settings,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    importance = collect_importance(model, batches, [tokens, positions])
+    shares = _token_shares(batches).sqrt()  # tied: see the module's text
+    torch.testing.assert_close(importance[tokens].row_O, shares / shares.mean())
+    rows = importance[positions].row_O
+    counts = torch.zeros(len(rows))
+    counts[first : first + 7] += 3
+    counts[first : first + 11] += 1
+    expected = counts * len(rows) / counts.sum() + UNSEEN_WEIGHT
+    torch.testing.assert_close(rows, expected / expected.mean())
+
+
+def test_a_layer_that_gets_its_input_by_name(batches: list[torch.Tensor]) -> None:
+    model = _llama()
+    name, mlp = "model.layers.0.mlp.up_proj.weight", model.model.layers[0].mlp
+    expected = collect_importance(model, batches, [name])[name].hessian_II
+    mlp.forward = lambda x: mlp.down_proj(mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(input=x))
+    torch.testing.assert_close(collect_importance(model, batches, [name])[name].hessian_II, expected)

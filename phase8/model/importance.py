@@ -2,7 +2,9 @@
 
 An error dW in a linear layer changes its output by dW x; over tokens that costs tr(dW H dW^T) with H = mean of x x^T,
 the layer's input second moment (GPTQ, arXiv 2210.17323, section 2, without the factor 2, which no codec notices).
-Forward hooks collect H. A row of an embedding matters as often as its token occurs. A tied embedding is also the
+Forward hooks collect H. A row of an embedding matters as often as it is looked up: what is counted is the index that
+reaches PyTorch's own lookup, since the arguments of an embedding module are its architecture's affair (OPT's positions
+get an attention mask). A tied embedding is also the
 output layer, which uses every row for every token: it gets the second moment of the final hidden states as H, and as
 row weights the square root of the token frequency, half way between the two uses. Measured on a first version of the
 embedded model, only the embedding coded, VPTQ at 2.13 bits: the divergence from the original was 0.107 nats per token
@@ -16,10 +18,12 @@ Shape legend: B sequences, T tokens of one, N = B T, O output rows, I input colu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -39,8 +43,9 @@ class _SecondMoment:
         self.sum_II: Tensor | None = None
         self.tokens = 0
 
-    def hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        x_NI = args[0].detach().reshape(-1, args[0].shape[-1]).float()
+    def hook(self, module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        inputs = args[0] if args else next(iter(named.values()))
+        x_NI = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         if self.sum_II is None:
             self.sum_II = x_NI.new_zeros(x_NI.shape[1], x_NI.shape[1])
         self.sum_II.addmm_(x_NI.T, x_NI)
@@ -48,7 +53,7 @@ class _SecondMoment:
 
     def mean_II(self) -> Tensor | None:
         """The end of the count: the sum's memory becomes the mean's."""
-        if self.sum_II is None:
+        if self.sum_II is None or not self.tokens:
             return None
         self.sum_II.div_(self.tokens)
         self.tokens = 1  # a tied matrix is asked for by both names
@@ -61,8 +66,8 @@ class _RowCount:
     def __init__(self, rows: int) -> None:
         self.count_O = torch.zeros(rows, dtype=torch.int64)
 
-    def hook(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        self.count_O += torch.bincount(args[0].detach().cpu().reshape(-1), minlength=len(self.count_O))
+    def add(self, indices: Tensor) -> None:
+        self.count_O += torch.bincount(indices.detach().cpu().reshape(-1), minlength=len(self.count_O))
 
     def weight_O(self, tied: bool) -> Tensor | None:
         total = int(self.count_O.sum())
@@ -72,6 +77,24 @@ class _RowCount:
         if tied:
             share_O = share_O.sqrt()
         return (share_O / share_O.mean()).float()
+
+
+class _Lookups(TorchFunctionMode):
+    """While open, counts the rows that `torch.nn.functional.embedding` takes from some tables."""
+
+    def __init__(self, tables: Mapping[int, _RowCount]) -> None:
+        super().__init__()
+        self.tables = tables
+        """By the `id` of the table's weight."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if function is nn.functional.embedding:  # what nn.Embedding comes down to
+            given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
+            if id(given["weight"]) in self.tables:
+                self.tables[id(given["weight"])].add(given["input"])
+        return function(*args, **(kwargs or {}))
 
 
 def collect_importance(
@@ -125,12 +148,13 @@ def collect_importance(
             if name is None:
                 continue
             if isinstance(module, nn.Linear | Conv1D):
-                handles.append(module.register_forward_pre_hook(moments.setdefault(name, _SecondMoment()).hook))
+                moment = moments.setdefault(name, _SecondMoment())
+                handles.append(module.register_forward_pre_hook(moment.hook, with_kwargs=True))
             elif isinstance(module, nn.Embedding):
-                rows = counts.setdefault(name, _RowCount(module.num_embeddings))
-                handles.append(module.register_forward_pre_hook(rows.hook))
+                counts.setdefault(name, _RowCount(module.num_embeddings))
         model.eval()
-        with torch.no_grad():
+        tables = {id(parameters[name]): rows for name, rows in counts.items()}
+        with torch.no_grad(), _Lookups(tables):
             for batch_BT in batches:
                 for part_BT in batch_BT.split(max(1, LOGITS_AT_ONCE // (batch_BT.shape[1] * vocabulary))):
                     model(input_ids=part_BT.to(model.device), use_cache=False)
