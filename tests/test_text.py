@@ -3,7 +3,7 @@
 import pytest
 
 from phase8.errors import ConfigError
-from phase8.text import read_documents, token_sequences
+from phase8.model.text import read_documents, token_sequences
 
 PARAGRAPHS = [f"The goose number {n}\neats grain in Brindle." for n in range(50)]
 

@@ -26,7 +26,7 @@ from typing import Any
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, MINI, Suite, load_tasks, spread
 from phase8.errors import BenchmarkError, ConfigError
 from phase8.files import read_bounded
-from phase8.text import decoded
+from phase8.model.text import decoded
 
 TARGET = 0.75
 TOLERANCE = 0.05
