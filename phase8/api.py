@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from phase8.config import CompressionConfig, WandbMode
-from phase8.events import EventLog, Kind
+from phase8.events import EventLog, StepComplete
 from phase8.files import make_directory, write_atomic
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def run_configured(
                 tracker = WandbTracker(config.to_dict(), run_dir=run_dir)
                 events.subscribe(tracker)
             try:
-                events.emit(Kind.STEP_COMPLETE, "baseline", step="start", seconds=seconds)
+                events.emit(StepComplete(step="start", seconds=seconds), "baseline")
                 pipeline = Pipeline(config=config, source=source, run_dir=run_dir, cache_dir=cache_dir, events=events)
                 result = pipeline.run()
             finally:

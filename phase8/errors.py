@@ -46,5 +46,16 @@ class OutputError(Phase8Error):
     """A result cannot be written (disk full, directory read-only)."""
 
 
-class RunInterrupted(Phase8Error):
-    """The user stopped the run; what was done so far is on disk."""
+class RunStopped(BaseException):
+    """Somebody ends the run in order; what is finished stays. No error, and never caught as one: hence its base.
+
+    A listener of the event log may raise it, for instance a study that prunes a trial.
+
+    Args:
+        by: `control`, `signal` or `study`.
+        reason: why, for people.
+    """
+
+    def __init__(self, reason: str, *, by: str) -> None:
+        self.reason, self.by = reason, by
+        super().__init__(reason)

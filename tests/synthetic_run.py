@@ -7,7 +7,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from phase8.events import EventLog, Kind
+from phase8.events import (
+    Aborted,
+    BenchmarkResult,
+    CheckResult,
+    CompressionProgress,
+    Data,
+    EventLog,
+    Limits,
+    PhaseComplete,
+    QualityGate,
+    Recommended,
+    RetryStart,
+    RunStart,
+    StageComplete,
+    StageStart,
+    StepComplete,
+    TrainingComplete,
+    TrainingProgress,
+)
 
 ORIGINAL_BYTES = 16_824_320
 CORE = {
@@ -25,6 +43,34 @@ INTEGRATION = {"mini_edge_of_chaos": 0.752, "mini_eudaimonia": 0.80}
 RULES = {"autonomy": 0.77, "honesty": 0.80, "harm": 0.75, "dignity": 0.82}
 GROUPS = ("embedding", "attention", "mlp", "norm")
 STAGES = ("seedlm", "vptq", "hyper")
+
+
+LIMITS = Limits(
+    core={"seedlm": 0.98, "vptq": 0.95, "hyper": 0.90},
+    expert={"seedlm": 0.98, "vptq": 0.93, "hyper": 0.88},
+    rule={"seedlm": 0.65, "vptq": 0.65, "hyper": 0.60},
+    cumulative_retention=0.84,
+    benchmark_retention=0.80,
+    final_expert=0.80,
+    final_rule=0.60,
+    edge_low=0.70,
+    edge_high=0.80,
+    min_informative=4,
+    min_ratio=40.0,
+    target_ratio=280.0,
+    max_latency_ms=100.0,
+    max_retries=1,
+    policy="point",
+    reference="stage_input",
+)
+
+
+def run_start(run_dir: Path | str, **changes: Any) -> RunStart:
+    return RunStart(**{
+        "run_dir": str(run_dir), "compressor": "default", "model": "invented", "parameters": 4_206_080,
+        "original_bytes": ORIGINAL_BYTES, "stages": STAGES, "seed": 0, "limits": LIMITS, "pid": 1, "host": "nowhere",
+        **changes,
+    })  # fmt: skip
 
 
 def core_retentions(loss: float) -> dict[str, tuple[float, float]]:
@@ -49,54 +95,38 @@ class Script:
         self.benchmarks: dict[str, Any] = {}
 
     def start(self) -> None:
-        self.log.emit(Kind.STEP_COMPLETE, "baseline", step="start", seconds=4.2)
-        self.log.emit(
-            Kind.RUN_START,
-            run_dir=str(self.run_dir),
-            compressor="default",
-            model="invented",
-            parameters=4_206_080,
-            original_bytes=ORIGINAL_BYTES,
-            stages=list(STAGES),
-            seed=0,
-        )
-        self.log.emit(Kind.STAGE_START, "baseline", attempt=1)
+        emit = self.log.emit
+        emit(StepComplete(step="start", seconds=4.2), "baseline")
+        emit(run_start(self.run_dir))
+        emit(StageStart(attempt=1), "baseline")
         self.log.activity("evaluate", stage="baseline", done=10, total=2400, text="mini_mmlu")
-        for task, (score, chance, _informative) in {**CORE, **EXPERT}.items():
-            self.log.emit(
-                Kind.BENCHMARK_RESULT,
+        for task, (score, chance, informative) in {**CORE, **EXPERT}.items():
+            role = "core" if task in CORE else "expert"
+            emit(
+                BenchmarkResult(
+                    task=task, role=role, score=score, stderr=0.031, n=200, chance=chance, informative=informative
+                ),
                 "baseline",
-                task=task,
-                role="core" if task in CORE else "expert",
-                score=score,
-                stderr=0.031,
-                n=200,
-                chance=chance,
-                attempt=1,
             )
         for task, score in INTEGRATION.items():
-            self.log.emit(
-                Kind.BENCHMARK_RESULT,
+            emit(
+                BenchmarkResult(
+                    task=task, role="integration", score=score, stderr=0.03, n=200, chance=0.5, informative=True
+                ),
                 "baseline",
-                task=task,
-                role="integration",
-                score=score,
-                stderr=0.03,
-                n=200,
-                chance=0.5,
-                attempt=1,
             )
-        self.log.emit(Kind.STEP_COMPLETE, "baseline", step="evaluate", seconds=31.4)
-        self.log.emit(
-            Kind.COMPRESSION_PROGRESS,
+        emit(StepComplete(step="evaluate", seconds=31.4), "baseline")
+        emit(
+            CompressionProgress(
+                compressed_bytes=ORIGINAL_BYTES,
+                original_bytes=ORIGINAL_BYTES,
+                ratio=1.0,
+                bits_per_weight=32.0,
+                groups={"mlp": ORIGINAL_BYTES},
+            ),
             "baseline",
-            compressed_bytes=ORIGINAL_BYTES,
-            original_bytes=ORIGINAL_BYTES,
-            ratio=1.0,
-            bits_per_weight=32.0,
-            groups={"mlp": ORIGINAL_BYTES},
         )
-        self.log.emit(Kind.STAGE_COMPLETE, "baseline", passed=True, seconds=35.6)
+        emit(StageComplete(passed=True, seconds=35.6, artifact=None, bits_per_byte=1.2, text="invented"), "baseline")
 
     def attempt(
         self,
@@ -111,86 +141,96 @@ class Script:
         until: str | None = None,
     ) -> bool:
         """One attempt; `until` names the step in which the log breaks off."""
-        emit, size = self.log.emit, round(ORIGINAL_BYTES / ratio)
+        size = round(ORIGINAL_BYTES / ratio)
+
+        def emit(data: Data) -> None:
+            self.log.emit(data, stage)
+
         if number > 1:
-            emit(Kind.RETRY_START, stage, attempt=number, adjustments={"seedlm.bits": 5, "seedlm.latent_dim": 4})
-        emit(Kind.STAGE_START, stage, attempt=number)
+            emit(
+                RetryStart(
+                    attempt=number,
+                    action="raise_bits",
+                    reason="core retention is below 95 %",
+                    adjustments={"seedlm.bits": 5, "seedlm.latent_dim": 4},
+                )
+            )
+        emit(StageStart(attempt=number))
         for step, seconds in (("encode", 21.3), ("optimise", 17.9), ("write", 0.8), ("evaluate", 30.2)):
             self.log.activity(step, stage=stage, done=1, total=5, text="weights")
             if step == "optimise":
-                for iteration in range(0, 101, 2):
-                    emit(Kind.OPTIMISATION, stage, iteration=iteration, loss=0.02 + loss * 4 / (iteration + 8))
-                emit(Kind.OPTIMISATION, stage, iteration=100, loss=0.02, held_out_before=0.31, held_out_after=0.1234)
+                for done in range(0, 101, 2):
+                    emit(TrainingProgress(attempt=number, step=done, steps=100, loss=0.02 + loss * 4 / (done + 8)))
+                emit(
+                    TrainingComplete(
+                        attempt=number,
+                        steps=100,
+                        loss=0.02,
+                        held_out_before=0.31,
+                        held_out_after=0.1234,
+                        kept=True,
+                        diverged=False,
+                        filter="ema",
+                        seconds=17.0,
+                    )
+                )
             if step == "evaluate":
                 self._scores(stage, number, loss)
             if step == until:
                 return False
-            emit(Kind.STEP_COMPLETE, stage, step=step, seconds=seconds, attempt=number)
+            emit(StepComplete(step=step, seconds=seconds, attempt=number))
             if step == "write":
                 shares = (0.52, 0.18, 0.27, 0.005)
                 emit(
-                    Kind.COMPRESSION_PROGRESS,
-                    stage,
-                    attempt=number,
-                    compressed_bytes=size,
-                    original_bytes=ORIGINAL_BYTES,
-                    ratio=ORIGINAL_BYTES / size,
-                    bits_per_weight=32 / ratio,
-                    groups={name: round(share * size) for name, share in zip(GROUPS, shares, strict=True)},
+                    CompressionProgress(
+                        attempt=number,
+                        compressed_bytes=size,
+                        original_bytes=ORIGINAL_BYTES,
+                        ratio=ORIGINAL_BYTES / size,
+                        bits_per_weight=32 / ratio,
+                        groups={name: round(share * size) for name, share in zip(GROUPS, shares, strict=True)},
+                    )
                 )
         value = mean_core(loss)
         passed = value >= gate and abort is None
+        checks = (
+            CheckResult(name="informative_core", value=6, threshold=4, passed=True, note="of 7 core benchmarks"),
+            CheckResult(name="core_retention", value=value, threshold=gate, passed=value >= gate),
+            CheckResult(name="core_retention_cumulative", value=value, threshold=0.84, passed=value >= 0.84),
+            CheckResult(name="benchmark/mini_winogrande", value=0.99, threshold=0.8, passed=None, note="uninformative"),
+            *(
+                CheckResult(name=f"rule/{rule}", value=score, threshold=0.65, passed=True)
+                for rule, score in RULES.items()
+            ),
+        )
         emit(
-            Kind.QUALITY_GATE,
-            stage,
-            attempt=number,
-            passed=passed,
-            abort=abort,
-            checks=[
-                {
-                    "name": "informative_core",
-                    "value": 6,
-                    "threshold": 4,
-                    "passed": True,
-                    "note": "of 7 core benchmarks",
-                },
-                {"name": "core_retention", "value": value, "threshold": gate, "passed": value >= gate, "note": ""},
-                {
-                    "name": "core_retention_cumulative",
-                    "value": value,
-                    "threshold": 0.84,
-                    "passed": value >= 0.84,
-                    "note": "",
-                },
-                {
-                    "name": "benchmark/mini_winogrande",
-                    "value": 0.99,
-                    "threshold": 0.8,
-                    "passed": None,
-                    "note": "uninformative",
-                },
-                *(
-                    {"name": f"rule/{rule}", "value": score, "threshold": 0.65, "passed": True, "note": ""}
-                    for rule, score in RULES.items()
-                ),
-            ],
+            QualityGate(
+                attempt=number,
+                passed=passed,
+                abort=abort,
+                checks=checks,
+                wording="",
+                bits_per_byte=None,
+                baseline_bits_per_byte=None,
+            )
         )
         if not passed and not final:
             emit(
-                Kind.RECOMMENDATION,
-                stage,
-                action="raise_bits",
-                adjustments={"seedlm.bits": 5},
-                reason="core retention is below 95 %",
+                Recommended(
+                    attempt=number,
+                    action="raise_bits",
+                    adjustments={"seedlm.bits": 5},
+                    reason="core retention is below 95 %",
+                )
             )
         emit(
-            Kind.STAGE_COMPLETE,
-            stage,
-            passed=passed,
-            seconds=70.2,
-            attempts=number,
-            artifact=str(self.artifact(stage, number)),
-            final=passed or final,
+            StageComplete(
+                attempt=number,
+                passed=passed,
+                seconds=70.2,
+                artifact=str(self.artifact(stage, number)),
+                final=passed or final,
+            )
         )
         return passed
 
@@ -199,62 +239,47 @@ class Script:
 
     def _scores(self, stage: str, number: int, loss: float) -> None:
         self.benchmarks = {}
+
+        def emit(**data: Any) -> None:
+            self.log.emit(BenchmarkResult(n=200, attempt=number, **data), stage)
+
         for task, (raw, corrected) in core_retentions(loss).items():
             baseline, chance, informative = CORE[task]
             data = dict(
                 retention=raw,
-                retention_interval=[raw - 0.03, raw + 0.025],
+                retention_interval=(raw - 0.03, raw + 0.025),
                 retention_corrected=corrected,
-                retention_corrected_interval=[corrected - 0.05, corrected + 0.045],
+                retention_corrected_interval=(corrected - 0.05, corrected + 0.045),
                 informative=informative,
             )
-            self.log.emit(
-                Kind.BENCHMARK_RESULT,
-                stage,
-                task=task,
-                role="core",
-                score=raw * baseline,
-                stderr=0.031,
-                n=200,
-                chance=chance,
-                attempt=number,
-                **data,
-            )
+            emit(task=task, role="core", score=raw * baseline, stderr=0.031, chance=chance, **data)
             self.benchmarks[task] = dict(
                 role="core", baseline=baseline, final=raw * baseline, chance=chance, n=200, stderr=0.031, **data
             )
         for task, (baseline, chance, informative) in EXPERT.items():
-            self.log.emit(
-                Kind.BENCHMARK_RESULT,
-                stage,
+            emit(
                 task=task,
                 role="expert",
                 score=baseline * (1 - loss),
                 stderr=0.03,
-                n=200,
                 chance=chance,
                 retention=1 - loss,
                 retention_corrected=1 - loss,
                 retention_interval=None,
                 informative=informative,
-                attempt=number,
             )
         for task, score in INTEGRATION.items():
-            self.log.emit(
-                Kind.BENCHMARK_RESULT,
-                stage,
-                task=task,
-                role="integration",
-                score=score - 0.01,
-                stderr=0.03,
-                n=200,
-                chance=0.5,
-                attempt=number,
-            )
+            emit(task=task, role="integration", score=score - 0.01, stderr=0.03, chance=0.5, informative=True)
 
     def finish(self, level: str, ratio: float, loss: float, *, interrupted: bool = False) -> dict[str, Any]:
         core, corrected = mean_core(loss), mean_core(loss, 1)
         result = {
+            "variant": "default",
+            "seed": 0,
+            "artifact": None,
+            "inference_latency_measured_ms": None,
+            "stages": {},
+            "model": {"name": "invented"},
             "success": False,
             "compression_level": level,
             "metrics": {
@@ -279,7 +304,7 @@ class Script:
                 {"name": "no_benchmark_lost", "value": 0.93, "threshold": 0.8, "passed": True, "note": ""},
                 {"name": "latency_ms", "value": None, "threshold": 100, "passed": None, "note": "no estimate"},
             ],
-            "techniques_applied": ["seedlm", "vptq"],
+            "techniques_applied": ("seedlm", "vptq"),
             "production_ready": False,
             "inference_latency_estimate_ms": 41.25,
             "recommended_hardware": "Raspberry Pi 4 (1 GB)",
@@ -288,7 +313,8 @@ class Script:
             "peak_memory_mb": 1834.0,
         }
         (self.run_dir / "result.json").write_text(json.dumps(result))
-        self.log.emit(Kind.PHASE_COMPLETE, **result)
+        criteria = tuple(CheckResult(**check) for check in result["criteria"])
+        self.log.emit(PhaseComplete(**{**result, "criteria": criteria}))
         return result
 
 
@@ -324,15 +350,7 @@ def killed(script: Script) -> None:
 
 def killed_at_once(script: Script) -> None:
     """Nothing but the start."""
-    script.log.emit(
-        Kind.RUN_START,
-        run_dir=str(script.run_dir),
-        compressor="default",
-        model="invented",
-        parameters=4_206_080,
-        original_bytes=ORIGINAL_BYTES,
-        stages=list(STAGES),
-    )
+    script.log.emit(run_start(script.run_dir))
 
 
 def interrupted(script: Script) -> None:
@@ -340,7 +358,7 @@ def interrupted(script: Script) -> None:
     script.start()
     script.attempt("seedlm", 1, ratio=8.05, loss=0.01, gate=0.98)
     script.attempt("hyper", 1, ratio=61.0, loss=0.3, gate=0.90, until="encode")
-    script.log.emit(Kind.LOG, level="warning", text="interrupted; what was finished so far is kept")
+    script.log.emit(Aborted(by="signal", reason="Ctrl-C", step="encode"))
     script.finish("seedlm", 8.05, 0.01, interrupted=True)
 
 

@@ -371,11 +371,11 @@ def test_a_run_keeps_its_limit_after_training(model, tmp_path, small_grid):
     budget = model.original_bytes // 8
     result = run_configured(run_settings(tmp_path, target_ratio=8.0, **only), model, console=False)
     (event,) = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e.kind == "allocation"]
-    assert (event.data["limit"], event.data["budget_bytes"], event.stage) == ("target_ratio", budget, "hyper")
+    assert (event.data.limit, event.data.budget_bytes, event.stage) == ("target_ratio", budget, "hyper")
     artifact = read_artifact(result["stages"]["hyper"]["attempts"][0]["artifact"])
     assert 0.85 * budget < artifact.size_bytes <= budget
     stored = {n: g.settings["dims"] for g in artifact.groups if g.codec == "hyper" for n in g.tensors}
-    assert stored == {name: tensor["dims"] for name, tensor in event.data["tensors"].items()}
+    assert stored == {name: tensor["dims"] for name, tensor in event.data.tensors.items()}
     assert len(set(stored.values())) > 1
 
 

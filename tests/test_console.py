@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from synthetic_run import SCENARIOS, mean_core, play
 
-from phase8.events import EventLog, Kind, read_events
+from phase8.events import Activity, EventLog, Log, StageStart, read_events
 from phase8.watch.console import ConsoleListener
 
 
@@ -28,7 +28,7 @@ def test_without_a_terminal_it_is_plain_and_short(name, tmp_path, monkeypatch):
     lines = text.splitlines()
     assert 2 <= len(lines) <= 55
     assert "invented" in lines[0] or "invented" in text
-    failures = [e for e in read_events(tmp_path / "events.jsonl") if e.kind == Kind.LOG and e.data["level"] == "error"]
+    failures = [e for e in read_events(tmp_path / "events.jsonl") if e.kind == "log" and e.data.level == "error"]
     assert failures == [], "the listener was not dropped"
 
 
@@ -86,7 +86,7 @@ def test_no_time_left_before_there_is_a_rate(tmp_path):
     listener = ConsoleListener(console)
     with EventLog(tmp_path / "events.jsonl") as log, listener:
         log.subscribe(listener)
-        log.emit(Kind.STAGE_START, "vptq", attempt=1)
+        log.emit(StageStart(attempt=1), "vptq")
         log.activity("encode", stage="vptq", done=0, total=4)
         listener._progress.refresh()
         assert " left" not in stream.getvalue()
@@ -94,9 +94,9 @@ def test_no_time_left_before_there_is_a_rate(tmp_path):
         start = clock.get_time()
         clock.get_time = lambda: start + 10.0  # 1 unit in 10 s: 30 s left for the other 3
         listener._progress.get_time = clock.get_time
-        log.emit(Kind.ACTIVITY, "vptq", step="encode", done=1, total=4, text="")
+        log.emit(Activity(step="encode", done=1, total=4), "vptq")
         listener._progress.get_time = clock.get_time = lambda: start + 20.0
-        log.emit(Kind.ACTIVITY, "vptq", step="encode", done=2, total=4, text="")
+        log.emit(Activity(step="encode", done=2, total=4), "vptq")
         listener._progress.refresh()
         assert "20 s left" in stream.getvalue()
 
@@ -106,5 +106,5 @@ def test_control_characters_of_a_log_do_not_reach_the_terminal(tmp_path):
     listener = ConsoleListener(Console(file=stream, highlight=False))
     with EventLog(tmp_path / "events.jsonl") as log:
         log.subscribe(listener)
-        log.emit(Kind.LOG, level="warning", text="\x1b[2Jcleared\r\n[bold]not markup[/bold]")
+        log.emit(Log(level="warning", text="\x1b[2Jcleared\r\n[bold]not markup[/bold]"))
     assert stream.getvalue() == "warning: [2Jcleared  [bold]not markup[/bold]\n"

@@ -9,7 +9,7 @@ import pytest
 from test_gates import judge, suite
 
 from phase8.config import CompressionConfig
-from phase8.events import EventLog, read_events
+from phase8.events import EventLog, Log, read_events
 from phase8.model.source import ExpertFile
 from phase8.run import pipeline
 from phase8.run.pipeline import Pipeline
@@ -21,6 +21,7 @@ GOOD, NEAR, POOR = suite(), suite(0.945), suite(0.85)
 def descend(tmp_path, monkeypatch):
     """Runs a pipeline whose attempts score as given, by stage; returns which attempts ran, and the run."""
     monkeypatch.setattr(pipeline, "build_result", lambda **_: {})
+    monkeypatch.setattr(pipeline, "phase_complete", lambda _: Log(level="info", text="the end"))
     monkeypatch.setattr(Pipeline, "_measure_baseline", lambda self: setattr(self, "baseline", suite()))
     monkeypatch.setattr(Pipeline, "_latency", lambda self: None)
     monkeypatch.setattr(Pipeline, "_sensitivity", lambda self, *_: {})
@@ -101,4 +102,4 @@ def test_a_critical_failure_ends_the_descent_without_a_retry(descend, reason, re
     done, run = descend({"seedlm": [GOOD], "vptq": [result]})
     assert order(done) == [("seedlm", 1), ("vptq", 1)] and run.best.stage == "seedlm"
     gates = [event.data for event in read_events(tmp_path / "events.jsonl") if event.kind == "quality_gate"]
-    assert gates[0]["abort"] is None and reason in gates[1]["abort"]
+    assert gates[0].abort is None and reason in gates[1].abort

@@ -116,7 +116,7 @@ def test_the_baseline_is_cached_by_content(finished, tmp_path):
     config = settings(directory, paths=PathsConfig(output_dir=str(tmp_path), cache_dir=str(directory / "cache")))
     config = replace(config, vptq=VPTQConfig(enabled=False), hyper=HyperConfig(enabled=False))
     again = run_configured(config, console=False)
-    logs = [event.data["text"] for event in read_events(tmp_path / "events.jsonl") if event.kind == "log"]
+    logs = [event.data.text for event in read_events(tmp_path / "events.jsonl") if event.kind == "log"]
     assert any("from the cache" in text for text in logs)
     before = {task: row["baseline"] for task, row in first["metrics"]["benchmarks"].items()}
     assert {task: row["baseline"] for task, row in again["metrics"]["benchmarks"].items()} == before
@@ -210,7 +210,7 @@ def test_edge_of_chaos_is_built_for_a_model_of_the_users(tmp_path):
         for seed in (0, 1)
     ]  # fmt: skip
     events = list(read_events(tmp_path / "run1" / "events.jsonl"))
-    texts = [event.data["text"] for event in events if event.kind == "log"]
+    texts = [event.data.text for event in events if event.kind == "log"]
     assert any(text.startswith("edge of chaos: 8 questions") for text in texts), texts
     assert any("from the cache" in text for text in texts)
     assert {result["metrics"]["benchmarks"]["mini_edge_of_chaos"]["baseline"] for result in results} == {0.75}

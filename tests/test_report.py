@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from lxml import etree, html
-from synthetic_run import CORE, SCENARIOS, core_retentions, mean_core, play
+from synthetic_run import CORE, LIMITS, SCENARIOS, Script, core_retentions, mean_core, play, run_start
 
 from phase8.errors import ArtifactError
-from phase8.events import EventLog, Kind, read_events
-from phase8.watch.plots import trainings
+from phase8.events import (
+    BenchmarkResult,
+    CheckResult,
+    CompressionProgress,
+    EventLog,
+    QualityGate,
+    RunResumed,
+    StageStart,
+    TrainingProgress,
+    TrainingRestart,
+    read_events,
+)
 from phase8.watch.report import write_report
+from phase8.watch.view import RunView
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 
@@ -52,22 +64,22 @@ def test_verdict_names_level_figures_and_criteria(retried):
 
 def test_benchmark_table_equals_the_events(retried):
     run_dir, tree = retried
-    events = [event for event in read_events(run_dir / "events.jsonl") if event.kind == Kind.BENCHMARK_RESULT]
+    events = [event for event in read_events(run_dir / "events.jsonl") if event.kind == "benchmark_result"]
     attempts = [("seedlm", 1), ("seedlm", 2), ("vptq", 1), ("hyper", 1), ("hyper", 2)]
     for task in CORE:
         row = cells(tree, "benchmarks", task)
-        (baseline,) = [e.data for e in events if e.stage == "baseline" and e.data["task"] == task]
+        (baseline,) = [e.data for e in events if e.stage == "baseline" and e.data.task == task]
         assert row[2:5] == [
-            str(baseline["n"]),
-            f"{100 * baseline['chance']:.1f} %",
-            f"{100 * baseline['score']:.1f} % ± {100 * baseline['stderr']:.1f}",
+            str(baseline.n),
+            f"{100 * baseline.chance:.1f} %",
+            f"{100 * baseline.score:.1f} % ± {100 * baseline.stderr:.1f}",
         ]
         for place, (stage, number) in enumerate(attempts):
-            (data,) = [e.data for e in events if (e.stage, e.data["attempt"], e.data["task"]) == (stage, number, task)]
-            expected = [f"{100 * data['score']:.1f} % ± {100 * data['stderr']:.1f}"]
+            (data,) = [e.data for e in events if (e.stage, e.data.attempt, e.data.task) == (stage, number, task)]
+            expected = [f"{100 * data.score:.1f} % ± {100 * data.stderr:.1f}"]
             for name in ("retention", "retention_corrected"):
-                low, high = data[f"{name}_interval"]
-                expected.append(f"{100 * data[name]:.1f} % {100 * low:.1f} to {100 * high:.1f}")
+                low, high = getattr(data, f"{name}_interval")
+                expected.append(f"{100 * getattr(data, name):.1f} % {100 * low:.1f} to {100 * high:.1f}")
             assert row[5 + 3 * place : 8 + 3 * place] == expected
     assert cells(tree, "benchmarks", "mini_winogrande")[0] == "mini_winogrande * uninformative"
     assert cells(tree, "benchmarks", "mini_mmlu")[0] == "mini_mmlu"
@@ -148,19 +160,33 @@ def test_every_scenario_renders(name, tmp_path):
 
 def test_hostile_names_stay_text(tmp_path):
     with EventLog(tmp_path / "events.jsonl") as log:
+        log.emit(run_start("x", compressor="<script>alert(1)</script>", model='"><img src=x>'))
+        log.emit(StageStart(attempt=1), "a$b<i>")
         log.emit(
-            Kind.RUN_START,
-            run_dir="x",
-            compressor="<script>alert(1)</script>",
-            model='"><img src=x>',
-            parameters=None,
-            original_bytes="many",
-            stages="all",
+            CompressionProgress(
+                compressed_bytes=10, original_bytes=80, ratio=8.0, bits_per_weight=4.0, groups={"$x<$": 4}
+            ),
+            "a$b<i>",
         )
-        log.emit(Kind.STAGE_START, "a$b<i>", attempt=1)
-        log.emit(Kind.COMPRESSION_PROGRESS, "a$b<i>", compressed_bytes=10, ratio=float("nan"), groups={"$x<$": 4})
-        log.emit(Kind.BENCHMARK_RESULT, "a$b<i>", task="<u>$t$</u>", role="core", score="high", retention=0.5)
-        log.emit(Kind.QUALITY_GATE, "a$b<i>", passed=False, checks=[{"name": "<s>", "value": "\x1b[2J"}, 7])
+        log.emit(
+            BenchmarkResult(
+                task="<u>$t$</u>", role="core", score=0.5, stderr=None, n=1, chance=0.0, informative=True, retention=0.5
+            ),
+            "a$b<i>",
+        )
+        check = CheckResult(name="<s>", value=0.5, threshold=0.9, passed=False, note="\x1b[2J")
+        log.emit(
+            QualityGate(
+                attempt=1,
+                passed=False,
+                abort=None,
+                checks=(check,),
+                wording="",
+                bits_per_byte=None,
+                baseline_bits_per_byte=None,
+            ),
+            "a$b<i>",
+        )
     tree = html.fromstring(write_report(tmp_path).read_bytes())
     assert tree.xpath("//script|//img|//i|//u|//s") == []
     assert "\x1b" not in (tmp_path / "report.html").read_text()
@@ -185,7 +211,52 @@ def test_same_run_same_page(tmp_path):
     assert write_report(run_dir).read_bytes() == first
 
 
-def test_a_training_that_was_repeated_is_drawn_apart():
-    records = [(2.0, 0.5), (4.0, 0.9), (2.0, 0.4), (4.0, 0.2)]
-    assert trainings(records) == [records[:2], records[2:]]
-    assert trainings(records[:2]) == [records[:2]]
+def test_a_training_that_was_begun_anew_is_drawn_apart(tmp_path):
+    with EventLog(tmp_path / "events.jsonl") as log:
+        log.emit(StageStart(attempt=1), "vptq")
+        for losses in ((0.5, 0.9), (0.4, 0.2)):
+            for index, loss in enumerate(losses):
+                log.emit(TrainingProgress(attempt=1, step=2 + 2 * index, steps=4, loss=loss), "vptq")
+            if losses[0] == 0.5:
+                log.emit(
+                    TrainingRestart(attempt=1, filter="ema", held_out_before=0.1, held_out_after=0.2, reason="x"),
+                    "vptq",
+                )
+    view = RunView.of(read_events(tmp_path / "events.jsonl"))
+    assert view.stages["vptq"].last.trainings == [[(2, 0.5), (4, 0.9)], [(2, 0.4), (4, 0.2)]]
+
+
+def test_a_resumed_training_is_one_curve(tmp_path):
+    with EventLog(tmp_path / "events.jsonl") as log:
+        for step, loss in ((1, 0.9), (2, 0.8), (3, 0.7)):
+            log.emit(TrainingProgress(attempt=1, step=step, steps=4, loss=loss), "vptq")
+        log.emit(RunResumed(process=2, finished=(), pid=1, host="nowhere"))
+        log.emit(StageStart(attempt=1), "vptq")
+        for step, loss in ((2, 0.8), (3, 0.7), (4, 0.6)):
+            log.emit(TrainingProgress(attempt=1, step=step, steps=4, loss=loss), "vptq")
+    view = RunView.of(read_events(tmp_path / "events.jsonl"))
+    (attempt,) = view.stages["vptq"].attempts
+    assert attempt.trainings == [[(1, 0.9), (2, 0.8), (3, 0.7), (4, 0.6)]]
+
+
+def test_thresholds_are_those_of_the_settings(tmp_path):
+    """A run that may lose 8 % and aborts below 60 % has its lines at 92 % and 60 %."""
+    limits = replace(LIMITS, cumulative_retention=0.92, benchmark_retention=0.6)
+    with EventLog(tmp_path / "events.jsonl") as log:
+        script = Script(log, tmp_path)
+        log.emit(run_start(tmp_path, limits=limits))
+        script.attempt("seedlm", 1, ratio=8.05, loss=0.4, gate=0.98)
+    page = html.fromstring(write_report(tmp_path).read_bytes())
+    pictures = {text(figure.xpath("h3")[0]): text(figure.xpath("svg")[0]) for figure in page.xpath("//figure")}
+    assert "threshold 92 %" in pictures["Quality against ratio"]
+    assert "floor 60 %" in pictures["SeedLM"] and "gate 98 %" in pictures["SeedLM"]
+
+
+def test_a_second_attempt_that_was_interrupted_leaves_the_first_ones_figures(tmp_path):
+    with EventLog(tmp_path / "events.jsonl") as log:
+        script = Script(log, tmp_path)
+        script.start()
+        script.attempt("seedlm", 1, ratio=8.05, loss=0.04, gate=0.98, final=False)
+        script.attempt("seedlm", 2, ratio=6.4, loss=0.015, gate=0.98, until="encode")
+    shown = RunView.of(read_events(tmp_path / "events.jsonl")).stages["seedlm"].shown
+    assert shown.order == 1 and shown.passed is False and shown.ratio == pytest.approx(8.05, rel=1e-4)

@@ -13,7 +13,7 @@ import pytest
 from synthetic_run import CORE, ORIGINAL_BYTES, core_retentions, mean_core, play
 
 from phase8.errors import ConfigError
-from phase8.events import Kind, read_events
+from phase8.events import read_events
 from phase8.watch.tracking import _ENVIRONMENT, WandbTracker
 
 STAGE_DIRECTORIES = ("seedlm", "seedlm_retry1", "vptq", "hyper", "hyper_retry1")
@@ -79,7 +79,7 @@ def tracked(tmp_path_factory):
 
 
 def test_listener_was_not_dropped(tracked):
-    assert [e.data for e in read_events(tracked / "events.jsonl") if e.kind == Kind.LOG] == []
+    assert [e.data for e in read_events(tracked / "events.jsonl") if e.kind == "log"] == []
 
 
 def test_metrics_of_a_stage(tracked):

@@ -11,12 +11,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import resource
+import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,27 @@ from phase8.codecs import EncodedGroup, Importance, get_codec
 from phase8.codecs.base import Progress
 from phase8.config import BenchmarkSuite, CompressionConfig, EdgePool, GrokfastConfig, GrokfastVariant, OptimizerConfig
 from phase8.errors import ConfigError
-from phase8.events import EventLog, Kind
+from phase8.events import (
+    Allocated,
+    BenchmarkResult,
+    CheckResult,
+    CompressionProgress,
+    EventLog,
+    Limits,
+    Log,
+    Part,
+    PhaseComplete,
+    QualityGate,
+    Recommended,
+    RetryStart,
+    RunStart,
+    StageComplete,
+    StageStart,
+    StepComplete,
+    TrainingComplete,
+    TrainingProgress,
+    TrainingRestart,
+)
 from phase8.files import make_directory, write_atomic
 from phase8.judge.gates import STAGES, judge_stage
 from phase8.judge.retention import is_informative, uninformative_core
@@ -101,14 +123,18 @@ class Pipeline:
         make_directory(self.run_dir)
         stages = [stage for stage in STAGES if getattr(self.config, stage).enabled]
         self.events.emit(
-            Kind.RUN_START,
-            run_dir=str(self.run_dir),
-            compressor=self.config.variant,
-            model=self.source.name,
-            parameters=self.source.parameter_count,
-            original_bytes=self.source.original_bytes,
-            stages=stages,
-            seed=self.config.seed,
+            RunStart(
+                run_dir=str(self.run_dir),
+                compressor=self.config.variant,
+                model=self.source.name,
+                parameters=self.source.parameter_count,
+                original_bytes=self.source.original_bytes,
+                stages=tuple(stages),
+                seed=self.config.seed,
+                limits=limits_of(self.config),
+                pid=os.getpid(),
+                host=socket.gethostname(),
+            )
         )
         for stage in stages:
             self._check_budget(stage, self.config)
@@ -119,7 +145,7 @@ class Pipeline:
                     break
         except KeyboardInterrupt:
             self.interrupted = True
-            self.events.emit(Kind.LOG, level="warning", text="interrupted; what was finished so far is kept")
+            self.events.emit(Log(level="warning", text="interrupted; what was finished so far is kept"))
         latency = None if self.interrupted else self._latency()
         result = build_result(
             config=self.config,
@@ -132,7 +158,7 @@ class Pipeline:
             peak_memory_mb=peak_memory_mb(),
         )
         write_atomic(self.run_dir / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
-        self.events.emit(Kind.PHASE_COMPLETE, **result)
+        self.events.emit(phase_complete(result))
         return result
 
     @property
@@ -144,14 +170,17 @@ class Pipeline:
     # Steps ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _step(self, step: str, stage: str, **data: Any) -> Iterator[None]:
+    def _step(self, step: str, stage: str, attempt: int = 1) -> Iterator[None]:
         begin = time.monotonic()
         yield
-        self.events.emit(Kind.STEP_COMPLETE, stage, step=step, seconds=time.monotonic() - begin, **data)
+        seconds = time.monotonic() - begin
+        self.events.emit(
+            StepComplete(step=step, seconds=seconds, attempt=attempt, peak_memory_mb=peak_memory_mb()), stage
+        )
 
     def _measure_baseline(self) -> None:
         begin = time.monotonic()
-        self.events.emit(Kind.STAGE_START, "baseline", attempt=1)
+        self.events.emit(StageStart(attempt=1), "baseline")
         with self._step("load", "baseline"):
             self.suite = self._load_suite()
         if self.suite.missing:
@@ -172,7 +201,7 @@ class Pipeline:
                 self.baseline = self._evaluate(self.source.network, "baseline", 1)
                 cache.put(*key, self.baseline)
             else:
-                self.events.emit(Kind.LOG, "baseline", level="info", text="baseline taken from the cache")
+                self.events.emit(Log(level="info", text="baseline taken from the cache"), "baseline")
                 for score in self.baseline.scores.values():
                     self._tell_score(score, "baseline", 1)
         for name, score in self.baseline.scores.items():
@@ -180,22 +209,32 @@ class Pipeline:
                 self._warn(f"{name}: {score.note}")
         if text := uninformative_core(self.baseline, self.config.gates.min_informative):
             self._warn(text)
+        size = self.source.original_bytes
         self.events.emit(
-            Kind.COMPRESSION_PROGRESS,
+            CompressionProgress(
+                compressed_bytes=size,
+                original_bytes=size,
+                ratio=1.0,
+                bits_per_weight=32.0,
+                groups=self._original_bytes_by_kind(),
+            ),
             "baseline",
-            compressed_bytes=self.source.original_bytes,
-            original_bytes=self.source.original_bytes,
-            ratio=1.0,
-            bits_per_weight=32.0,
-            groups=self._original_bytes_by_kind(),
         )
         self.events.emit(
-            Kind.STAGE_COMPLETE,
+            StageComplete(
+                passed=True,
+                seconds=time.monotonic() - begin,
+                artifact=None,
+                bits_per_byte=self.baseline.bits_per_byte,
+                text=self._text_name(),
+                peak_memory_mb=peak_memory_mb(),
+            ),
             "baseline",
-            passed=True,
-            seconds=time.monotonic() - begin,
-            bits_per_byte=self.baseline.bits_per_byte,
         )
+
+    def _text_name(self) -> str:
+        """Which held-out text the bits per byte are of."""
+        return self.config.benchmarks.perplexity_text or "the embedded world's text"
 
     def _with_edge_pool(self, suite: Suite, cache: BaselineCache) -> Suite:
         """The suite with questions of edge of chaos that suit this model, where the settings want them."""
@@ -223,7 +262,7 @@ class Pipeline:
         with self._step("pool", "baseline"):
             size = min(edge.POOL_ITEMS, suite.samples or edge.POOL_ITEMS)
             pool = edge.build_pool(candidates, edge.measure_with(suite, answers), size)
-        self.events.emit(Kind.LOG, "baseline", level="info" if pool.items else "warning", text=pool.text)
+        self.events.emit(Log(level="info" if pool.items else "warning", text=pool.text), "baseline")
         return edge.with_pool(suite, pool.items, pool.probes)
 
     def _load_suite(self) -> Suite:
@@ -248,7 +287,7 @@ class Pipeline:
         return suite if settings.eudaimonia_file is None else with_eudaimonia(suite, settings.eudaimonia_file)
 
     def _warn(self, text: str) -> None:
-        self.events.emit(Kind.LOG, "baseline", level="warning", text=text)
+        self.events.emit(Log(level="warning", text=text), "baseline")
 
     def _original_bytes_by_kind(self) -> dict[str, int]:
         kinds: dict[str, int] = {}
@@ -263,46 +302,44 @@ class Pipeline:
         stage_input = self.best
         for number in range(1, self.config.max_retries + 2):
             begin = time.monotonic()
-            self.events.emit(Kind.STAGE_START, stage, attempt=number)
+            self.events.emit(StageStart(attempt=number), stage)
             attempt = self._attempt(stage, number, config, stage_input)
             self.attempts.setdefault(stage, []).append(attempt)
             verdict = attempt.verdict
             self.events.emit(
-                Kind.QUALITY_GATE,
+                QualityGate(
+                    attempt=number,
+                    passed=verdict.passed,
+                    abort=verdict.abort,
+                    checks=tuple(CheckResult(**asdict(check)) for check in verdict.checks),
+                    wording=verdict.wording,
+                    bits_per_byte=attempt.result.bits_per_byte,
+                    baseline_bits_per_byte=self.baseline.bits_per_byte,
+                    text=self._text_name(),
+                ),
                 stage,
-                attempt=number,
-                passed=verdict.passed,
-                abort=verdict.abort,
-                checks=verdict.checks,
-                wording=verdict.wording,
-                bits_per_byte=attempt.result.bits_per_byte,
-                baseline_bits_per_byte=self.baseline.bits_per_byte,
             )
             last = verdict.passed or verdict.abort is not None or number > self.config.max_retries
             if not last:
                 advice = recommend(stage, config, verdict, self._sensitivity(stage, config, attempt))
                 attempt.recommendation = advice
-                self.events.emit(
-                    Kind.RECOMMENDATION,
-                    stage,
-                    action=advice.action,
-                    adjustments=advice.adjustments,
-                    reason=advice.reason,
-                )
+                self.events.emit(Recommended(attempt=number, **asdict(advice)), stage)
                 last = not advice.adjustments
             self.events.emit(
-                Kind.STAGE_COMPLETE,
+                StageComplete(
+                    attempt=number,
+                    passed=verdict.passed,
+                    seconds=time.monotonic() - begin,
+                    artifact=str(attempt.directory),
+                    final=last,
+                    peak_memory_mb=peak_memory_mb(),
+                ),
                 stage,
-                passed=verdict.passed,
-                seconds=time.monotonic() - begin,
-                attempts=number,
-                artifact=str(attempt.directory),
-                final=last,
             )
             if last:
                 return verdict.passed
             config = adjust(config, advice)
-            self.events.emit(Kind.RETRY_START, stage, attempt=number + 1, adjustments=advice.adjustments)
+            self.events.emit(RetryStart(attempt=number + 1, **asdict(advice)), stage)
         return False
 
     def _attempt(self, stage: str, number: int, config: CompressionConfig, stage_input: Attempt | None) -> Attempt:
@@ -311,7 +348,7 @@ class Pipeline:
             with self._step("encode", stage, attempt=number):
                 groups = self._encode(stage, config)
             with self._step("optimise", stage, attempt=number):
-                groups, gradient_filter = self._optimise(stage, groups, config)
+                groups, gradient_filter = self._optimise(stage, number, groups, config)
         else:
             groups, gradient_filter = self._within_budget(stage, number, config)
         directory = self.run_dir / "artifacts" / (stage if number == 1 else f"{stage}_retry{number - 1}")
@@ -321,14 +358,15 @@ class Pipeline:
             network = copy.deepcopy(self.source.network)
             load_weights(network, artifact.decode(), where=str(directory))
         self.events.emit(
-            Kind.COMPRESSION_PROGRESS,
+            CompressionProgress(
+                attempt=number,
+                compressed_bytes=artifact.size_bytes,
+                original_bytes=self.source.original_bytes,
+                ratio=artifact.ratio,
+                bits_per_weight=artifact.bits_per_weight,
+                groups=bytes_by_kind(artifact),
+            ),
             stage,
-            attempt=number,
-            compressed_bytes=artifact.size_bytes,
-            original_bytes=self.source.original_bytes,
-            ratio=artifact.ratio,
-            bits_per_weight=artifact.bits_per_weight,
-            groups=bytes_by_kind(artifact),
         )
         with self._step("evaluate", stage, attempt=number):
             result = self._evaluate(network, stage, number)
@@ -450,27 +488,33 @@ class Pipeline:
                 allocation = allocator.encode(room, on_progress=self._counter(stage, total))
                 self._tell_allocation(stage, number, limit[0], budget, allocation)
             with self._step("optimise", stage, attempt=number):
-                groups, gradient_filter = self._optimise(stage, [*allocation.groups, *rest], config)
+                groups, gradient_filter = self._optimise(stage, number, [*allocation.groups, *rest], config)
             size = self._size(groups, stage)
             if size <= budget:
                 return groups, gradient_filter
             text = f"{stage}: training took the file to {size:,} bytes, above the {budget:,} allowed"
-            self.events.emit(Kind.LOG, stage, level="info", text=text)
+            self.events.emit(Log(level="info", text=text), stage)
             room = allocation.size_bytes - (size - budget)
             if room < allocator.smallest_bytes():
                 break
-        self.events.emit(
-            Kind.LOG, stage, level="warning", text=f"{stage}: no trained file is within the budget; untrained it is"
-        )
+        text = f"{stage}: no trained file is within the budget; untrained it is"
+        self.events.emit(Log(level="warning", text=text), stage)
         return [*allocation.groups, *rest], GrokfastVariant.off
 
     def _tell_allocation(self, stage: str, number: int, limit: str, budget: int, allocation: Allocation) -> None:
         self.events.emit(
-            Kind.ALLOCATION, stage, attempt=number, limit=limit, budget_bytes=budget,
-            size_bytes=allocation.size_bytes, estimated_bytes=allocation.estimated_bytes,
-            estimated_divergence=allocation.estimated_divergence, encodings=allocation.encodings,
-            tensors=allocation.tensors,
-        )  # fmt: skip
+            Allocated(
+                attempt=number,
+                limit=limit,
+                budget_bytes=budget,
+                size_bytes=allocation.size_bytes,
+                estimated_bytes=allocation.estimated_bytes,
+                estimated_divergence=allocation.estimated_divergence,
+                encodings=allocation.encodings,
+                tensors=allocation.tensors,
+            ),
+            stage,
+        )
 
     def _importance(self, names: Sequence[str], config: CompressionConfig) -> dict[str, Importance]:
         """Measured once per set of calibration texts; the stages share it."""
@@ -496,7 +540,7 @@ class Pipeline:
         return tokens[held_out:], tokens[:held_out]
 
     def _optimise(
-        self, stage: str, groups: list[EncodedGroup], config: CompressionConfig
+        self, stage: str, number: int, groups: list[EncodedGroup], config: CompressionConfig
     ) -> tuple[list[EncodedGroup], GrokfastVariant]:
         """Trains the groups; where the filtered training made the held-out divergence worse, once more unfiltered.
 
@@ -508,29 +552,55 @@ class Pipeline:
             return groups, GrokfastVariant.off
         if stage in self._unfiltered:
             grokfast = replace(grokfast, enabled=False)
-        outcome = self._reconstruct(stage, groups, config, grokfast)
+        outcome = self._reconstruct(stage, number, groups, config, grokfast)
         if not outcome.kept and grokfast.enabled and grokfast.variant is not GrokfastVariant.off:
-            text = (
-                f"{stage}: Grokfast-filtered training raised the held-out divergence from "
-                f"{outcome.held_out_before:.4f} to {outcome.held_out_after:.4f}; training again without the filter"
+            reason = (
+                f"Grokfast-filtered training raised the held-out divergence from {outcome.held_out_before:.4f} to "
+                f"{outcome.held_out_after:.4f}; training again without the filter"
             )
-            self.events.emit(Kind.LOG, stage, level="info", text=text)
+            self.events.emit(
+                TrainingRestart(
+                    attempt=number,
+                    filter=grokfast.variant.value,
+                    held_out_before=outcome.held_out_before,
+                    held_out_after=outcome.held_out_after,
+                    reason=reason,
+                ),
+                stage,
+            )
             self._unfiltered.add(stage)
             grokfast = replace(grokfast, enabled=False)
-            outcome = self._reconstruct(stage, groups, config, grokfast)
+            outcome = self._reconstruct(stage, number, groups, config, grokfast)
         filtered = outcome.kept and grokfast.enabled
         return list(outcome.groups), grokfast.variant if filtered else GrokfastVariant.off
 
     def _reconstruct(
-        self, stage: str, groups: list[EncodedGroup], config: CompressionConfig, grokfast: GrokfastConfig
+        self,
+        stage: str,
+        number: int,
+        groups: list[EncodedGroup],
+        config: CompressionConfig,
+        grokfast: GrokfastConfig,
     ) -> ReconstructionResult:
         calibration, held_out = self._calibration(config)
         total = grokfast.iterations
+        gradient_filter = grokfast.variant.value if grokfast.enabled else GrokfastVariant.off.value
+        begin = time.monotonic()
 
-        def on_step(iteration: int, loss: float) -> None:
-            self.events.activity("optimise", stage=stage, done=iteration, total=total, text=f"loss {loss:.4f}")
-            if iteration % max(1, total // 50) == 0 or iteration == total:
-                self.events.emit(Kind.OPTIMISATION, stage, iteration=iteration, loss=loss)
+        def on_step(step: int, loss: float) -> None:
+            self.events.activity("optimise", stage=stage, done=step, total=total, text=f"loss {loss:.4f}")
+            if step % max(1, total // 50) == 0 or step == total:
+                self.events.emit(
+                    TrainingProgress(
+                        attempt=number,
+                        step=step,
+                        steps=total,
+                        loss=loss,
+                        seconds_left=(total - step) * (time.monotonic() - begin) / step,
+                        filter=gradient_filter,
+                    ),
+                    stage,
+                )
 
         outcome = reconstruct(
             self.source.network,
@@ -544,14 +614,18 @@ class Pipeline:
             on_step=on_step,
         )
         self.events.emit(
-            Kind.OPTIMISATION,
+            TrainingComplete(
+                attempt=number,
+                steps=len(outcome.losses),
+                loss=outcome.losses[-1] if outcome.losses else None,
+                held_out_before=outcome.held_out_before,
+                held_out_after=outcome.held_out_after,
+                kept=outcome.kept,
+                diverged=outcome.diverged,
+                filter=gradient_filter,
+                seconds=outcome.seconds,
+            ),
             stage,
-            iteration=len(outcome.losses),
-            loss=outcome.losses[-1] if outcome.losses else None,
-            held_out_before=outcome.held_out_before,
-            held_out_after=outcome.held_out_after,
-            kept=outcome.kept,
-            filter=grokfast.variant.value if grokfast.enabled else GrokfastVariant.off.value,
         )
         return outcome
 
@@ -574,20 +648,27 @@ class Pipeline:
         )
 
     def _tell_score(self, score: Score, stage: str, attempt: int) -> None:
-        data: dict[str, Any] = {
-            "task": score.task,
-            "role": score.role,
-            "score": score.value,
-            "stderr": score.stderr,
-            "n": score.n,
-            "chance": score.chance,
-            "attempt": attempt,
-            "informative": is_informative(score),
-            "also": score.also,
-        }
+        kept: dict[str, Any] = {"informative": is_informative(score)}
         if stage != "baseline" and self.baseline is not None and score.task in self.baseline.scores:
-            data |= retention_of(self.baseline.scores[score.task], score)
-        self.events.emit(Kind.BENCHMARK_RESULT, stage, **data)
+            kept = retention_of(self.baseline.scores[score.task], score)
+        self.events.emit(
+            BenchmarkResult(
+                task=score.task,
+                role=score.role,
+                stands_for=score.stands_for,
+                experts=score.experts,
+                attempt=attempt,
+                score=score.value,
+                stderr=score.stderr,
+                n=score.n,
+                chance=score.chance,
+                also=score.also,
+                parts=parts_of(score),
+                note=score.note,
+                **kept,
+            ),
+            stage,
+        )
 
     def _sensitivity(self, stage: str, config: CompressionConfig, attempt: Attempt) -> dict[str, Sensitivity]:
         """Which tensors the failed integration tests depend on; nothing where nothing can be protected."""
@@ -646,6 +727,46 @@ def _without_streams(artifact: Artifact) -> Artifact:
 
 def _shapes(group: EncodedGroup) -> dict[str, Any]:
     return {name: replace(tensor, streams={}) for name, tensor in group.tensors.items()}
+
+
+def parts_of(score: Score) -> dict[str, Part]:
+    """Mean and number of the items of each rule or subject; empty where the items have none."""
+    rows: dict[str, list[float]] = {}
+    for label, item in zip(score.labels, score.items, strict=False):
+        rows.setdefault(label, []).append(item)
+    return {label: Part(score=sum(items) / len(items), n=len(items)) for label, items in rows.items()}
+
+
+def limits_of(config: CompressionConfig) -> Limits:
+    """What the settings hold a run to, for whoever looks on."""
+    gates = config.gates
+    return Limits(
+        core=asdict(gates.core),
+        expert=asdict(gates.expert),
+        rule=asdict(gates.rule),
+        cumulative_retention=1.0 - config.max_accuracy_loss,
+        benchmark_retention=gates.abort_benchmark,
+        final_expert=gates.final_expert,
+        final_rule=gates.final_rule,
+        edge_low=gates.edge_low,
+        edge_high=gates.edge_high,
+        min_informative=gates.min_informative,
+        min_ratio=config.min_compression_ratio,
+        target_ratio=config.target_compression_ratio,
+        max_latency_ms=gates.max_latency_ms,
+        max_retries=config.max_retries,
+        policy=gates.policy.value,
+        reference=gates.reference.value,
+    )
+
+
+def phase_complete(result: Mapping[str, Any]) -> PhaseComplete:
+    """The event of a run's end, from the content of `result.json`."""
+    known = {field.name for field in fields(PhaseComplete)}
+    values = {name: value for name, value in result.items() if name in known}
+    values["criteria"] = tuple(CheckResult(**check) for check in result["criteria"])
+    values["techniques_applied"] = tuple(result["techniques_applied"])
+    return PhaseComplete(**values)
 
 
 def peak_memory_mb() -> float:

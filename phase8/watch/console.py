@@ -22,10 +22,28 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
-from phase8.events import Event, Kind
+from phase8.events import (
+    Activity,
+    Allocated,
+    Event,
+    Failed,
+    Log,
+    Paused,
+    PhaseComplete,
+    QualityGate,
+    Recommended,
+    Resumed,
+    RetryStart,
+    RunResumed,
+    RunStart,
+    StageComplete,
+    StageStart,
+    StepComplete,
+    TrainingRestart,
+)
 from phase8.judge.retention import items_needed, resolution
 from phase8.watch import wording
-from phase8.watch.view import BASELINE, Attempt, RunView, Stage, mapping, number
+from phase8.watch.view import BASELINE, Attempt, RunView, Stage, mapping
 
 
 class _TimeLeft(ProgressColumn):
@@ -68,36 +86,42 @@ class ConsoleListener:
 
     def __call__(self, event: Event) -> None:
         self.view.feed(event)
-        stage, data = event.stage, event.data
-        match event.kind:
-            case Kind.RUN_START:
+        stage = event.stage
+        match event.data:
+            case RunStart():
                 self._run_start()
-            case Kind.STAGE_START:
+            case RunResumed() as data:
+                self._line(f"going on where the run ended: {len(data.finished)} steps are done", style="bold")
+            case StageStart():
                 self._stage_start(self.view.stages[stage] if stage else None)
-            case Kind.ACTIVITY if self.live:
+            case Activity() as data if self.live:
                 self._activity(stage, data)
-            case Kind.STEP_COMPLETE:
+            case StepComplete() as data:
                 self._step_complete(data)
-            case Kind.ALLOCATION:
+            case Allocated() as data:
                 self._allocation(stage, data)
-            case Kind.QUALITY_GATE if stage:
+            case TrainingRestart() as data:
+                self._line(f"{self._name(stage)}: {data.reason}")
+            case QualityGate() if stage:
                 self._gate(self.view.stages[stage])
-            case Kind.RECOMMENDATION:
-                self._line(
-                    f"{self._name(stage)}: {wording.words(data.get('action'))}: {wording.clean(data.get('reason'))}",
-                    style="yellow",
-                )
-            case Kind.RETRY_START:
-                changes = wording.settings(mapping(data.get("adjustments")))
+            case Recommended() as data:
+                self._line(f"{self._name(stage)}: {wording.words(data.action)}: {data.reason}", style="yellow")
+            case RetryStart() as data:
+                changes = wording.settings(data.adjustments)
                 self._line(f"{self._name(stage)}: trying once more with {changes}", style="yellow")
-            case Kind.STAGE_COMPLETE if stage:
-                self._stage_complete(
-                    self.view.stages[stage], passed=data.get("passed") is True, final=data.get("final") is not False
-                )
-            case Kind.LOG:
+            case StageComplete() as data if stage:
+                self._stage_complete(self.view.stages[stage], data)
+            case Paused() as data:
+                self._drop_bar()
+                self._line(f"paused{f': {data.reason}' if data.reason else ''}", style="yellow")
+            case Resumed() as data:
+                self._line(f"going on after a pause of {wording.seconds(data.paused_s)}", style="yellow")
+            case Log() as data:
                 self._log(data)
-            case Kind.PHASE_COMPLETE:
-                self._summary(data)
+            case Failed():
+                self.close()
+            case PhaseComplete():
+                self._summary(mapping(self.view.result))
 
     # Lines
 
@@ -124,21 +148,21 @@ class ConsoleListener:
             attempt = f", attempt {stage.last.order}" if stage.last.order > 1 else ""
             self.console.print(Text(f"{self._name(stage.name)}{attempt}", "bold"))
 
-    def _step_complete(self, data: Mapping[str, Any]) -> None:
+    def _step_complete(self, data: StepComplete) -> None:
         self._drop_bar()
         if self.live:  # elsewhere the steps share a line, when the stage's figures are there
-            step, seconds = wording.words(data.get("step")), wording.seconds(number(data.get("seconds")))
+            step, seconds = wording.words(data.step), wording.seconds(data.seconds)
             self._line(f"  {step:<9} {seconds:>12}", style="dim")
 
-    def _allocation(self, stage: str | None, data: Mapping[str, Any]) -> None:
+    def _allocation(self, stage: str | None, data: Allocated) -> None:
         """The budget, and how many tensors got which settings."""
         figures = {"bits_per_weight", "relative_error", "divergence"}
         chosen = Counter(
-            wording.settings({key: value for key, value in mapping(tensor).items() if key not in figures})
-            for tensor in mapping(data.get("tensors")).values()
+            wording.settings({key: value for key, value in tensor.items() if key not in figures})
+            for tensor in data.tensors.values()
         )
-        budget, size = (wording.size(number(data.get(name))) for name in ("budget_bytes", "size_bytes"))
-        self._line(f"{self._name(stage)}: {wording.clean(data.get('limit'))} allows {budget}, encoded into {size}")
+        budget, size = wording.size(data.budget_bytes), wording.size(data.size_bytes)
+        self._line(f"{self._name(stage)}: {data.limit} allows {budget}, encoded into {size}")
         for settings, count in chosen.most_common():
             self._line(f"  {count} tensors: {settings}", style="dim")
 
@@ -151,8 +175,8 @@ class ConsoleListener:
                 f"ratio {wording.times(attempt.ratio)}",
                 f"{wording.figure(attempt.bits_per_weight)} bits/weight",
             ]
-        if attempt.held_out_before is not None and attempt.held_out_after is not None:
-            before, after = wording.figure(attempt.held_out_before), wording.figure(attempt.held_out_after)
+        if attempt.held_out is not None:
+            before, after = map(wording.figure, attempt.held_out)
             parts.append(f"held-out loss {before} to {after}")
         if not self.live:
             parts += [f"{wording.words(step)} {wording.seconds(time)}" for step, time in attempt.steps.items()]
@@ -166,8 +190,8 @@ class ConsoleListener:
             return
         self._figures(stage, attempt)
         checks = attempt.checks
-        held = sum(check.get("passed") is True for check in checks)
-        idle = sum(check.get("passed") is None for check in checks)
+        held = sum(check.passed is True for check in checks)
+        idle = sum(check.passed is None for check in checks)
         verdict = "passed" if attempt.passed else "FAILED"
         self._line(
             f"{self._name(stage.name)}: gate {verdict}, {held} of {len(checks)} conditions hold"
@@ -175,40 +199,37 @@ class ConsoleListener:
             style="green" if attempt.passed else "red",
         )
         for check in checks:
-            failed = check.get("passed") is False
+            failed = check.passed is False
             # What fails and the core figures; the report lists every condition.
-            if failed or str(check.get("name")).startswith("core_retention"):
-                state = {True: "holds", False: "fails"}.get(check.get("passed"), "not judged")
-                note = f" ({wording.clean(check['note'])})" if check.get("note") else ""
+            if failed or check.name.startswith("core_retention"):
+                state = {True: "holds", False: "fails"}.get(check.passed, "not judged")
+                note = f" ({wording.clean(check.note)})" if check.note else ""
                 spread = wording.spread(check)
                 spread = f" [{spread}]" if spread else ""
                 self._line(
-                    f"  {state}: {wording.words(check.get('name'))} {wording.figure(check.get('value'))}{spread}, "
-                    f"threshold {wording.figure(check.get('threshold'))}{note}",
+                    f"  {state}: {wording.words(check.name)} {wording.figure(check.value)}{spread}, "
+                    f"threshold {wording.figure(check.threshold)}{note}",
                     style="red" if failed else "dim",
                 )
-        bits = wording.bits_per_byte(mapping(attempt.gate))
+        bits = wording.bits_per_byte(attempt.gate)
         if bits:
             self._line(f"  {bits}", style="dim")
-        worth = mapping(attempt.gate).get("wording")
-        if worth:
-            self._line(f"  {wording.clean(worth)}", style="dim")
-        abort = mapping(attempt.gate).get("abort")
-        if abort:
-            reasons = [] if abort is True else wording.clean(abort).split("; ")
+        if attempt.gate is not None and attempt.gate.wording:
+            self._line(f"  {wording.clean(attempt.gate.wording)}", style="dim")
+        if attempt.gate is not None and attempt.gate.abort:
+            reasons = wording.clean(attempt.gate.abort).split("; ")
             more = f" (and {len(reasons) - 2} more)" if len(reasons) > 2 else ""
-            why = f": {'; '.join(reasons[:2])}{more}" if reasons else ""
-            self._line(f"{self._name(stage.name)}: going no further down{why}", style="red")
+            self._line(f"{self._name(stage.name)}: going no further down: {'; '.join(reasons[:2])}{more}", style="red")
 
-    def _resolution(self, items: list[float]) -> None:
+    def _resolution(self, items: list[int]) -> None:
         """What the smallest benchmark can tell, and what one point would take."""
         if not items:
             return
-        points = 100 * resolution(int(min(items)))
+        points = 100 * resolution(min(items))
         more = f"; for 1 point take {items_needed(0.01):,}" if points > 1 else ""
-        self._line(f"{min(items):,.0f} items resolve {points:.1f} points of one benchmark{more}", style="dim")
+        self._line(f"{min(items):,} items resolve {points:.1f} points of one benchmark{more}", style="dim")
 
-    def _stage_complete(self, stage: Stage, *, passed: bool, final: bool) -> None:
+    def _stage_complete(self, stage: Stage, data: StageComplete) -> None:
         self._drop_bar()
         if stage.name == BASELINE and stage.last is not None:
             scores = [
@@ -224,28 +245,30 @@ class ConsoleListener:
             return
         if attempt.gate is None and stage.name != BASELINE:
             self._figures(stage, attempt)
-        name, time = self._name(stage.name), wording.seconds(attempt.seconds)
-        if passed:
+        name, time = self._name(stage.name), wording.seconds(data.seconds)
+        if stage.name == BASELINE and data.bits_per_byte is not None:
+            text = f" ({wording.clean(data.text)})" if data.text else ""
+            self._line(f"{name}: held-out text{text} takes {data.bits_per_byte:.4f} bits per byte")
+        if data.passed:
             self._line(f"{name}: done in {time}", style="bold")
-        elif final:
+        elif data.final:
             kept = [self._name(other.name) for other in self.view.compressing if other.kept is not None]
             answer = kept[-1] if kept else "the input model"
             self._line(f"{name}: not kept after {time}; falling back to {answer}", style="red")
         else:
             self._line(f"{name}: attempt {attempt.order} not kept, {time}", style="yellow")
 
-    def _log(self, data: Mapping[str, Any]) -> None:
-        level = str(data.get("level", "info")).lower()
+    def _log(self, data: Log) -> None:
+        level = data.level
         if level != "debug":
             style = {"error": "red", "warning": "yellow"}.get(level, "")
             prefix = "" if level == "info" else f"{level}: "
-            self._line(f"{prefix}{wording.clean(data.get('text', ''))}", style=style)
+            self._line(f"{prefix}{wording.clean(data.text)}", style=style)
 
     # The progress bar
 
-    def _activity(self, stage: str | None, data: Mapping[str, Any]) -> None:
-        step = wording.words(data.get("step", ""))
-        total, done = number(data.get("total")), number(data.get("done")) or 0.0
+    def _activity(self, stage: str | None, data: Activity) -> None:
+        step, total, done = wording.words(data.step), data.total, data.done
         if self._progress is None:
             self._progress = Progress(
                 TextColumn("  {task.description}"),
@@ -263,8 +286,8 @@ class ConsoleListener:
             self._drop_bar()
             identity = self._progress.add_task(step, total=total, completed=0, count="", text="")
             self._task = (stage, step, identity)
-        count = f"{done:,.0f}" if total is None else f"{done:,.0f}/{total:,.0f}"
-        text = wording.clean(data.get("text", ""))[:40]
+        count = f"{done:,}" if total is None else f"{done:,}/{total:,}"
+        text = wording.clean(data.text)[:40]
         self._progress.update(self._task[2], completed=done, total=total, count=count, text=text)
 
     def _drop_bar(self) -> None:
@@ -282,7 +305,7 @@ class ConsoleListener:
             table.add_column(column, justify="left" if index in (0, 6) else "right", no_wrap=True)
         table.add_row("input, FP32", wording.size(self.view.original_bytes), "", "", "", "", "")
         for stage in self.view.compressing:
-            attempt = stage.kept or stage.last
+            attempt = stage.shown
             if attempt is None:
                 continue
             verdict = {True: "passed", False: "failed", None: "not asked"}[attempt.passed]
@@ -316,9 +339,9 @@ class ConsoleListener:
 
     def _artifact(self, level: str) -> str | None:
         stage = self.view.stages.get({"hypercompression": "hyper"}.get(level, level))
-        if stage is None or stage.kept is None or stage.kept.artifact is None:
+        if stage is None or stage.kept is None or stage.kept.complete is None or not stage.kept.complete.artifact:
             return None
-        path = _short(stage.kept.artifact)
+        path = _short(stage.kept.complete.artifact)
         return f"'{path}'" if " " in path else path
 
 

@@ -13,14 +13,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from phase8.watch.view import BASELINE, Attempt, RunView, Stage, number
+from phase8.events import Limits
+from phase8.watch.view import BASELINE, Attempt, RunView, Stage, interval
 from phase8.watch.wording import clean, percent, seconds, size, stage_name, times, words
-
-CUMULATIVE_RETENTION = 0.84
-"""Least core retention of the whole pipeline where the run names none (specification, section 3)."""
-
-BENCHMARK_FLOOR = 0.80
-"""A core benchmark below this share of its baseline ends the descent (specification, section 5)."""
 
 # Stand-in -> CSS variable. The stand-ins are the light theme's colours, each unique, so that a picture that is
 # not rewritten looks right too. Series colours after Okabe and Ito's palette for the colour-blind.
@@ -157,11 +152,12 @@ def size_by_stage(view: RunView) -> Plot | None:
 
 def _threshold(attempt: Attempt, name: str) -> float | None:
     """The threshold of the gate's check called `name`."""
-    return next((number(check.get("threshold")) for check in attempt.checks if check.get("name") == name), None)
+    return next((check.threshold for check in attempt.checks if check.name == name), None)
 
 
-def retention(stage: Stage, attempt: Attempt, name: str, order: int) -> Plot | None:
+def retention(stage: Stage, attempt: Attempt, name: str, order: int, limits: Limits | None) -> Plot | None:
     """Raw and chance-corrected retention of every benchmark after one attempt, with 95 % intervals and thresholds."""
+    floor = limits.benchmark_retention if limits is not None else None
     results = [result for result in attempt.results.values() if result.retention is not None]
     if not results:
         return None
@@ -178,12 +174,12 @@ def retention(stage: Stage, attempt: Attempt, name: str, order: int) -> Plot | N
         ([(index + 0.17, r.retention_corrected, r.retention_corrected_interval) for index, r in useful], colour, CARD),
         ([(index, r.retention, r.retention_interval) for index, r in idle], SOFT, SOFT),
     ]
-    seen = [1.0, BENCHMARK_FLOOR]
+    seen = [1.0, *([] if floor is None else [floor])]
     for rows, edge, fill in series:
         known = [row for row in rows if row[1] is not None]
         if not known:
             continue
-        spans = [(place, bounds) for place, _value, bounds in known if bounds is not None]
+        spans = [(place, bounds) for place, _value, given in known if (bounds := interval(given)) is not None]
         if spans:
             axes.hlines(
                 [place for place, _ in spans],
@@ -205,15 +201,15 @@ def retention(stage: Stage, attempt: Attempt, name: str, order: int) -> Plot | N
     axes.set_xlim(low, high)
     axes.axvline(1.0, color=SOFT, linewidth=0.8)
     gate = _threshold(attempt, "core_retention")
-    crowded = gate is not None and abs(gate - BENCHMARK_FLOOR) < 0.35 * (high - low)
+    crowded = gate is not None and floor is not None and abs(gate - floor) < 0.35 * (high - low)
     for value, label, style, side in (
-        (BENCHMARK_FLOOR, "floor", ":", "right" if crowded else "center"),
+        (floor, "floor", ":", "right" if crowded else "center"),
         (gate, "gate", "--", "left" if crowded else "center"),
     ):
         if value is not None and low < value < high:
             axes.axvline(value, color=BAD, linewidth=1.0, linestyle=style)
             axes.annotate(
-                f"{label} {100 * value:.0f} %",
+                f"{label} {100 * value:.3g} %",
                 (value, 1),
                 xycoords=("data", "axes fraction"),
                 xytext=(0, 4),
@@ -239,7 +235,8 @@ def retention(stage: Stage, attempt: Attempt, name: str, order: int) -> Plot | N
     return _plot(figure, f"retention{order}", name, alt)
 
 
-def _quality_figure(view: RunView, threshold: float) -> tuple[Any, str] | None:
+def _quality_figure(view: RunView) -> tuple[Any, str] | None:
+    threshold = view.limits.cumulative_retention if view.limits is not None else None
     points = [
         (stage, attempt, name, attempt.core_retention(), attempt.core_retention(corrected=True))
         for stage, attempt, name in attempts(view)
@@ -281,21 +278,22 @@ def _quality_figure(view: RunView, threshold: float) -> tuple[Any, str] | None:
                 zorder=3,
             )
     values = [value for point in points for value in point[3:] if value is not None]
-    axes.axhline(threshold, color=BAD, linewidth=1.0, linestyle="--", zorder=1)
     right = max(point[1].ratio for point in points) * 1.5
     left = min([1.0, *(point[1].ratio for point in points)]) / 1.4
     axes.set_xlim(left, right)
-    bottom, top = min([*values, threshold]) - 0.06, max([*values, 1.0]) + 0.07
+    bottom, top = min([*values, 1.0 if threshold is None else threshold]) - 0.06, max([*values, 1.0]) + 0.07
     axes.set_ylim(bottom, top)
     _label_points(axes, points, spacing=0.062 * (top - bottom), right=right)
-    axes.annotate(
-        f"threshold {100 * threshold:.0f} %",
-        (left, threshold),
-        xytext=(2, -9),
-        textcoords="offset points",
-        fontsize=7.5,
-        color=BAD,
-    )
+    if threshold is not None:
+        axes.axhline(threshold, color=BAD, linewidth=1.0, linestyle="--", zorder=1)
+        axes.annotate(
+            f"threshold {100 * threshold:.3g} %",
+            (left, threshold),
+            xytext=(2, -9),
+            textcoords="offset points",
+            fontsize=7.5,
+            color=BAD,
+        )
     _grid(axes, "both")
     axes.yaxis.set_major_formatter(lambda value, _position: f"{100 * value:.0f} %")
     axes.xaxis.set_major_formatter(lambda value, _position: times(value).replace(".0×", "×"))
@@ -329,18 +327,18 @@ def _label_points(axes: Any, points: Sequence[tuple[Any, ...]], *, spacing: floa
         )
 
 
-def quality_against_ratio(view: RunView, threshold: float = CUMULATIVE_RETENTION) -> Plot | None:
+def quality_against_ratio(view: RunView) -> Plot | None:
     """Core retention, raw (filled) and chance-corrected (hollow), against the ratio, a point per attempt."""
-    drawn = _quality_figure(view, threshold)
+    drawn = _quality_figure(view)
     return drawn and _plot(drawn[0], "quality", "Quality against ratio", drawn[1])
 
 
-def quality_png(view: RunView, threshold: float = CUMULATIVE_RETENTION) -> bytes | None:
+def quality_png(view: RunView) -> bytes | None:
     """The same plot as a PNG on white."""
     import matplotlib
 
     with matplotlib.rc_context({"text.parse_math": False}):
-        drawn = _quality_figure(view, threshold)
+        drawn = _quality_figure(view)
     if drawn is None:
         return None
     buffer = io.BytesIO()
@@ -350,7 +348,7 @@ def quality_png(view: RunView, threshold: float = CUMULATIVE_RETENTION) -> bytes
 
 def bytes_by_group(view: RunView) -> Plot | None:
     """Share of each tensor group in every stage's bytes (the attempt that passed, else the latest), and of the rest."""
-    chosen = [(stage, stage.kept or stage.last) for stage in view.compressing]
+    chosen = [(stage, stage.shown) for stage in view.compressing]
     rows = [(stage, attempt) for stage, attempt in chosen if attempt is not None and attempt.groups]
     if not rows:
         return None
@@ -445,32 +443,25 @@ def time_per_step(view: RunView) -> Plot | None:
     return _plot(figure, "time", "Time per step", alt)
 
 
-def trainings(losses: Sequence[tuple[float, float]]) -> list[list[tuple[float, float]]]:
-    """An attempt's loss records, parted where the iterations start anew: a training that was done once more."""
-    parts: list[list[tuple[float, float]]] = [[]]
-    for record in losses:
-        if parts[-1] and record[0] < parts[-1][-1][0]:
-            parts.append([])
-        parts[-1].append(record)
-    return parts
-
-
 def loss_curves(view: RunView) -> Plot | None:
-    """Optimisation loss by iteration, a line per attempt; dotted: a training that was done anew without its filter."""
-    rows = [(stage, attempt, name) for stage, attempt, name in attempts(view) if len(attempt.losses) > 1]
+    """Optimisation loss by iteration, a line per attempt; dotted: a training that was begun anew."""
+    rows = [
+        (stage, attempt, name, curves)
+        for stage, attempt, name in attempts(view)
+        if (curves := [curve for curve in attempt.trainings if len(curve) > 1])
+    ]
     if not rows:
         return None
     from matplotlib.ticker import LogLocator
 
     figure, axes = _figure(WIDE, 2.9)
-    if all(loss > 0 for _stage, attempt, _name in rows for _iteration, loss in attempt.losses):
+    if all(loss > 0 for *_, curves in rows for curve in curves for _step, loss in curve):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     handles = {}
-    for stage, attempt, name in rows:
-        *discarded, kept = trainings(attempt.losses)
-        for losses in discarded:
-            axes.plot(*zip(*losses, strict=True), color=stage_colour(stage.name), linewidth=0.8, linestyle=":")
+    for stage, attempt, name, (*discarded, kept) in rows:
+        for curve in discarded:
+            axes.plot(*zip(*curve, strict=True), color=stage_colour(stage.name), linewidth=0.8, linestyle=":")
         line = axes.plot(
             *zip(*kept, strict=True),
             color=stage_colour(stage.name),
@@ -486,8 +477,8 @@ def loss_curves(view: RunView) -> Plot | None:
     axes.set_ylabel("loss", fontsize=8, color=SOFT)
     _legend(figure, handles)
     alt = "Optimisation loss. " + ". ".join(
-        f"{name}: from {attempt.losses[0][1]:.4g} to {attempt.losses[-1][1]:.4g} in {len(attempt.losses)} records"
-        for _stage, attempt, name in rows
+        f"{name}: from {curves[-1][0][1]:.4g} to {curves[-1][-1][1]:.4g} in {len(curves[-1])} records"
+        for _stage, _attempt, name, curves in rows
     )
     return _plot(figure, "loss", "Optimisation loss", alt)
 

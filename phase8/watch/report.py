@@ -9,16 +9,26 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from phase8.errors import ArtifactError
-from phase8.events import Event, Kind, read_events
+from phase8.events import (
+    Activity,
+    BenchmarkResult,
+    CheckResult,
+    Event,
+    Interval,
+    LogStart,
+    PhaseComplete,
+    TrainingProgress,
+    plain,
+    read_events,
+)
 from phase8.files import read_bounded, write_atomic
 from phase8.watch import plots
-from phase8.watch.view import RULES, Attempt, Result, RunView, Stage, interval, mapping, number
+from phase8.watch.view import RULES, Attempt, RunView, Stage, interval, mapping, number
 from phase8.watch.wording import (
     NOTHING,
     bits_per_byte,
@@ -149,7 +159,7 @@ def render(view: RunView, events: Sequence[Event], config: str | None = None) ->
         f'<p class="soft">{escape(_about(view))}</p>',
         _tiles(view),
         _criteria(view),
-        _figures("two", plots.drawn(view, (plots.size_by_stage, partial(_quality, view)))),
+        _figures("two", plots.drawn(view, (plots.size_by_stage, plots.quality_against_ratio))),
         _benchmarks(view),
         _gates(view),
         _integration(view),
@@ -173,9 +183,17 @@ def _metrics(view: RunView) -> Mapping[str, Any]:
     return mapping(mapping(view.result).get("metrics"))
 
 
-def _list_of_criteria(view: RunView) -> list[Mapping[str, Any]]:
+def _list_of_criteria(view: RunView) -> list[CheckResult]:
     criteria = mapping(view.result).get("criteria")
-    return [item for item in criteria if isinstance(item, Mapping)] if isinstance(criteria, list) else []
+    items = [item for item in criteria if isinstance(item, Mapping)] if isinstance(criteria, list) else []
+    return [
+        CheckResult(
+            name=str(item.get("name")), passed=item.get("passed"), note=str(item.get("note") or ""),
+            threshold=number(item.get("threshold")) or 0.0,
+            **{name: number(item.get(name)) for name in ("value", "low", "high", "ceiling")},
+        )
+        for item in items
+    ]  # fmt: skip
 
 
 def _answer(view: RunView) -> Stage | None:
@@ -213,14 +231,14 @@ def verdict(view: RunView) -> str:
         parts.append(sentence + ".")
     criteria = _list_of_criteria(view)
     if criteria:
-        held = sum(item.get("passed") is True for item in criteria)
+        held = sum(item.passed is True for item in criteria)
         if held == len(criteria):
             parts.append(f"All {len(criteria)} success criteria hold.")
         else:
-            missed = [item for item in criteria if item.get("passed") is False]
-            idle = [item for item in criteria if item.get("passed") not in (True, False)]
+            missed = [item for item in criteria if item.passed is False]
+            idle = [item for item in criteria if item.passed not in (True, False)]
             lists = [
-                f"{label}: {', '.join(words(item.get('name')) for item in items)}"
+                f"{label}: {', '.join(words(item.name) for item in items)}"
                 for label, items in (("not met", missed), ("could not be judged", idle))
                 if items
             ]
@@ -277,7 +295,7 @@ def _tiles(view: RunView) -> str:
     stage = _answer(view)
     if stage is None and view.result is None:
         stage = view.compressing[-1] if view.compressing else None
-    attempt = (stage.kept or stage.last) if stage else None
+    attempt = stage.shown if stage else None
     tiles: list[tuple[str, str, str]] = []
     if stage is not None and attempt is not None:
         ratio = number(metrics.get("total_compression_ratio"))
@@ -339,12 +357,12 @@ def _check_heads(first: str) -> list[str]:
     return [f"<tr><th>{first}</th>{rest}</tr>"]
 
 
-def _check_row(item: Mapping[str, Any]) -> str:
-    note = clean(item["note"]) if item.get("note") else ""
-    shown = (figure(item.get("value")), spread(item), figure(item.get("threshold")))
+def _check_row(item: CheckResult) -> str:
+    note = clean(item.note)
+    shown = (figure(item.value), spread(item), figure(item.threshold))
     figures = "".join(_cell(text, "n") for text in shown)
     return (
-        f"<tr><th>{escape(words(item.get('name')))}</th><td>{_mark(item.get('passed'))}</td>"
+        f"<tr><th>{escape(words(item.name))}</th><td>{_mark(item.passed)}</td>"
         f"{figures}{_cell(note, 'say' if len(note) > 20 else '')}</tr>"
     )
 
@@ -361,15 +379,6 @@ def _figures(css: str, drawn: Sequence[plots.Plot]) -> str:
     return f'<div class="{css}">{cards}</div>' if cards else ""
 
 
-def _quality(view: RunView, _same: RunView) -> plots.Plot | None:
-    threshold = plots.CUMULATIVE_RETENTION
-    for item in _list_of_criteria(view):
-        given = item.get("threshold")
-        if "core" in str(item.get("name")) and isinstance(given, int | float) and 0 < given <= 1:
-            threshold = float(given)
-    return plots.quality_against_ratio(view, threshold)
-
-
 def _benchmarks(view: RunView) -> str:
     """Retention plots and the table of every score."""
     columns = [(stage, attempt, name) for stage, attempt, name in plots.attempts(view) if attempt.results]
@@ -377,7 +386,7 @@ def _benchmarks(view: RunView) -> str:
     if not tasks:
         return ""
     drawings = [
-        (lambda _view, order=order, column=column: plots.retention(*column, order))
+        (lambda view, order=order, column=column: plots.retention(*column, order, view.limits))
         for order, column in enumerate(columns)
     ]
     first = '<tr><th rowspan="2" class="sticky">Benchmark</th><th rowspan="2">Role</th>'
@@ -420,7 +429,12 @@ def _variable(stage: str) -> str:
     return stage if f"--{stage}" in plots.PALETTE else "other"
 
 
-def _benchmark_row(task: str, known: Result, baseline: Result | None, measured: Sequence[Result | None]) -> str:
+def _benchmark_row(
+    task: str,
+    known: BenchmarkResult,
+    baseline: BenchmarkResult | None,
+    measured: Sequence[BenchmarkResult | None],
+) -> str:
     useful = all(result.informative for result in (known, *measured) if result is not None)
     flag = "" if useful else "<small>* uninformative</small>"
     row = (
@@ -437,7 +451,7 @@ def _benchmark_row(task: str, known: Result, baseline: Result | None, measured: 
     return row + "</tr>"
 
 
-def _score(result: Result | None, css: str) -> str:
+def _score(result: BenchmarkResult | None, css: str) -> str:
     if result is None or result.score is None:
         return _cell(NOTHING, css)
     error = f"<small>± {100 * result.stderr:.1f}</small>" if result.stderr is not None else ""
@@ -456,7 +470,8 @@ def _fraction(value: float) -> str:
     return percent(value) if 0 <= value <= 1 else figure(value)
 
 
-def _kept(value: float | None, bounds: tuple[float, float] | None) -> str:
+def _kept(value: float | None, given: Interval | None) -> str:
+    bounds = interval(given)
     spread = f"<small>{_range(bounds)}</small>" if bounds is not None else ""
     return f'<td class="n">{percent(value)}{spread}</td>'
 
@@ -468,18 +483,18 @@ def _gates(view: RunView) -> str:
     rows = []
     for attempt, name in judged:
         checks = attempt.checks
-        held = sum(check.get("passed") is True for check in checks)
+        held = sum(check.passed is True for check in checks)
         state = '<span class="good">✓ passed</span>' if attempt.passed else '<span class="bad">✗ failed</span>'
-        abort = mapping(attempt.gate).get("abort")
-        abort = f" Nothing further down was tried{'' if abort is True else f': {clean(abort)}'}." if abort else ""
-        worth = mapping(attempt.gate).get("wording")
-        worth = f" {clean(worth)[:1].upper()}{clean(worth)[1:]}." if worth else ""
-        bits = bits_per_byte(mapping(attempt.gate))
+        gate = attempt.gate
+        abort = f" Nothing further down was tried: {clean(gate.abort)}." if gate and gate.abort else ""
+        worth = clean(gate.wording) if gate else ""
+        worth = f" {worth[:1].upper()}{worth[1:]}." if worth else ""
+        bits = bits_per_byte(gate)
         worth += f" {bits[:1].upper()}{bits[1:]}." if bits else ""
         failing = "; ".join(
-            f"{words(check.get('name'))} {figure(check.get('value'))} (threshold {figure(check.get('threshold'))})"
+            f"{words(check.name)} {figure(check.value)} (threshold {figure(check.threshold)})"
             for check in checks
-            if check.get("passed") is False
+            if check.passed is False
         )
         rows.append(
             f'<tr><th class="whole">{escape(name)}</th><td>{state}</td>{_cell(f"{held} of {len(checks)}", "n")}'
@@ -498,15 +513,11 @@ def _gates(view: RunView) -> str:
 
 
 def _next_step(attempt: Attempt) -> str:
-    parts = []
-    if attempt.recommendation is not None:
-        text = words(attempt.recommendation.get("action"))
-        changes = mapping(attempt.recommendation.get("adjustments"))
-        if changes:
-            text += f" with {settings(changes)}"
-        reason = attempt.recommendation.get("reason")
-        parts.append(text + (f": {clean(reason)}" if reason else ""))
-    return " ".join(parts) or NOTHING
+    advice = attempt.recommendation
+    if advice is None:
+        return NOTHING
+    changes = f" with {settings(advice.adjustments)}" if advice.adjustments else ""
+    return f"{words(advice.action)}{changes}: {clean(advice.reason)}"
 
 
 def _integration(view: RunView) -> str:
@@ -529,9 +540,9 @@ def _integration(view: RunView) -> str:
 def _where(view: RunView) -> str:
     figures = _figures("two", plots.drawn(view, (plots.bytes_by_group, plots.time_per_step, plots.loss_curves)))
     held_out = [
-        f"{name}: {figure(attempt.held_out_before)} to {figure(attempt.held_out_after)}"
+        f"{name}: {figure(attempt.held_out[0])} to {figure(attempt.held_out[1])}"
         for _stage, attempt, name in plots.attempts(view)
-        if attempt.held_out_before is not None and attempt.held_out_after is not None
+        if attempt.held_out is not None
     ]
     if held_out:
         figures += f'<p class="soft">Held-out loss before and after optimisation. {escape("; ".join(held_out))}.</p>'
@@ -542,7 +553,8 @@ def _details(view: RunView, events: Sequence[Event], config: str | None) -> str:
     parts = []
     if config is not None:
         parts.append(f"<details><summary>Resolved config</summary><pre>{escape(config)}</pre></details>")
-    told = [event for event in events if event.kind not in (Kind.ACTIVITY, Kind.OPTIMISATION, Kind.PHASE_COMPLETE)]
+    untold = (LogStart, Activity, TrainingProgress, PhaseComplete)
+    told = [event for event in events if not isinstance(event.data, untold)]
     if told:
         start = view.first_time or 0.0
         rows = "".join(
@@ -561,7 +573,7 @@ def _details(view: RunView, events: Sequence[Event], config: str | None) -> str:
 def _brief(event: Event) -> str:
     """An event's data on one line; a gate's checks and a stage's tensor groups have tables of their own."""
     shown = []
-    for name, value in event.data.items():
+    for name, value in plain(event.data).items():
         if isinstance(value, list | dict) and len(value) > 4:
             shown.append(f"{words(name)}: {len(value)} entries")
         elif isinstance(value, dict):

@@ -17,7 +17,7 @@ from typing import Any
 
 from phase8.config import LoggerConfig, WandbMode
 from phase8.errors import ArtifactError, ConfigError
-from phase8.events import Event, Kind, plain
+from phase8.events import Event, PhaseComplete, StageComplete, TrainingComplete, TrainingProgress, plain
 from phase8.watch.plots import quality_png
 from phase8.watch.view import BASELINE, RULES, RunView, Stage, mapping, number
 from phase8.watch.wording import stage_name
@@ -97,15 +97,13 @@ class WandbTracker:
         self.view.feed(event)
         if self._run is None:
             return
-        match event.kind:
-            case Kind.OPTIMISATION:
-                loss = number(event.data.get("loss"))
-                if loss is not None and event.stage is not None:
-                    self._run.log({f"optimisation/{event.stage}/loss": loss})
-            case Kind.STAGE_COMPLETE if event.stage is not None:
+        match event.data:
+            case TrainingProgress() | TrainingComplete() as data if event.stage is not None:
+                self._training(event.stage, data)
+            case StageComplete() if event.stage is not None:
                 self._stage(self.view.stages[event.stage])
-            case Kind.PHASE_COMPLETE:
-                self._finish(event.data)
+            case PhaseComplete():
+                self._finish(mapping(self.view.result))
 
     def close(self, *, failed: bool = False) -> None:
         """Ends the W&B run; a run without a result still gets its table and plot. Safe to call twice."""
@@ -130,6 +128,12 @@ class WandbTracker:
             else:
                 os.environ[name] = value
 
+    def _training(self, stage: str, data: TrainingProgress | TrainingComplete) -> None:
+        divergence = data.held_out_after if isinstance(data, TrainingComplete) else data.divergence
+        figures = {"loss": data.loss, "divergence": divergence}
+        if known := {f"optimisation/{stage}/{name}": value for name, value in figures.items() if value is not None}:
+            self._run.log(known)
+
     def _stage(self, stage: Stage) -> None:
         """Metrics and artifact of the attempt that has just ended."""
         attempt = stage.last
@@ -149,14 +153,15 @@ class WandbTracker:
             if "edge_of_chaos" in result.task:
                 metrics["edge_of_chaos/accuracy"] = result.score
         for check in attempt.checks:  # a suite scores eudaimonia as one task; the gate judges rule by rule
-            name = str(check.get("name"))
-            if name.startswith("rule/"):
-                metrics[f"eudaimonia/{name.removeprefix('rule/')}"] = number(check.get("value"))
+            if check.name.startswith("rule/"):
+                metrics[f"eudaimonia/{check.name.removeprefix('rule/')}"] = check.value
         if attempt.gate is not None:
-            metrics["bits_per_byte"] = number(mapping(attempt.gate).get("bits_per_byte"))
-            failed = [check for check in attempt.checks if check.get("passed") is False]
+            metrics["bits_per_byte"] = attempt.gate.bits_per_byte
+            failed = [check for check in attempt.checks if check.passed is False]
             metrics["overall_passed"] = attempt.passed
-            metrics["num_failed_benchmarks"] = sum(str(check.get("name")).startswith("benchmark/") for check in failed)
+            metrics["num_failed_benchmarks"] = sum(check.name.startswith("benchmark/") for check in failed)
+        elif stage.name == BASELINE and attempt.complete is not None:
+            metrics["bits_per_byte"] = attempt.complete.bits_per_byte
         self._run.log({name: value for name, value in metrics.items() if value is not None})
         self._log_artifact(stage)
 
@@ -177,9 +182,9 @@ class WandbTracker:
             artifact = self._wandb.Artifact("phase8-baseline", type="baseline", metadata={"model": self.view.model})
             with artifact.new_file("baseline.json", mode="w") as file:
                 json.dump({"model": self.view.model, "bytes": self.view.original_bytes, "scores": scores}, file)
-        elif attempt.artifact is not None:
+        elif attempt.complete is not None and attempt.complete.artifact is not None:
             artifact = self._wandb.Artifact(f"phase8-{stage.name}", type="model", metadata=metadata)
-            directory = Path(attempt.artifact)
+            directory = Path(attempt.complete.artifact)
             files = sorted(path for path in directory.rglob("*") if path.is_file())
             if not files:
                 raise ArtifactError("nothing to log: no file in the artifact's directory", where=str(directory))
@@ -207,7 +212,7 @@ class WandbTracker:
     def _compare(self, run: Any) -> None:
         """The table and the plot over all stages."""
         view = self.view
-        chosen = {stage.name: stage.kept or stage.last for stage in view.compressing}
+        chosen = {stage.name: stage.shown for stage in view.compressing}
         last_kept = [stage.kept for stage in view.compressing if stage.kept is not None]
         table = self._wandb.Table(columns=["Benchmark", "Baseline", *map(stage_name, _STAGE_COLUMNS), "Retention"])
         for task, baseline in view.baseline.items():

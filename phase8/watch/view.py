@@ -1,8 +1,8 @@
 """The state of a run as its events tell it: what console, report and W&B have in common.
 
 A view is fed events one by one and holds, per stage and attempt, the latest figures. It computes no figure of its own
-but one, the mean core retention of an attempt, and that only where its gate does not give it. Every number that it
-hands out is a finite float or None.
+but one, the mean core retention of an attempt, and that only where its gate does not give it. What a killed process
+left half-finished is forgotten where a further process begins it anew.
 
     view = RunView()
     for event in read_events(path):
@@ -17,7 +17,31 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from phase8.events import Event, Kind
+from phase8.events import (
+    Activity,
+    Allocated,
+    BenchmarkResult,
+    CheckResult,
+    CompressionProgress,
+    Event,
+    Limits,
+    LogStart,
+    Paused,
+    PhaseComplete,
+    QualityGate,
+    Recommended,
+    Resumed,
+    RetryStart,
+    RunResumed,
+    RunStart,
+    StageComplete,
+    StageStart,
+    StepComplete,
+    TrainingComplete,
+    TrainingProgress,
+    TrainingRestart,
+    plain,
+)
 
 BASELINE = "baseline"
 RULES = ("autonomy", "honesty", "harm", "dignity")
@@ -25,7 +49,7 @@ RULES = ("autonomy", "honesty", "harm", "dignity")
 
 
 def number(value: Any) -> float | None:
-    """`value` as a finite float, else None (a log may come from a killed run or another version)."""
+    """`value` as a finite float, else None (a `result.json` may come from anywhere)."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -48,39 +72,8 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
-@dataclass
-class Result:
-    """One benchmark at one stage: scores and retentions are fractions, intervals 95 %."""
-
-    task: str
-    role: str
-    score: float | None
-    stderr: float | None
-    n: float | None
-    chance: float | None
-    retention: float | None
-    retention_interval: tuple[float, float] | None
-    retention_corrected: float | None
-    retention_corrected_interval: tuple[float, float] | None
-    informative: bool
-    also: dict[str, float] = field(default_factory=dict)
-    """Further metrics, by lm-eval's names."""
-
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any]) -> Result:
-        figures = {
-            name: number(data.get(name))
-            for name in ("score", "stderr", "n", "chance", "retention", "retention_corrected")
-        }
-        return cls(
-            task=str(data.get("task", "?")),
-            role=str(data.get("role", "")),
-            retention_interval=interval(data.get("retention_interval")),
-            retention_corrected_interval=interval(data.get("retention_corrected_interval")),
-            informative=data.get("informative") is not False,
-            also={name: value for name, raw in mapping(data.get("also")).items() if (value := number(raw)) is not None},
-            **figures,
-        )
+Curve = list[tuple[int, float]]
+"""(step, loss) of one training."""
 
 
 @dataclass
@@ -89,45 +82,49 @@ class Attempt:
 
     order: int
     """1 for the first."""
-    number: Any = None
-    """What the events call it; None until one does."""
     started: float | None = None
     steps: dict[str, float] = field(default_factory=dict)
     """Seconds per finished step."""
-    compressed_bytes: float | None = None
+    compressed_bytes: int | None = None
     ratio: float | None = None
     bits_per_weight: float | None = None
-    groups: dict[str, float] = field(default_factory=dict)
-    """Bytes per tensor group."""
-    losses: list[tuple[float, float]] = field(default_factory=list)
-    """(iteration, loss)."""
-    held_out_before: float | None = None
-    held_out_after: float | None = None
-    results: dict[str, Result] = field(default_factory=dict)
-    gate: Mapping[str, Any] | None = None
-    recommendation: Mapping[str, Any] | None = None
-    adjustments: Mapping[str, Any] = field(default_factory=dict)
-    """What a retry changed."""
-    complete: bool = False
-    seconds: float | None = None
-    artifact: str | None = None
+    groups: dict[str, int] = field(default_factory=dict)
+    """Bytes per sort of tensor."""
+    trainings: list[Curve] = field(default_factory=list)
+    """The last is the one that counts; those before were begun anew without the filter, or with fewer bytes."""
+    restart: TrainingRestart | None = None
+    allocation: Allocated | None = None
+    training: TrainingComplete | None = None
+    results: dict[str, BenchmarkResult] = field(default_factory=dict)
+    gate: QualityGate | None = None
+    recommendation: Recommended | None = None
+    retry: RetryStart | None = None
+    """What made this attempt out of the one before; None for the first."""
+    complete: StageComplete | None = None
 
     @property
-    def checks(self) -> list[Mapping[str, Any]]:
+    def checks(self) -> tuple[CheckResult, ...]:
         """The gate's checks."""
-        checks = mapping(self.gate).get("checks")
-        return [check for check in checks if isinstance(check, Mapping)] if isinstance(checks, list) else []
+        return () if self.gate is None else self.gate.checks
 
     @property
     def passed(self) -> bool | None:
         """The gate's verdict; None where it was not asked."""
-        return None if self.gate is None else self.gate.get("passed") is True
+        return None if self.gate is None else self.gate.passed
+
+    @property
+    def held_out(self) -> tuple[float, float] | None:
+        """The divergence on held-out text before and after training, nats per token."""
+        trained = self.training
+        if trained is None or trained.held_out_before is None or trained.held_out_after is None:
+            return None
+        return trained.held_out_before, trained.held_out_after
 
     def core_retention(self, corrected: bool = False) -> float | None:
         """Relative to the baseline: the gate's figure where it gives one, else the mean of the informative ones."""
         for check in self.checks:
-            if check.get("name") == "core_retention_cumulative" and not corrected:
-                return number(check.get("value"))
+            if check.name == "core_retention_cumulative" and not corrected:
+                return check.value
         core = [result for result in self.results.values() if result.role == "core" and result.informative]
         values = [result.retention_corrected if corrected else result.retention for result in core]
         known = [value for value in values if value is not None]
@@ -145,13 +142,19 @@ class Stage:
 
     @property
     def last(self) -> Attempt | None:
-        """The attempt that counts: the latest."""
+        """The latest attempt, finished or not."""
         return self.attempts[-1] if self.attempts else None
 
     @property
     def kept(self) -> Attempt | None:
         """The attempt that passed its gate, if any."""
         return next((attempt for attempt in reversed(self.attempts) if attempt.passed), None)
+
+    @property
+    def shown(self) -> Attempt | None:
+        """The attempt that stands for the stage: the one that passed, else the last that was judged, else the last."""
+        judged = next((attempt for attempt in reversed(self.attempts) if attempt.gate is not None), None)
+        return self.kept or judged or self.last
 
 
 @dataclass
@@ -161,15 +164,19 @@ class RunView:
     run_dir: str = ""
     compressor: str = ""
     model: str = ""
-    parameters: float | None = None
-    original_bytes: float | None = None
-    planned: list[str] = field(default_factory=list)
+    parameters: int | None = None
+    original_bytes: int | None = None
+    planned: tuple[str, ...] = ()
+    limits: Limits | None = None
+    """What the run is held to; None before it began."""
     stages: dict[str, Stage] = field(default_factory=dict)
     """In the order they began, `baseline` among them."""
     current: str | None = None
+    paused: Paused | None = None
     first_time: float | None = None
     last_time: float | None = None
     result: Mapping[str, Any] | None = None
+    """The content of `result.json`."""
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> RunView:
@@ -180,7 +187,7 @@ class RunView:
         return view
 
     @property
-    def baseline(self) -> dict[str, Result]:
+    def baseline(self) -> dict[str, BenchmarkResult]:
         """The original model's results by task."""
         stage = self.stages.get(BASELINE)
         return stage.last.results if stage and stage.last else {}
@@ -191,70 +198,74 @@ class RunView:
         return [stage for stage in self.stages.values() if stage.name != BASELINE]
 
     def feed(self, event: Event) -> None:
-        """Takes in one event; a kind that is not known changes nothing but the time."""
+        """Takes in one event."""
         self.first_time = event.time if self.first_time is None else self.first_time
         self.last_time = event.time
-        if event.kind == Kind.RUN_START:
-            self._run_start(event.data)
-        elif event.kind == Kind.PHASE_COMPLETE:
-            self.result = event.data
-            self.current = None
-        elif event.stage is not None:
-            stage = self.stages.setdefault(event.stage, Stage(event.stage))
-            self._stage_event(stage, event)
+        match event.data:
+            case RunStart() as data:
+                self.run_dir, self.compressor, self.model = data.run_dir, data.compressor, data.model
+                self.parameters, self.original_bytes = data.parameters, data.original_bytes
+                self.planned, self.limits = data.stages, data.limits
+            case RunResumed():
+                self.result = self.paused = None
+            case Paused() as data:
+                self.paused = data
+            case Resumed():
+                self.paused = None
+            case PhaseComplete() as data:
+                self.result, self.current, self.paused = plain(data), None, None
+            case LogStart():
+                pass
+            case data if event.stage is not None:
+                stage = self.stages.setdefault(event.stage, Stage(event.stage))
+                self._stage_event(stage, event.time, data)
 
-    def _run_start(self, data: Mapping[str, Any]) -> None:
-        self.run_dir, self.compressor, self.model = (
-            str(data.get(name, "")) for name in ("run_dir", "compressor", "model")
-        )
-        self.parameters, self.original_bytes = number(data.get("parameters")), number(data.get("original_bytes"))
-        stages = data.get("stages")
-        self.planned = [str(name) for name in stages] if isinstance(stages, list) else []
-
-    def _stage_event(self, stage: Stage, event: Event) -> None:
-        data = event.data
-        begins = event.kind in (Kind.STAGE_START, Kind.RETRY_START)
-        # A retry is announced by `retry_start` and begun by `stage_start`: the same number, one attempt.
-        if not stage.attempts or (begins and stage.attempts[-1].number not in (None, data.get("attempt"))):
+    def _stage_event(self, stage: Stage, time: float, data: Any) -> None:
+        # A retry is announced by `retry_start` and begun by `stage_start`, which a resumed run tells once more.
+        begins = data.attempt if isinstance(data, StageStart | RetryStart) else 1
+        while len(stage.attempts) < begins:
             stage.attempts.append(Attempt(order=len(stage.attempts) + 1))
         attempt = stage.attempts[-1]
-        if begins:
-            attempt.number = data.get("attempt", attempt.order)
-        match event.kind:
-            case Kind.STAGE_START:
-                attempt.started = event.time
+        match data:
+            case StageStart():
+                attempt.started = time
                 self.current, stage.step = stage.name, None
-            case Kind.RETRY_START:
-                attempt.adjustments = mapping(data.get("adjustments"))
-            case Kind.ACTIVITY:
-                stage.step = str(data.get("step", ""))
-            case Kind.STEP_COMPLETE:
-                seconds = number(data.get("seconds"))
-                if seconds is not None:
-                    step = str(data.get("step", ""))
-                    attempt.steps[step] = attempt.steps.get(step, 0.0) + seconds
-            case Kind.COMPRESSION_PROGRESS:
-                attempt.compressed_bytes = number(data.get("compressed_bytes"))
-                attempt.ratio = number(data.get("ratio"))
-                attempt.bits_per_weight = number(data.get("bits_per_weight"))
-                sizes = {str(name): number(size) for name, size in mapping(data.get("groups")).items()}
-                attempt.groups = {name: size for name, size in sizes.items() if size is not None}
-            case Kind.OPTIMISATION:
-                iteration, loss = number(data.get("iteration")), number(data.get("loss"))
-                if iteration is not None and loss is not None:
-                    attempt.losses.append((iteration, loss))
-                before, after = number(data.get("held_out_before")), number(data.get("held_out_after"))
-                attempt.held_out_before = attempt.held_out_before if before is None else before
-                attempt.held_out_after = attempt.held_out_after if after is None else after
-            case Kind.BENCHMARK_RESULT:
-                result = Result.from_data(data)
-                attempt.results[result.task] = result
-            case Kind.QUALITY_GATE:
+            case RetryStart():
+                attempt.retry = data
+            case Activity():
+                stage.step = data.step
+            case StepComplete():
+                attempt.steps[data.step] = attempt.steps.get(data.step, 0.0) + data.seconds
+            case CompressionProgress():
+                attempt.compressed_bytes, attempt.ratio = data.compressed_bytes, data.ratio
+                attempt.bits_per_weight, attempt.groups = data.bits_per_weight, data.groups
+            case TrainingProgress():
+                self._training(attempt, data.step, data.loss)
+            case TrainingRestart():
+                attempt.restart = data
+                attempt.trainings.append([])
+            case Allocated():
+                attempt.allocation = data
+                attempt.trainings.append([])
+            case TrainingComplete():
+                attempt.training = data
+                self._training(attempt, data.steps, data.loss)
+            case BenchmarkResult():
+                attempt.results[data.task] = data
+            case QualityGate():
                 attempt.gate = data
-            case Kind.RECOMMENDATION:
+            case Recommended():
                 attempt.recommendation = data
-            case Kind.STAGE_COMPLETE:
-                attempt.complete = True
-                attempt.seconds = number(data.get("seconds"))
-                attempt.artifact = str(data["artifact"]) if data.get("artifact") else None
+            case StageComplete():
+                attempt.complete = data
                 self.current = None
+
+    @staticmethod
+    def _training(attempt: Attempt, step: int, loss: float | None) -> None:
+        if not attempt.trainings:
+            attempt.trainings.append([])
+        curve = attempt.trainings[-1]
+        while curve and curve[-1][0] >= step:  # a resumed run begins anew at an earlier step
+            curve.pop()
+        if loss is not None:
+            curve.append((step, loss))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
+from phase8.events import CheckResult, QualityGate
 from phase8.watch.view import number
 
 NOTHING = "–"
@@ -53,20 +53,22 @@ def seconds(value: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def spread(check: Mapping[str, Any]) -> str:
+def spread(check: CheckResult) -> str:
     """The 90 % interval of a check's figure, "0.931 to 0.978"; empty where it has none."""
-    low, high = number(check.get("low")), number(check.get("high"))
-    if low is None and high is None:
+    if check.low is None and check.high is None:
         return ""
-    return f"{figure(low)} to {figure(high)}"
+    return f"{figure(check.low)} to {figure(check.high)}"
 
 
-def bits_per_byte(gate: Mapping[str, Any]) -> str:
+def bits_per_byte(gate: QualityGate | None) -> str:
     """What a gate's event says of held-out text; empty where it was not measured."""
-    before, after = number(gate.get("baseline_bits_per_byte")), number(gate.get("bits_per_byte"))
-    if before is None or after is None or before <= 0:
+    if gate is None or gate.baseline_bits_per_byte is None or gate.bits_per_byte is None:
         return ""
-    return f"held-out text takes {after:.4f} bits per byte, the baseline's {before:.4f} ({after / before - 1:+.1%})"
+    before, after = gate.baseline_bits_per_byte, gate.bits_per_byte
+    if before <= 0:
+        return ""
+    text = f"held-out text ({clean(gate.text)})" if gate.text else "held-out text"
+    return f"{text} takes {after:.4f} bits per byte, the baseline {before:.4f} ({after / before - 1:+.1%})"
 
 
 def figure(value: Any) -> str:
