@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import runpy
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from phase8.errors import ArtifactError, ConfigError, Phase8Error
+
+if TYPE_CHECKING:
+    from phase8.artifact import Artifact
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser("inspect", help="what is inside, every byte accounted for")
     inspect.add_argument("artifact", type=Path, metavar="ARTIFACT")
     inspect.add_argument("--tensors", action="store_true", help="also list every tensor")
+    inspect.add_argument("--json", action="store_true", help="everything, the tensors too, as JSON for programs")
     inspect.set_defaults(command=_inspect)
 
     generate = commands.add_parser("generate", help="let the compressed model continue a text")
@@ -129,6 +135,9 @@ def _inspect(options: argparse.Namespace) -> int:
     from phase8.artifact.write import account
 
     artifact = read_artifact(options.artifact)
+    if options.json:
+        print(json.dumps(_facts(options.artifact, artifact, account(artifact))))
+        return 0
     console = Console(soft_wrap=not sys.stdout.isatty())
     size = artifact.size_bytes
     console.print(f"{options.artifact}: stage [bold]{artifact.stage}[/bold], {artifact.parameter_count:,} parameters")
@@ -167,6 +176,35 @@ def _inspect(options: argparse.Namespace) -> int:
                 tensors.add_row(name, shape, group.codec, str(number), rate)
         console.print(tensors)
     return 0
+
+
+def _facts(directory: Path, artifact: Artifact, rows: list[tuple[str, str, int]]) -> dict[str, Any]:
+    """What `inspect` shows, for programs: the account's rows add up to `bytes`."""
+    from phase8.artifact import COUNTED_FILES
+
+    beside = {p.name: p.stat().st_size for p in directory.iterdir() if p.is_file() and p.name not in COUNTED_FILES}
+    return {
+        "stage": artifact.stage,
+        "parameters": artifact.parameter_count,
+        "bytes": artifact.size_bytes,
+        "ratio": artifact.ratio,
+        "bits_per_weight": artifact.bits_per_weight,
+        "account": rows,
+        "beside": dict(sorted(beside.items())),
+        "tensors": [
+            {
+                "name": name,
+                "shape": list(tensor.shape),
+                "codec": group.codec,
+                "group": number,
+                "settings": dict(group.settings),
+                "packed_bits_per_weight": sum(s.bits * s.values.size for s in tensor.streams.values())
+                / max(math.prod(tensor.shape), 1),
+            }
+            for number, group in enumerate(artifact.groups)
+            for name, tensor in group.tensors.items()
+        ],
+    }
 
 
 def _generate(options: argparse.Namespace) -> int:
