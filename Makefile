@@ -10,7 +10,7 @@ TORCH_INDEX ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow lint setup clean
+.PHONY: help run test test-slow lint setup clean page wheel
 
 help: ## list these targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,5 +38,11 @@ lint: $(STAMP) ## check the style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+page: $(STAMP) ## build the dashboard's page with npm (the first start of the dashboard does it too)
+	$(BIN)/python -c "from phase8.watch.server import page; page.build(print)"
+
+wheel: page ## build a wheel that holds the page
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
 clean: ## remove the environment and everything that runs wrote
-	rm -rf $(VENV) outputs multirun
+	rm -rf $(VENV) outputs multirun dist build web/node_modules web/out web/.next phase8/watch/server/page

@@ -1,4 +1,4 @@
-"""Artifacts on the command line: `python -m phase8 encode | inspect | generate | export | lm-eval`."""
+"""Artifacts and runs on the command line: `python -m phase8 encode | inspect | generate | export | dashboard | ...`."""
 
 from __future__ import annotations
 
@@ -87,6 +87,22 @@ def _parser() -> argparse.ArgumentParser:
         "lm-eval", add_help=False, help="lm-eval's own command, which then opens artifacts: --model hf"
     )
     harness.set_defaults(command=_lm_eval)
+
+    dashboard = commands.add_parser(
+        "dashboard",
+        help="watch, start and steer runs in a browser",
+        epilog="Beyond this machine a token is always asked for: that of PHASE8_DASHBOARD_TOKEN, or one made anew.",
+    )
+    dashboard.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    dashboard.add_argument("--port", type=int, help="default 8008, or the next that is free")
+    dashboard.add_argument(
+        "--runs", type=Path, action="append", metavar="DIR", help="where runs are (default: outputs and multirun)"
+    )
+    dashboard.add_argument("--model", action="append", default=[], metavar="DIR", help="a model that may be started")
+    dashboard.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name it answers to")
+    dashboard.add_argument("--jobs", type=int, default=1, help="runs started from the page at once (default 1)")
+    dashboard.add_argument("--no-build", action="store_true", help="do not build the page, even if it is not there")
+    dashboard.set_defaults(command=_dashboard)
     return parser
 
 
@@ -259,6 +275,25 @@ def _export(options: argparse.Namespace) -> int:
         print(f"{path}  {path.stat().st_size:,} bytes")
     for note in notes:
         print(f"note: {note}")
+    return 0
+
+
+def _dashboard(options: argparse.Namespace) -> int:
+    from phase8.watch.server.serve import TOKEN_VARIABLE, Options, serve
+
+    runs = tuple(options.runs or (Path("outputs"), Path("multirun")))
+    serve(
+        Options(
+            host=options.host,
+            port=options.port,
+            runs=runs,
+            token=os.environ.get(TOKEN_VARIABLE) or None,
+            allow_hosts=tuple(options.allow_host),
+            models=tuple(options.model),
+            most_jobs=options.jobs,
+        ),
+        build_page=not options.no_build,
+    )
     return 0
 
 

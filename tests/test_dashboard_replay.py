@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 
 import invented_log
 import pytest
 from dashboard_server import served
 from test_dashboard_sockets import Viewer
+
+LINES = len(list(invented_log.whole(Path())))
 
 
 @pytest.fixture
@@ -67,9 +70,9 @@ def test_pause_resume_wind_and_speed(finished):
     time.sleep(0.5)
     assert server.ask(f"runs/{replay}/events").json["next"] == told
     half = server.ask(f"replay/{replay}", "PATCH", {"position": 0.5}).json
-    assert half["state"] == "paused" and half["events"] == 24
+    assert half["state"] == "paused" and half["events"] == round(0.5 * LINES)
     back = server.ask(f"replay/{replay}", "PATCH", {"position": 0.1}).json
-    assert back["events"] == 5
+    assert back["events"] == round(0.1 * LINES)
     assert server.ask(f"replay/{replay}", "PATCH", {"speed": 1000}).json["speed"] == 1000
     server.ask(f"resume/{replay}", "POST", {})
     server.wait(f"status/{replay}", lambda answer: answer["summary"]["state"] == "complete")
@@ -82,7 +85,7 @@ def test_winding_back_resets_the_page(finished):
         viewer = Viewer(server.url)
         replay = server.ask(f"replay/{run}", "POST", {"speed": 1000}).json["job"]
         await viewer.open(replay)
-        await viewer.until(lambda: viewer.next == 48)
+        await viewer.until(lambda: viewer.next == LINES)
         server.ask(f"replay/{replay}", "PATCH", {"position": 0.25, "speed": 0.25})
         await viewer.until(lambda: viewer.resets == 1)
         answer = await viewer.subscribe(replay)
@@ -90,7 +93,7 @@ def test_winding_back_resets_the_page(finished):
         return answer
 
     answer = asyncio.run(watch())
-    assert 12 <= answer["next"] < 20 and answer["run"]["state"] == "running"
+    assert round(0.25 * LINES) <= answer["next"] < LINES / 2 and answer["run"]["state"] == "running"
 
 
 def test_abort_and_forget(finished):
