@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from phase8.allocation.budget import SENSITIVITY_SEQUENCES, Allocator
-from phase8.allocation.candidates import VARIED, StageConfig
 from phase8.artifact.write import contents
 from phase8.codecs import EncodedGroup, Importance, get_codec
+from phase8.codecs.settings import StageSettings
 from phase8.config import OptimizerConfig, SeedLMConfig, VPTQConfig
 from phase8.files import write_atomic
 from phase8.model.importance import collect_importance
@@ -34,7 +34,7 @@ from phase8.run.pipeline import CALIBRATION_SEED
 from phase8.train.divergence import mean_kl
 
 RESULTS = Path(__file__).parent / "results"
-UNIFORM: dict[str, list[StageConfig]] = {
+UNIFORM: dict[str, list[StageSettings]] = {
     "seedlm": [
         SeedLMConfig(),  # the published 4-bit setting, which is no candidate but as the stage's own
         SeedLMConfig(block_size=10, latent_dim=4, bits=2),
@@ -47,7 +47,7 @@ UNIFORM: dict[str, list[StageConfig]] = {
 
 def settings_text(stage: str, settings: Mapping[str, Any]) -> str:
     """`block_size 12, latent_dim 4, bits 3`."""
-    return ", ".join(f"{name} {settings[name]}" for name in VARIED[stage])
+    return ", ".join(f"{name} {settings[name]}" for name in UNIFORM[stage][0].VARIED)
 
 
 def run(stage: str, source: SourceModel, importance: Mapping[str, Importance], text_NT: Tensor) -> list[dict[str, Any]]:
@@ -69,12 +69,12 @@ def run(stage: str, source: SourceModel, importance: Mapping[str, Importance], t
     rows = []
     for config in UNIFORM[stage]:
         begin = time.process_time()
-        settings = replace(UNIFORM[stage][0], **{name: getattr(config, name) for name in VARIED[stage]})
+        settings = replace(UNIFORM[stage][0], **{name: getattr(config, name) for name in UNIFORM[stage][0].VARIED})
         allocator.measure(source, importance, text_NT, allocator.bytes_at_most(settings))
         uniform = allocator.uniform(settings)
         budget = size_of(uniform)
         allocation = allocator.encode(budget)
-        named = {name: getattr(config, name) for name in VARIED[stage]}
+        named = {name: getattr(config, name) for name in UNIFORM[stage][0].VARIED}
         rows.append(
             {
                 "stage": stage,

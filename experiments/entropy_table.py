@@ -42,11 +42,11 @@ from omegaconf import OmegaConf
 
 from phase8.artifact.read import parse
 from phase8.artifact.write import file_bytes
+from phase8.codecs.stages import NAMES
 from phase8.codecs.streams import EncodedGroup
 from phase8.config import CompressionConfig, HyperConfig, WandbMode, Winding
 from phase8.events import EventLog
 from phase8.files import write_atomic
-from phase8.judge.gates import STAGES
 from phase8.lossless.bitpack import narrowest, packed_bytes
 from phase8.lossless.entropy import CODINGS
 from phase8.lossless.entropy import encode as entropy_encode
@@ -189,7 +189,7 @@ def pools_of(groups: list[EncodedGroup], stage: str, parameters: int) -> list[di
     return found
 
 
-def encode(name: str, config: CompressionConfig, stages: tuple[str, ...] = STAGES) -> dict[str, list[dict[str, Any]]]:
+def encode(name: str, config: CompressionConfig, stages: tuple[str, ...] = NAMES) -> dict[str, list[dict[str, Any]]]:
     """Pools per stage."""
     source = load_source(config.model.path)
     found = {}

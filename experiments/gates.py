@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 
 from phase8.benchmarks.evaluate import Score, SuiteResult
+from phase8.codecs.stages import NAMES
 from phase8.config import GateConfig, GatePolicy
 from phase8.files import write_atomic
-from phase8.judge.gates import STAGES, judge_stage
+from phase8.judge.gates import judge_stage
 
 BENCHMARKS = ("MMLU", "GSM8K", "HumanEval", "HellaSwag", "ARC-Challenge", "TruthfulQA", "WinoGrande")
 ACCURACY = 0.8
@@ -52,11 +53,11 @@ def drawn(generator: np.random.Generator, items: int, retention: float) -> tuple
 def pass_rates(items: int, retention: float, repeats: int) -> dict[str, dict[str, float]]:
     """Share of passes by policy and stage."""
     generator = np.random.default_rng([items, round(1000 * retention)])
-    passes = {policy.value: dict.fromkeys(STAGES, 0) for policy in GatePolicy}
+    passes = {policy.value: dict.fromkeys(NAMES, 0) for policy in GatePolicy}
     for _ in range(repeats):
         baseline, result = drawn(generator, items, retention)
         for policy in GatePolicy:
-            for stage in STAGES:
+            for stage in NAMES:
                 verdict = judge_stage(
                     stage, baseline=baseline, stage_input=baseline, result=result, max_accuracy_loss=0.16,
                     config=GateConfig(policy=policy),
@@ -79,7 +80,7 @@ def table(rates: dict[int, dict[float, dict[str, dict[str, float]]]], repeats: i
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     config = GateConfig()
-    for stage in STAGES:
+    for stage in NAMES:
         threshold = getattr(config.core, stage)
         for policy in GatePolicy:
             for items, by_retention in rates.items():
@@ -97,10 +98,10 @@ def plot(rates: dict[int, dict[float, dict[str, dict[str, float]]]], path: Path)
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(len(GatePolicy), len(STAGES), figsize=(10, 7.5), sharex=True, sharey=True)
+    figure, axes = plt.subplots(len(GatePolicy), len(NAMES), figsize=(10, 7.5), sharex=True, sharey=True)
     shades = plt.get_cmap("viridis")(np.linspace(0.85, 0.1, len(rates)))
     for row, policy in zip(axes, GatePolicy, strict=True):
-        for axis, stage in zip(row, STAGES, strict=True):
+        for axis, stage in zip(row, NAMES, strict=True):
             for shade, (items, found) in zip(shades, rates.items(), strict=True):
                 axis.plot(list(found), [r[policy.value][stage] for r in found.values()], color=shade, label=f"{items}")
             axis.axvline(getattr(GateConfig().core, stage), color="0.4", linestyle="--", linewidth=1)

@@ -37,11 +37,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from phase8.codecs.stages import NAMES
 from phase8.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parent.parent
-STAGES = ("seedlm", "vptq", "hyper")
 SHAPES = {  # nominal millions of parameters: tokens, width, width of the MLP, layers; heads of 64
     1: (4000, 128, 352, 3),
     5: (8000, 256, 704, 4),
@@ -292,7 +292,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         ("run", "The pieces of a run, with calibration"),
         ("streamed", "Streamed from disk to disk, without calibration"),
     ):
-        some = sorted((r for r in rows if r["way"] == way), key=lambda r: (r["size"], STAGES.index(r["stage"])))
+        some = sorted((r for r in rows if r["way"] == way), key=lambda r: (r["size"], NAMES.index(r["stage"])))
         if not some:
             continue
         steps = [name for name in ("load", "calibrate", "encode", "write") if any(name in r["seconds"] for r in some)]
@@ -318,7 +318,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
             )
         lines.append("")
         main = [r for r in some if r["size"] == MAIN]
-        if len(main) == len(STAGES):
+        if len(main) == len(NAMES):
             shared = {name: [r["seconds"].get(name, 0.0) for r in main] for name in ("load", "calibrate")}
             # A run loads and calibrates once; here each stage's process did.
             total = sum(encode_s(r) for r in main)
@@ -335,7 +335,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
             ]
         if way == "streamed" and len({r["size"] for r in some}) > 1:
             lines += ["![time and memory against parameters](whole_model.png)", ""]
-            for stage in STAGES:
+            for stage in NAMES:
                 here = [r for r in some if r["stage"] == stage]
                 if len(here) > 1:  # where there are enough weights that tables and start-up do not count
                     low, high = next((r for r in here if r["size"] >= MAIN), here[0]), here[-1]
@@ -360,7 +360,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4))
     some = sorted((r for r in rows if r["way"] == "streamed"), key=lambda r: r["parameters"])
-    for stage in STAGES:
+    for stage in NAMES:
         here = [r for r in some if r["stage"] == stage]
         millions = [r["parameters"] / 1e6 for r in here]
         left.plot(millions, [r["processor_s"]["encode"] for r in here], marker="o", label=stage)
@@ -379,7 +379,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def save(out: Path, rows: list[dict[str, Any]]) -> None:
-    rows.sort(key=lambda r: (r["way"], r["size"], STAGES.index(r["stage"])))
+    rows.sort(key=lambda r: (r["way"], r["size"], NAMES.index(r["stage"])))
     write_atomic(out.with_suffix(".json"), json.dumps({"rows": rows}, indent=1) + "\n")
     write_atomic(out.with_suffix(".md"), as_markdown(rows))
     if len({r["size"] for r in rows if r["way"] == "streamed"}) > 1:
@@ -391,7 +391,7 @@ def main() -> int:
         return worker(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", choices=list(SHAPES), default=[MAIN], help="in millions")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--stages", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--streamed", action="store_true", help="only that way")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--fresh", action="store_true", help="measure again what is measured")

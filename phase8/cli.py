@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from phase8.codecs.stages import NAMES
 from phase8.errors import ArtifactError, ConfigError, Phase8Error
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     encode = commands.add_parser("encode", help="compress a model from disk to disk: no run, no gates, little memory")
     encode.add_argument("model", type=Path, metavar="MODEL", help="a directory with safetensors, see save_pretrained")
     encode.add_argument("out", type=Path, metavar="OUT", help="the artifact's directory; replaced if it exists")
-    encode.add_argument("--stage", choices=["seedlm", "vptq", "hyper"], required=True)
+    encode.add_argument("--stage", choices=NAMES, required=True)
     encode.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="such as vptq.vector_dim=8")
     encode.add_argument(
         "--group-weights", type=int, default=1 << 23, help="most weights whose streams are held (default 8388608)"
@@ -112,17 +113,13 @@ def _encode(options: argparse.Namespace) -> int:
     from phase8.config import CompressionConfig
     from phase8.run.streaming import encode_checkpoint
 
-    settings: dict = {}
+    values = {}
     for setting in options.set:
         name, separator, value = setting.partition("=")
-        *path, last = name.split(".")
-        if not separator or not last:
+        if not separator or not name or name.endswith("."):
             raise ConfigError(f"{setting!r} is no NAME=VALUE", where="--set", fix="for example --set vptq.vector_dim=8")
-        place = settings
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = yaml.safe_load(value)
-    config, finished = CompressionConfig.from_dict(settings), 0
+        values[name] = yaml.safe_load(value)
+    config, finished = CompressionConfig().changed(values), 0
 
     def on_progress(weights: int) -> None:
         nonlocal finished

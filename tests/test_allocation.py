@@ -12,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from phase8.allocation import candidates as candidate_settings
-from phase8.allocation import measure as measuring
 from phase8.allocation.budget import Allocator
-from phase8.allocation.candidates import bits_per_weight, candidates, packed_bits
 from phase8.allocation.lagrange import allocate, total_bytes
 from phase8.allocation.measure import measure, sampled_rows, weighted_energy
+from phase8.allocation.packed import packed_bits
 from phase8.api import run_configured
 from phase8.artifact.read import read_artifact
 from phase8.artifact.write import contents, write_artifact
@@ -132,12 +130,9 @@ def test_the_example_of_the_text():
 @pytest.fixture
 def small_grid(monkeypatch):
     """Five of the candidates of each stage, without the windings of many points: they take seconds."""
-    grids = {
-        "seedlm": candidate_settings._GRID["seedlm"][::2],
-        "vptq": candidate_settings._GRID["vptq"][1::2],
-        "hyper": ((16, 255), (8, 255), (4, 255), (3, 511), (2, 255)),
-    }
-    monkeypatch.setattr(candidate_settings, "_GRID", grids)
+    monkeypatch.setattr(SeedLMConfig, "GRID", SeedLMConfig.GRID[::2])
+    monkeypatch.setattr(VPTQConfig, "GRID", VPTQConfig.GRID[1::2])
+    monkeypatch.setattr(HyperConfig, "GRID", ((16, 255), (8, 255), (4, 255), (3, 511), (2, 255)))
 
 
 # What is measured ----------------------------------------------------------------------------------------------------
@@ -154,9 +149,9 @@ SEEDED = replace(OUTLIERS, product=2, codebook_source=CodebookSource.seeded)
     ("stage", "config"), [*STAGES.items(), ("vptq", OUTLIERS), ("vptq", PRODUCT), ("vptq", SEEDED)]
 )
 def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage, config):
-    found = candidates(stage, config)
+    found = config.candidates()
     assert config in found and len(set(map(repr, found))) == len(found)
-    assert [bits_per_weight(stage, c) for c in found] == sorted(bits_per_weight(stage, c) for c in found)
+    assert [c.bits_per_weight() for c in found] == sorted(c.bits_per_weight() for c in found)
     generator = torch.Generator().manual_seed(0)
     matrices = {"a": torch.randn(33, 20, generator=generator), "b": torch.randn(7, 12, generator=generator)}
     shapes = {name: tuple(m.shape) for name, m in matrices.items()}
@@ -166,9 +161,9 @@ def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage, co
 
 
 def test_candidates_can_be_cut_into_their_parts():
-    assert {c.vector_dim for c in candidates("vptq", PRODUCT)} == {2, 4, 6, 8, 16}
-    assert {c.vector_dim for c in candidates("vptq", replace(PRODUCT, vector_dim=12, product=3))} == {6, 12}
-    assert {c.vector_dim for c in candidates("vptq", SEEDED)} == {4, 8, 16}
+    assert {c.vector_dim for c in PRODUCT.candidates()} == {2, 4, 6, 8, 16}
+    assert {c.vector_dim for c in replace(PRODUCT, vector_dim=12, product=3).candidates()} == {6, 12}
+    assert {c.vector_dim for c in SEEDED.candidates()} == {4, 8, 16}
 
 
 NAMES = [f"model.layers.{n}.mlp.{kind}_proj.weight" for n in range(5) for kind in ("up", "down")]
@@ -201,10 +196,10 @@ def test_matrices_of_no_layer_share_among_themselves():
 
 
 def test_the_sample_is_spread_over_the_rows():
-    rows = sampled_rows(4096, 256, "seedlm")
+    rows = sampled_rows(4096, 256, SeedLMConfig)
     assert len(rows) == 64 and rows[0] == 0 and rows[-1] == 4095 and len(set((rows[1:] - rows[:-1]).tolist())) <= 2
-    assert sampled_rows(8, 4, "vptq").tolist() == list(range(8))
-    assert sampled_rows(5000, 100_000, "vptq").tolist() == list(range(48))
+    assert sampled_rows(8, 4, VPTQConfig).tolist() == list(range(8))
+    assert sampled_rows(5000, 100_000, VPTQConfig).tolist() == list(range(48))
 
 
 def test_distortion_is_the_error_of_the_outputs():
@@ -218,10 +213,10 @@ def test_distortion_is_the_error_of_the_outputs():
 
 @pytest.mark.parametrize("stage", ["seedlm", "hyper"])
 def test_a_sample_tells_the_whole_tensors_distortion_and_bytes(stage, monkeypatch):
-    monkeypatch.setitem(measuring.SAMPLE_WEIGHTS, stage, 4096)
+    monkeypatch.setattr(type(STAGES[stage]), "SAMPLED_WEIGHTS", 4096)
     generator = torch.Generator().manual_seed(2)
     matrices = {"w": 0.02 * torch.randn(512, 64, generator=generator)}
-    pick = candidates(stage, STAGES[stage])[4]
+    pick = STAGES[stage].candidates()[4]
     found = measure(stage, [pick], matrices, [["w"]], {}, seed=0, on_candidate=lambda done: None)
     group = get_codec(stage).encode(matrices, pick, importance={}, seed=0)
     error = float((matrices["w"] - torch.from_numpy(get_codec(stage).decode(group)["w"])).square().sum())

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from phase8.allocation.candidates import packed_bits
+from phase8.allocation.packed import packed_bits
 from phase8.artifact.read import parse
 from phase8.artifact.write import file_bytes
 from phase8.codecs import splitmix

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phase8.allocation.candidates import VARIED, StageConfig, candidates, packed_bits, pool_of
 from phase8.allocation.lagrange import allocate, total_bytes
 from phase8.allocation.measure import Measurement, measure
-from phase8.artifact.write import kind_of
+from phase8.allocation.packed import packed_bits
 from phase8.codecs import EncodedGroup, Importance, get_codec
 from phase8.codecs.base import Progress
+from phase8.codecs.pools import pools
+from phase8.codecs.settings import StageSettings
 from phase8.errors import ConfigError
 from phase8.model.source import SourceModel, in_place
 from phase8.train.divergence import tensor_sensitivity
@@ -73,44 +74,42 @@ class Allocator:
     """One stage's choice of settings for the matrices of one model.
 
     Args:
-        stage: `seedlm`, `vptq` or `hyper`.
+        stage: its name.
         config: the stage's settings.
         matrices: what the stage codes, float32 [O, I] by name.
         size_of: bytes of the artifact that these coded groups would make, everything else included.
     """
 
     stage: str
-    config: StageConfig
+    config: StageSettings
     matrices: Mapping[str, Tensor]
     size_of: Callable[[Sequence[EncodedGroup]], int]
     seed: int = 0
-    _settings: list[StageConfig] = field(default_factory=list)
+    _settings: list[StageSettings] = field(default_factory=list)
     _measured: Measurement | None = None
     _impact_TS: np.ndarray | None = None
     _importance: Mapping[str, Importance] = field(default_factory=dict)
-    _encoded: dict[tuple[StageConfig, tuple[str, ...]], EncodedGroup] = field(default_factory=dict)
+    _encoded: dict[tuple[StageSettings, tuple[str, ...]], EncodedGroup] = field(default_factory=dict)
     """What was encoded, by settings and names."""
 
     def __post_init__(self) -> None:
-        self._settings = candidates(self.stage, self.config)
+        self._settings = self.config.candidates()
 
     def smallest_bytes(self) -> int:
         """The smallest budget that is met whatever the weights are: every matrix at the cheapest settings, packed."""
         return min(self.bytes_at_most(config) for config in self._settings)
 
-    def bytes_at_most(self, config: StageConfig) -> int:
+    def bytes_at_most(self, config: StageSettings) -> int:
         """At most what the artifact takes where all matrices have these settings."""
-        pools = self._pools()
+        groups = self._pools()
         bits = sum(
-            packed_bits(self.stage, config, {name: tuple(self.matrices[name].shape) for name in pool}) for pool in pools
+            packed_bits(self.stage, config, {name: tuple(self.matrices[name].shape) for name in group})
+            for group in groups
         )
-        return self.size_of([]) + bits // 8 + (_GROUP_BYTES + 1) * len(pools) + _NAME_BYTES * len(self.matrices)
+        return self.size_of([]) + bits // 8 + (_GROUP_BYTES + 1) * len(groups) + _NAME_BYTES * len(self.matrices)
 
     def _pools(self) -> list[list[str]]:
-        pools: dict[str, list[str]] = {}
-        for name in self.matrices:
-            pools.setdefault(pool_of(name, kind_of(name), self.stage, self.config), []).append(name)
-        return list(pools.values())
+        return pools(self.matrices, self.config)
 
     def measure(
         self,
@@ -150,7 +149,7 @@ class Allocator:
         relative_TS = found.distortion_TS / np.maximum(found.energy_T, 1e-300)[:, None]
         self._impact_TS = _impact_of(alone_T, relative_TS[:, reference])[:, None] * relative_TS**_GROWTH
 
-    def uniform(self, config: StageConfig) -> list[EncodedGroup]:
+    def uniform(self, config: StageSettings) -> list[EncodedGroup]:
         """All matrices with one of the candidate settings."""
         assert self._measured is not None, "call measure first"
         return self._groups(np.full(len(self._measured.names), self._settings.index(config)), None)
@@ -208,8 +207,8 @@ class Allocator:
             members.setdefault((pool, s), []).append(name)
         groups = []
         for (_, s), names in members.items():
-            # SeedLM's tensors share nothing: each is encoded once, whatever group it ends up in.
-            parts = [(name,) for name in names] if self.stage == "seedlm" else [tuple(names)]
+            # Tensors that share nothing are encoded once each, whatever group they end up in.
+            parts = [tuple(names)] if self.config.SHARES else [(name,) for name in names]
             new = [part for part in parts if (self._settings[s], part) not in self._encoded]
             fresh = [name for part in new for name in part]
             if fresh:
@@ -236,7 +235,7 @@ class Allocator:
         told = {}
         for t, (name, s) in enumerate(zip(found.names, chosen_T.tolist(), strict=True)):
             told[name] = {
-                **{setting: getattr(self._settings[s], setting) for setting in VARIED[self.stage]},
+                **{setting: getattr(self._settings[s], setting) for setting in self.config.VARIED},
                 "bits_per_weight": float(8 * found.bytes_TS[t, s] / self.matrices[name].numel()),
                 "relative_error": float(found.distortion_TS[t, s] / max(found.energy_T[t], 1e-300)),
                 "divergence": float(impact_TS[t, s]),

@@ -15,14 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phase8.allocation.candidates import StageConfig
 from phase8.codecs import EncodedGroup, Importance, Stream, decoders, get_codec
+from phase8.codecs.settings import StageSettings
 from phase8.lossless import entropy
 
-SAMPLE_WEIGHTS = {"seedlm": 1 << 14, "vptq": 1 << 15, "hyper": 1 << 16}
-"""Most weights of a tensor that are measured. A codebook needs many vectors, else it fits the sample too well."""
-_RUN = {"seedlm": 1, "vptq": 48, "hyper": 1}
-"""Consecutive rows that a sample takes at a time: whole VPTQ vectors of the candidates' lengths."""
 _GROUP_BITS = 8 * 300
 """What a group adds to the manifest and in coding tables, about."""
 
@@ -54,9 +50,9 @@ def weighted_energy(error_OI: Tensor, importance: Importance) -> Tensor:
     return energy_O if importance.row_O is None else energy_O * importance.row_O.double()
 
 
-def sampled_rows(rows: int, columns: int, stage: str) -> Tensor:
+def sampled_rows(rows: int, columns: int, settings: StageSettings | type[StageSettings]) -> Tensor:
     """Which rows of a matrix are measured: runs at even distances, all rows of a small matrix; int64 [R], ascending."""
-    run, most = _RUN[stage], SAMPLE_WEIGHTS[stage]
+    run, most = settings.SAMPLED_ROWS, settings.SAMPLED_WEIGHTS
     wanted = max(1, round(most / (run * columns)))
     if wanted * run >= rows:
         return torch.arange(rows)
@@ -66,7 +62,7 @@ def sampled_rows(rows: int, columns: int, stage: str) -> Tensor:
 
 def measure(
     stage: str,
-    settings: Sequence[StageConfig],
+    settings: Sequence[StageSettings],
     matrices: Mapping[str, Tensor],
     pools: Sequence[Sequence[str]],
     importance: Mapping[str, Importance],
@@ -87,7 +83,7 @@ def measure(
     names = [name for pool in pools for name in pool]
     place = {name: t for t, name in enumerate(names)}
     weights = {name: importance.get(name, Importance()) for name in names}
-    chosen = {name: sampled_rows(*matrices[name].shape, stage) for name in names}
+    chosen = {name: sampled_rows(*matrices[name].shape, settings[0]) for name in names}
     samples = {name: matrices[name][rows] for name, rows in chosen.items()}
     partial = {
         name: Importance(hessian_II=w.hessian_II, row_O=None if w.row_O is None else w.row_O[chosen[name]])

@@ -28,6 +28,7 @@ from phase8.artifact.read import (
     read_artifact,
     read_manifest,
 )
+from phase8.codecs.pools import kind_of
 from phase8.codecs.streams import EncodedGroup, Stream
 from phase8.errors import ArtifactError
 from phase8.files import directory_swap, write_atomic
@@ -36,7 +37,7 @@ from phase8.model.source import SourceModel, architecture_json, as_parameters, u
 
 __all__ = [
     "COUNTED_FILES", "FORMAT", "VERSION", "WEIGHTS_FILE", "Artifact", "Pool", "account", "bytes_by_kind", "code_pools",
-    "config_text", "contents", "describe_group", "file_bytes", "file_header", "kind_of", "load_artifact",
+    "config_text", "contents", "describe_group", "file_bytes", "file_header", "load_artifact",
     "load_weights", "read_artifact", "write_artifact",
 ]  # fmt: skip
 
@@ -133,12 +134,6 @@ def config_text(network: PreTrainedModel, stage: str) -> str:
     config = json.loads(architecture_json(network))
     config["quantization_config"] = {"quant_method": FORMAT, "format_version": VERSION, "stage": stage}
     return json.dumps(config, separators=(",", ":"), sort_keys=True) + "\n"
-
-
-def kind_of(name: str) -> str:
-    """The sort of a tensor, from its name: `model.layers.0.self_attn.q_proj.weight` -> `q_proj`."""
-    parts = name.split(".")
-    return parts[-2] if len(parts) > 1 and parts[-1] in ("weight", "bias") else parts[-1]
 
 
 def account(artifact: Artifact) -> list[tuple[str, str, int]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from phase8.codecs.stages import CODECS
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Stream
 from phase8.errors import ArtifactError
 
@@ -22,27 +24,13 @@ def __getattr__(name: str) -> Any:
 
 
 def get_codec(name: str) -> Codec:
-    """Returns the codec called `name`: `plain`, `seedlm`, `vptq` or `hyper`.
+    """Returns the codec called `name`, one of `phase8.codecs.stages.CODECS`.
 
     Raises:
         ArtifactError: there is no such codec.
     """
-    if name == "plain":
-        from phase8.codecs.plain.encode import PlainCodec
-
-        return PlainCodec()
-    if name == "seedlm":
-        from phase8.codecs.seedlm.encode import SeedLMCodec
-
-        return SeedLMCodec()
-    if name == "vptq":
-        from phase8.codecs.vptq.encode import VPTQCodec
-
-        return VPTQCodec()
-    if name == "hyper":
-        from phase8.codecs.hyper.encode import HyperCodec
-
-        return HyperCodec()
-    raise ArtifactError(
-        f"there is no codec called {name!r}", where="the artifact's manifest", fix="known: plain, seedlm, vptq, hyper"
-    )
+    if name not in CODECS:
+        raise ArtifactError(
+            f"there is no codec called {name!r}", where="the artifact's manifest", fix=f"known: {', '.join(CODECS)}"
+        )
+    return import_module(f"phase8.codecs.{name}.encode").CODEC

@@ -14,19 +14,17 @@ is used, and no tensor leaves this module with a NaN or an infinity in it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from phase8.codecs.hyper import decode as hyper
-from phase8.codecs.plain import decode as plain
-from phase8.codecs.seedlm import decode as seedlm
+from phase8.codecs.stages import CODECS
 from phase8.codecs.streams import EncodedGroup, Layout, check_group, finite
-from phase8.codecs.vptq import decode as vptq
 from phase8.errors import ArtifactError
 
-_DECODERS: dict[str, ModuleType] = {"plain": plain, "seedlm": seedlm, "vptq": vptq, "hyper": hyper}
+_DECODERS: dict[str, ModuleType] = {name: import_module(f"phase8.codecs.{name}.decode") for name in CODECS}
 
 
 def _decoder(codec: str) -> ModuleType:

@@ -23,13 +23,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from phase8.benchmarks.evaluate import Score, SuiteResult
-from phase8.config import GateConfig, GatePolicy, GateReference
 from phase8.errors import BenchmarkError
 from phase8.judge.policy import Check, decide, reaches, sampled, wording
 from phase8.judge.resample import mean_draws
 from phase8.judge.retention import is_informative
+from phase8.judge.settings import GateConfig, GatePolicy, GateReference
 
-STAGES = ("seedlm", "vptq", "hyper")
 _KNOWLEDGE = ("MMLU", "GSM8K")
 _ONE_SIDED = 1.645
 """Standard errors below which 95 % of a normal distribution lies."""
@@ -71,7 +70,7 @@ def judge_stage(
     """Judges one stage.
 
     Args:
-        stage: `seedlm`, `vptq` or `hyper`.
+        stage: its name.
         baseline: results of the original model.
         stage_input: results of what the stage started from: the last stage that passed, else the original model.
         result: results of the stage's artifact as read back.

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from phase8.config import GatePolicy
+from phase8.judge.settings import GatePolicy
 
 SIGNIFICANCE = 0.05
 

@@ -19,7 +19,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,8 @@ import torch
 from torch import Tensor
 
 from phase8.allocation.budget import Allocation, Allocator
-from phase8.allocation.candidates import pool_of
 from phase8.artifact.read import Artifact, read_artifact
-from phase8.artifact.write import bytes_by_kind, contents, kind_of, load_weights, write_artifact
+from phase8.artifact.write import bytes_by_kind, contents, load_weights, write_artifact
 from phase8.benchmarks import edge
 from phase8.benchmarks.cache import BaselineCache
 from phase8.benchmarks.eudaimonia import with_eudaimonia
@@ -39,6 +37,8 @@ from phase8.benchmarks.real import load_real_suite
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, Suite, load_suite, suite_hash
 from phase8.codecs import EncodedGroup, Importance, get_codec
 from phase8.codecs.base import Progress
+from phase8.codecs.pools import is_protected, kind_of, pools
+from phase8.codecs.stages import NAMES
 from phase8.config import BenchmarkSuite, CompressionConfig, EdgePool, GrokfastConfig, GrokfastVariant, OptimizerConfig
 from phase8.errors import ConfigError
 from phase8.events import (
@@ -63,7 +63,7 @@ from phase8.events import (
     TrainingRestart,
 )
 from phase8.files import make_directory, write_atomic
-from phase8.judge.gates import STAGES, judge_stage
+from phase8.judge.gates import judge_stage
 from phase8.judge.retention import is_informative, uninformative_core
 from phase8.model.importance import collect_importance
 from phase8.model.latency import measure_latency_ms
@@ -85,11 +85,7 @@ PROTECTED_SHARE = 0.05
 
 def plan_groups(matrices: dict[str, Tensor], stage: str, config: CompressionConfig) -> list[dict[str, Tensor]]:
     """Splits the matrices into groups that are encoded together."""
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, matrix in matrices.items():
-        pool = pool_of(name, kind_of(name), stage, getattr(config, stage))
-        groups.setdefault(pool, {})[name] = matrix
-    return list(groups.values())
+    return [{name: matrices[name] for name in group} for group in pools(matrices, config.stage(stage))]
 
 
 @dataclass
@@ -121,7 +117,7 @@ class Pipeline:
         """
         begin = time.monotonic()
         make_directory(self.run_dir)
-        stages = [stage for stage in STAGES if getattr(self.config, stage).enabled]
+        stages = [stage for stage in NAMES if self.config.stage(stage).enabled]
         self.events.emit(
             RunStart(
                 run_dir=str(self.run_dir),
@@ -397,7 +393,7 @@ class Pipeline:
     def _split(self, config: CompressionConfig) -> tuple[dict[str, Tensor], list[EncodedGroup]]:
         """Returns the matrices to code, and what stays in 16 bits as encoded groups: vectors, protected matrices."""
         matrices, plain = self.source.matrices(), get_codec("plain")
-        kept = {name: m for name, m in matrices.items() if _protected(name, config.protect)}
+        kept = {name: m for name, m in matrices.items() if is_protected(name, config.protect)}
         rest = [
             plain.encode(tensors, None, importance={}, seed=config.seed)
             for tensors in (self.source.vectors(), kept)
@@ -424,7 +420,7 @@ class Pipeline:
         groups = [
             codec.encode(
                 group,
-                getattr(config, stage),
+                config.stage(stage),
                 importance={name: importance[name] for name in group if name in importance},
                 seed=config.seed,
                 on_progress=on_progress,
@@ -442,7 +438,7 @@ class Pipeline:
     def _allocator(self, stage: str, config: CompressionConfig) -> tuple[Allocator, list[EncodedGroup]]:
         coded, rest = self._split(config)
         allocator = Allocator(
-            stage, getattr(config, stage), coded, lambda groups: self._size([*groups, *rest], stage), config.seed
+            stage, config.stage(stage), coded, lambda groups: self._size([*groups, *rest], stage), config.seed
         )
         return allocator, rest
 
@@ -461,7 +457,7 @@ class Pipeline:
                 f"(1/{highest:.1f} of the model's FP32 bytes)",
                 where=name,
                 fix=f"the limit for {stage} is {name.split('.')[-1]}={least}"
-                + (f"; or switch it off: {stage}.enabled=false" if stage != "hyper" else ""),
+                + (f"; or switch it off: {stage}.enabled=false" if stage != NAMES[-1] else ""),
             )
 
     def _within_budget(
@@ -683,7 +679,7 @@ class Pipeline:
         matrices = {
             name: weight
             for name, weight in weights.items()
-            if weight.dim() >= 2 and weight.numel() <= room and not _protected(name, config.protect)
+            if weight.dim() >= 2 and weight.numel() <= room and not is_protected(name, config.protect)
         }
         probes = {name: items for name, items in probes_of(self.suite).items() if name in failed and items}
         found = {}
@@ -705,7 +701,7 @@ class Pipeline:
             names = list(group.tensors)
             reason = (
                 f"matches protect={list(config.protect)}"
-                if all(_protected(name, config.protect) for name in names)
+                if all(is_protected(name, config.protect) for name in names)
                 else "a vector (norm or bias): stored in 16 bits"
             )
             rows.append({"tensors": names, "reason": reason, "packed_bytes": group.packed_bits() // 8})
@@ -714,10 +710,6 @@ class Pipeline:
     def _latency(self) -> float | None:
         """Milliseconds per generated token on this machine, uncompressed FP32 weights (decoding happens at load)."""
         return measure_latency_ms(self.source.network)
-
-
-def _protected(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _without_streams(artifact: Artifact) -> Artifact:

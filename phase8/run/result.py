@@ -10,6 +10,7 @@ from typing import Any
 
 from phase8.artifact.read import Artifact
 from phase8.benchmarks.evaluate import Score, SuiteResult
+from phase8.codecs.stages import STAGES
 from phase8.config import CompressionConfig, GateConfig, GrokfastVariant
 from phase8.judge.gates import Verdict, judge_final
 from phase8.judge.retention import Estimate, by_expert, by_role, retention
@@ -17,9 +18,9 @@ from phase8.model.latency import estimate_pi4_ms
 from phase8.model.source import SourceModel
 from phase8.run.retry import Recommendation
 
-LEVELS = {"hyper": "hypercompression", "vptq": "vptq", "seedlm": "seedlm"}
+LEVELS = {stage.name: stage.level for stage in reversed(STAGES)}
 FALLBACK = "phase7_fallback"
-TECHNIQUES = {"seedlm": "SeedLM", "vptq": "VPTQ", "hyper": "Hyper-Compression"}
+TECHNIQUES = {stage.name: stage.title for stage in STAGES}
 PI4_MEMORY_MB = 1024
 
 

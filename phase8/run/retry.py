@@ -29,11 +29,10 @@ Example: `vptq` keeps 0.93 and has to keep 0.95:
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass, replace
-from enum import Enum
+from dataclasses import dataclass
 from typing import Any
 
-from phase8.config import CompressionConfig, Trajectory
+from phase8.config import CompressionConfig
 from phase8.errors import ConfigError
 from phase8.judge.gates import Verdict
 
@@ -80,7 +79,7 @@ def recommend(
     """Draws the changes for the next attempt from the failed checks of this one.
 
     Args:
-        stage: `seedlm`, `vptq` or `hyper`.
+        stage: its name.
         config: the settings of the attempt that failed.
         verdict: its verdict.
         sensitivity: by the name of a failed integration test; needed to protect a tensor.
@@ -134,41 +133,7 @@ def adjust(config: CompressionConfig, recommendation: Recommendation) -> Compres
     Raises:
         ConfigError: an adjustment names an unknown setting, or the settings' checks refuse its value.
     """
-    # Together, not one by one: two changes may only be possible with each other.
-    tree: dict[str, Any] = {}
-    for name, value in recommendation.adjustments.items():
-        branch = tree
-        *parents, leaf = name.split(".")
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[leaf] = value
-    return _replaced(config, tree, "")
-
-
-def _replaced(settings: Any, changes: Mapping[str, Any], prefix: str) -> Any:
-    known = {field.name for field in fields(settings)}
-    values = {}
-    for name, value in changes.items():
-        if name not in known:
-            raise ConfigError(
-                f"an adjustment names {prefix}{name}, and there is no such setting",
-                where="recovery",
-                fix=f"known here: {', '.join(sorted(known))}",
-            )
-        current = getattr(settings, name)
-        if is_dataclass(current) is not isinstance(value, Mapping):
-            raise ConfigError(
-                f"an adjustment gives {prefix}{name} the value {value!r}, which does not fit there", where="recovery"
-            )
-        if is_dataclass(current):
-            values[name] = _replaced(current, value, f"{prefix}{name}.")
-        elif isinstance(current, Enum):
-            values[name] = type(current)(value)
-        elif isinstance(current, tuple):
-            values[name] = tuple(value)
-        else:
-            values[name] = value
-    return replace(settings, **values)
+    return config.changed(recommendation.adjustments)
 
 
 def _first_accepted(
@@ -177,7 +142,7 @@ def _first_accepted(
     """The first option that the settings' checks accept."""
     for option in options:
         try:
-            adjust(config, Recommendation(action="", adjustments=option, reason=""))
+            config.changed(option)
         except ConfigError:
             continue
         return option
@@ -186,34 +151,8 @@ def _first_accepted(
 
 def _higher_rates(stage: str, config: CompressionConfig, severe: bool) -> Iterator[Adjustments]:
     """Ways to spend more bits per weight, the gentlest first; a severe loss starts with a larger step."""
-    if stage == "seedlm":
-        seedlm = config.seedlm
-        if severe and seedlm.block_size // 2 >= seedlm.latent_dim:
-            yield {"seedlm.block_size": seedlm.block_size // 2}
-        yield {"seedlm.bits": seedlm.bits + 1}
-        yield {"seedlm.latent_dim": seedlm.latent_dim + 1}
-    elif stage == "vptq":
-        vptq = config.vptq
-        if severe:
-            yield {"vptq.num_codebooks": vptq.num_codebooks + 1}
-        yield {"vptq.codebook_size": 2 * vptq.codebook_size}
-        yield {"vptq.num_codebooks": vptq.num_codebooks + 1}
-    elif config.hyper.trajectory_type is Trajectory.ergodic:
-        hyper = config.hyper
-        if hyper.dims > 1:
-            yield {"hyper.dims": hyper.dims // 2 if severe else max(1, 3 * hyper.dims // 4)}
-        yield {"hyper.grid": 2 * hyper.grid + 1}
-    elif config.hyper.trajectory_type is Trajectory.manifold:
-        hyper = config.hyper
-        yield {"hyper.block_size": hyper.block_size // 2 if severe else max(1, 3 * hyper.block_size // 4)}
-    else:
-        hyper = config.hyper
-        if hyper.block_size == 0:
-            yield {"hyper.block_size": 256}
-        elif severe:
-            yield {"hyper.block_size": hyper.block_size // 2}
-        yield {"hyper.degree": 2 * hyper.degree + 1}
-        yield {"hyper.coefficient_bits": hyper.coefficient_bits + 2}
+    for values in config.stage(stage).richer(severe):
+        yield {f"{stage}.{name}": value for name, value in values.items()}
 
 
 def _more_calibration(config: CompressionConfig) -> Adjustments:

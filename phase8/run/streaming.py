@@ -25,7 +25,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -34,12 +33,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from phase8.allocation.candidates import pool_of
 from phase8.artifact.read import WEIGHTS_FILE, Manifest, read_manifest
-from phase8.artifact.write import code_pools, config_text, describe_group, file_header, kind_of
+from phase8.artifact.write import code_pools, config_text, describe_group, file_header
 from phase8.codecs import EncodedGroup, get_codec
 from phase8.codecs.base import Progress
 from phase8.codecs.matrices import AT_ONCE, HeldMatrix, Matrix
+from phase8.codecs.pools import is_protected, pools
 from phase8.config import CompressionConfig
 from phase8.errors import ModelError
 from phase8.files import directory_swap, read_bounded
@@ -215,10 +214,7 @@ def _shards(directory: Path) -> dict[str, Path]:
 
 def plan(sizes: dict[str, int], stage: str, config: CompressionConfig, group_weights: int) -> list[list[str]]:
     """Names of the matrices of every group, from their numbers of weights; see the module's text."""
-    pools: dict[str, list[str]] = {}
-    for name in sizes:
-        pools.setdefault(pool_of(name, kind_of(name), stage, getattr(config, stage)), []).append(name)
-    return [group for pool in pools.values() for group in _cut(pool, sizes, group_weights)]
+    return [group for pool in pools(sizes, config.stage(stage)) for group in _cut(pool, sizes, group_weights)]
 
 
 def _cut(names: Iterable[str], sizes: dict[str, int], most: int) -> Iterator[list[str]]:
@@ -244,9 +240,9 @@ def encode_groups(
     """Reads and encodes one group after the other: the stage's, then the vectors, then protected matrices."""
     matrices = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if p.dim() >= 2}
     vectors = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if p.dim() < 2}
-    kept = {n: size for n, size in matrices.items() if any(fnmatchcase(n, pattern) for pattern in config.protect)}
+    kept = {n: size for n, size in matrices.items() if is_protected(n, config.protect)}
     coded = {n: size for n, size in matrices.items() if n not in kept}
-    codec, settings, plain = get_codec(stage), getattr(config, stage), get_codec("plain")
+    codec, settings, plain = get_codec(stage), config.stage(stage), get_codec("plain")
     for names in plan(coded, stage, config, group_weights):
         weights = {name: checkpoint.matrix(name) for name in names}
         yield codec.encode(weights, settings, importance={}, seed=config.seed, on_progress=on_progress)
@@ -282,7 +278,7 @@ def encode_checkpoint(
     Args:
         directory: the checkpoint, see `Checkpoint`.
         out: the artifact's directory.
-        stage: `seedlm`, `vptq` or `hyper`, with the settings of that name in `config`.
+        stage: its name; its settings are those of that name in `config`.
         group_weights: most weights of a group, unless one matrix alone has more.
         on_progress: called with the number of weights finished since the last call.
 

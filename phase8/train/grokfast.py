@@ -20,7 +20,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from phase8.config import GrokfastConfig, GrokfastVariant
+from phase8.train.settings import GrokfastConfig, GrokfastVariant
 
 
 class GrokfastFilter:

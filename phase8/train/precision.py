@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from phase8.config import Precision
+from phase8.train.settings import Precision
 
 
 def takes_bfloat16(precision: Precision, device: torch.device) -> bool:

@@ -34,12 +34,12 @@ from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from phase8.codecs import EncodedGroup, get_codec
-from phase8.config import GrokfastConfig, OptimizerConfig
 from phase8.errors import CodecError, ModelError
 from phase8.model.source import in_place, unique_parameters
 from phase8.train.divergence import check_replacements, kl_per_token, mean_kl, network_logits
 from phase8.train.grokfast import GrokfastFilter
 from phase8.train.precision import takes_bfloat16
+from phase8.train.settings import GrokfastConfig, OptimizerConfig
 
 _TEACHER_CACHE_BYTES = 512 * 2**20
 """The original's logits are kept between iterations while they take less than this."""

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.table import Table
 from rich.text import Text
 
+from phase8.codecs.stages import BY_LEVEL
 from phase8.events import (
     Activity,
     Allocated,
@@ -338,7 +339,7 @@ class ConsoleListener:
             self._line(f"  python -m phase8 {command}")
 
     def _artifact(self, level: str) -> str | None:
-        stage = self.view.stages.get({"hypercompression": "hyper"}.get(level, level))
+        stage = self.view.stages.get(BY_LEVEL.get(level, level))
         if stage is None or stage.kept is None or stage.kept.complete is None or not stage.kept.complete.artifact:
             return None
         path = _short(stage.kept.complete.artifact)

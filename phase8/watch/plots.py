@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+from phase8.codecs.stages import STAGES
 from phase8.events import Limits
 from phase8.watch.view import BASELINE, Attempt, RunView, Stage, interval
 from phase8.watch.wording import clean, percent, seconds, size, stage_name, times, words
@@ -25,9 +26,7 @@ PALETTE = {
     "--grid": "#d9dee3",
     "--card": "#fefefe",
     "--baseline": "#767f88",
-    "--seedlm": "#0072b2",
-    "--vptq": "#c97b00",
-    "--hyper": "#00835f",
+    **{f"--{stage.name}": stage.colours[0] for stage in STAGES},
     "--other": "#8d5fa8",
     "--bad": "#bd3f0d",
     "--s1": "#0071b1",

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from phase8.codecs.stages import BY_LEVEL, STAGES
 from phase8.errors import ArtifactError
 from phase8.events import (
     Activity,
@@ -49,16 +50,13 @@ MAX_CONFIG_BYTES = 2**20
 MAX_LISTED_EVENTS = 1000
 """Events shown in the list; the log itself has all."""
 
-_LEVELS = {"hypercompression": "hyper", "vptq": "vptq", "seedlm": "seedlm"}
-"""The compression level that `result.json` names, and the stage whose artifact is the answer."""
-
 _STYLE = """
 :root{color-scheme:light dark;--page:#f6f7f8;--card:#fff;--ink:#1b1f24;--soft:#5b6570;--grid:#dde2e7;--good:#00704f;
---bad:#bd3f0d;--baseline:#767f88;--seedlm:#0072b2;--vptq:#c97b00;--hyper:#00835f;--other:#8d5fa8;
+--bad:#bd3f0d;--baseline:#767f88;$light--other:#8d5fa8;
 --s1:#0072b2;--s2:#e69f00;--s3:#bb6f99;--s4:#009e73;
 --g1:#0072b2;--g2:#56b4e9;--g3:#0b8f6c;--g4:#8fcf6f;--g5:#e6a817;--g6:#d55e00;--g7:#cc8fb5;--g8:#9aa2aa}
 @media (prefers-color-scheme:dark){:root{--page:#14171a;--card:#1c2024;--ink:#e8eaed;--soft:#a3adb7;--grid:#343b42;
---good:#5fd3ac;--bad:#ff946b;--baseline:#98a1aa;--seedlm:#5db5ee;--vptq:#eeb04a;--hyper:#3cc79c;--other:#c39be0;
+--good:#5fd3ac;--bad:#ff946b;--baseline:#98a1aa;$dark--other:#c39be0;
 --s1:#4aa3df;--s2:#e9ae3c;--s3:#d494b8;--s4:#33b890;
 --g1:#3f97d6;--g2:#8fd0f5;--g3:#25a883;--g4:#a5dc88;--g5:#ecc050;--g6:#e5813f;--g7:#dba6c8;--g8:#7f8890}}
 *{box-sizing:border-box}
@@ -109,6 +107,12 @@ pre{font:12.5px/1.5 ui-monospace,"SF Mono",Menlo,Consolas,"DejaVu Sans Mono",mon
 th,td{padding:6px 9px}.card{padding:12px 10px}.list td:nth-child(3){display:none}}
 @media print{body{background:#fff}details{break-inside:avoid}}
 """
+
+
+def _style() -> str:
+    """The style sheet with a colour for every stage, on light and on dark ground."""
+    light, dark = ("".join(f"--{stage.name}:{stage.colours[ground]};" for stage in STAGES) for ground in (0, 1))
+    return _STYLE.replace("$light", light).replace("$dark", dark)
 
 
 def write_report(run_dir: Path | str) -> Path:
@@ -170,7 +174,7 @@ def render(view: RunView, events: Sequence[Event], config: str | None = None) ->
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{_style()}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )
@@ -198,7 +202,7 @@ def _list_of_criteria(view: RunView) -> list[CheckResult]:
 
 def _answer(view: RunView) -> Stage | None:
     """The stage whose artifact is the run's answer."""
-    return view.stages.get(_LEVELS.get(str(mapping(view.result).get("compression_level")), ""))
+    return view.stages.get(BY_LEVEL.get(str(mapping(view.result).get("compression_level")), ""))
 
 
 def _informative(view: RunView) -> tuple[int, int]:

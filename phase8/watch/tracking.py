@@ -15,16 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from phase8.config import LoggerConfig, WandbMode
+from phase8.codecs.stages import NAMES
 from phase8.errors import ArtifactError, ConfigError
 from phase8.events import Event, PhaseComplete, StageComplete, TrainingComplete, TrainingProgress, plain
 from phase8.watch.plots import quality_png
+from phase8.watch.settings import LoggerConfig, WandbMode
 from phase8.watch.view import BASELINE, RULES, RunView, Stage, mapping, number
 from phase8.watch.wording import stage_name
 
 COMPARISON_TABLE = "phase8/benchmark_comparison"
 QUALITY_PLOT = "phase8/quality_vs_compression"
-_STAGE_COLUMNS = ("seedlm", "vptq", "hyper")
 _ENVIRONMENT = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
 
 
@@ -214,10 +214,10 @@ class WandbTracker:
         view = self.view
         chosen = {stage.name: stage.shown for stage in view.compressing}
         last_kept = [stage.kept for stage in view.compressing if stage.kept is not None]
-        table = self._wandb.Table(columns=["Benchmark", "Baseline", *map(stage_name, _STAGE_COLUMNS), "Retention"])
+        table = self._wandb.Table(columns=["Benchmark", "Baseline", *map(stage_name, NAMES), "Retention"])
         for task, baseline in view.baseline.items():
             scores = []
-            for name in _STAGE_COLUMNS:
+            for name in NAMES:
                 attempt = chosen.get(name)
                 result = attempt.results.get(task) if attempt is not None else None
                 scores.append(result.score if result is not None else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from phase8.codecs.stages import STAGES
 from phase8.events import CheckResult, QualityGate
 from phase8.watch.view import number
 
@@ -92,7 +93,7 @@ def words(name: Any) -> str:
 
 def stage_name(name: str) -> str:
     """A stage for people."""
-    return {"baseline": "Baseline", "seedlm": "SeedLM", "vptq": "VPTQ", "hyper": "Hyper"}.get(name, clean(name))
+    return {"baseline": "Baseline", **{stage.name: stage.short for stage in STAGES}}.get(name, clean(name))
 
 
 def settings(values: Any) -> str:

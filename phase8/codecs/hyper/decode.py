@@ -37,8 +37,8 @@ from typing import Any
 import numpy as np
 
 from phase8.codecs.hyper import fourier, manifold, polynomial, winding
+from phase8.codecs.hyper.settings import MANIFOLD, Axis, HyperConfig, Trajectory, Winding
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, finite, float16_values, size_of
-from phase8.config import Axis, HyperConfig, Trajectory, Winding
 from phase8.errors import ArtifactError, ConfigError
 
 MAX_EXPONENT = 60
@@ -47,7 +47,6 @@ MAX_SIZE = 1 << 28
 MAX_DEPTH = 256
 """Most members of a stack: each is a sum of up to so many planes."""
 _WEIGHTS_AT_ONCE = 1 << 18
-MANIFOLD = ("inputs", "width", "depth", "frequency", "network_seed", "block_size", "coefficient_bits")
 _OfBlocks = Callable[[str, EncodedTensor, np.float32], np.ndarray]
 """(name, tensor, scale with the group's exponent) -> the weights of all blocks, float32, flat."""
 

@@ -48,7 +48,6 @@ from phase8.codecs.base import (
 )
 from phase8.codecs.hyper import ergodic, manifold_search
 from phase8.codecs.hyper.decode import (
-    MANIFOLD,
     MAX_EXPONENT,
     MAX_SIZE,
     config_of,
@@ -58,8 +57,8 @@ from phase8.codecs.hyper.decode import (
     scale_of,
     stacks,
 )
+from phase8.codecs.hyper.settings import Axis, HyperConfig, Trajectory
 from phase8.codecs.matrices import Matrix, extremes, in_parts, matrices, size_of
-from phase8.config import Axis, HyperConfig, Trajectory
 from phase8.errors import ArtifactError, CodecError
 from phase8.lossless.bitpack import narrowest
 
@@ -145,7 +144,7 @@ class HyperCodec:
         side, shrink = float(_half(np.array([side]))[0]), np.maximum(_half(shrink), np.float32(_LEAST_WIDTH))
         points = ergodic.codebook(dims, config.grid, config.winding, centroid, side, shrink)
         table, index = torch.from_numpy(points), ergodic.search(points)
-        bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
+        bits = config.code_bits
         codes, scales = {}, {}
         for name, matrix in taken.items():
             found, energy, product = [np.zeros(0, dtype=narrowest(bits))], 0.0, 0.0
@@ -160,14 +159,8 @@ class HyperCodec:
             scales[name] = unit[name] * max(gain, 0.0)
             if on_progress is not None:
                 on_progress(size_of(matrix))
-        settings = {
-            "trajectory": Trajectory.ergodic.value,
-            "dims": dims,
-            "grid": config.grid,
-            "classes": config.classes,
-            "winding": config.winding.value,
-            "exponent": 0 if published else _exponent(scales.values()),
-        }
+        exponent = 0 if published else _exponent(scales.values())
+        settings = config.stored(_shapes(taken), exponent=exponent)
         shared = {"centroid": _half_stream(centroid), "side": _half_stream(np.array([side]))}
         if config.classes:
             shared["shrink"] = _half_stream(shrink)
@@ -192,8 +185,7 @@ class HyperCodec:
                 if on_progress is not None:
                     on_progress(size_of(matrix))
         largest = {name: float(np.abs(a).max(initial=0.0)) / top for name, a in amplitudes.items()}
-        settings = {"trajectory": config.trajectory_type.value, "exponent": _exponent(largest.values())}
-        settings |= {setting: getattr(config, setting) for setting in MANIFOLD}
+        settings = config.stored(_shapes(taken), exponent=_exponent(largest.values()))
         codes, scales = {}, {}
         for name, a in amplitudes.items():
             q, scales[name] = _quantise(a, largest[name], settings["exponent"], top, energies[name])
@@ -207,14 +199,6 @@ class HyperCodec:
         on_progress: Progress | None,
     ) -> EncodedGroup:
         top = (1 << (config.coefficient_bits - 1)) - 1
-        settings = {
-            "trajectory": config.trajectory_type.value,
-            "degree": config.degree,
-            "block_size": config.block_size,
-            "coefficient_bits": config.coefficient_bits,
-        }
-        if config.axis is Axis.depth:
-            settings["axis"] = config.axis.value
         try:
             places = stacks(config, _shapes(taken))
         except ArtifactError as error:
@@ -237,7 +221,7 @@ class HyperCodec:
                 on_progress(size_of(matrix))
         largest = {name: float(np.abs(c).max(initial=0.0)) / top for name, c in real.items()}
         exponent = _exponent(largest.values())
-        settings["exponent"] = exponent
+        settings = config.stored(_shapes(taken), exponent=exponent)
         codes, scales = {}, {}
         for name, c in real.items():
             # A plane of 16 bits is to hold its largest coefficient too, which a float16 rounded down does not reach.
@@ -587,3 +571,6 @@ def _group(
         for name in shapes
     }
     return EncodedGroup(codec=codec, settings=settings, tensors=tensors, shared=shared)
+
+
+CODEC = HyperCodec()

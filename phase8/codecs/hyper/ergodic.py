@@ -35,8 +35,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phase8.codecs.hyper.settings import Winding
 from phase8.codecs.hyper.winding import offsets, steps
-from phase8.config import Winding
 
 _SAMPLE_WEIGHTS = 1 << 16
 """Weights on which a cube's side is chosen."""

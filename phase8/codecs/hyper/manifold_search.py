@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from phase8.codecs.hyper import manifold
-from phase8.config import HyperConfig
+from phase8.codecs.hyper.settings import HyperConfig
 
 _ALL = 1 << 16
 _TRIED = 1 << 12

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from phase8.config import Winding
+from phase8.codecs.hyper.settings import Winding
 
 _PI = Decimal("3.14159265358979323846264338327950288419716939937511")
 

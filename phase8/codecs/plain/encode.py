@@ -86,3 +86,6 @@ class _PlainTrainable(Trainable):
 
     def export(self) -> EncodedGroup:
         return _encode_as(dict(zip(self._names, self.values, strict=True)), self._dtype)
+
+
+CODEC = PlainCodec()

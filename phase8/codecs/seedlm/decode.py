@@ -17,11 +17,10 @@ from typing import Any
 import numpy as np
 
 from phase8.codecs.seedlm import lfsr
+from phase8.codecs.seedlm.settings import STORED, SeedLMConfig
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, bfloat16_values, finite, matrix_size
-from phase8.config import SeedLMConfig
 from phase8.errors import ArtifactError, ConfigError
 
-SETTINGS = ("block_size", "latent_dim", "bits", "seed_bits", "exponent_bits")
 _ELEMENTS_AT_ONCE = 1 << 20
 
 
@@ -37,7 +36,7 @@ def config_of(settings: Mapping[str, Any]) -> SeedLMConfig:
     Raises:
         ArtifactError: a setting is missing, unknown or out of range.
     """
-    if set(settings) != set(SETTINGS):
+    if set(settings) != set(STORED):
         raise ArtifactError("the settings of a seedlm group are not the known ones", where=str(sorted(settings)))
     try:
         return SeedLMConfig(**settings)

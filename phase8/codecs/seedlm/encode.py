@@ -35,10 +35,10 @@ from phase8.codecs import decoders
 from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Progress, Stream, Trainable, round_through
 from phase8.codecs.matrices import AT_ONCE, Matrix, extremes, in_parts, matrices, size_of
 from phase8.codecs.seedlm import lfsr
-from phase8.codecs.seedlm.decode import SETTINGS, code_values, config_of, parts
+from phase8.codecs.seedlm.decode import code_values, config_of, parts
 from phase8.codecs.seedlm.seed_search import codes_of, limit, search
+from phase8.codecs.seedlm.settings import SeedLMConfig
 from phase8.codecs.streams import bfloat16_values
-from phase8.config import SeedLMConfig
 from phase8.errors import CodecError
 from phase8.lossless.bitpack import narrowest
 
@@ -152,8 +152,8 @@ class SeedLMCodec:
                     streams["seeds"].values[rows] = seeds.numpy()
                     streams["exponents"].values[rows] = (exponents + half_range).numpy()
                     streams["codes"].values.reshape(-1, config.latent_dim)[rows] = codes.numpy()
-        settings = {name: getattr(config, name) for name in SETTINGS}
-        return EncodedGroup(codec=self.name, settings=settings, tensors=tensors)
+        shapes = {name: matrix.shape for name, matrix in taken.items()}
+        return EncodedGroup(codec=self.name, settings=config.stored(shapes), tensors=tensors)
 
     def decode(self, group: EncodedGroup) -> dict[str, np.ndarray]:
         """Returns every matrix, float32 [O, I]; see `Codec.decode`."""
@@ -251,3 +251,6 @@ class _SeedLMTrainable(Trainable):
             }
             tensors[name] = EncodedTensor(shape=tensor.shape, streams={**tensor.streams, **changed})
         return EncodedGroup(codec=self._group.codec, settings=self._group.settings, tensors=tensors)
+
+
+CODEC = SeedLMCodec()

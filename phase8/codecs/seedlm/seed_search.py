@@ -48,7 +48,7 @@ from torch import Tensor
 from phase8.codecs.base import Progress
 from phase8.codecs.seedlm import lfsr
 from phase8.codecs.seedlm.decode import code_values
-from phase8.config import SeedLMConfig, SeedSearch
+from phase8.codecs.seedlm.settings import SeedLMConfig, SeedSearch
 from phase8.lossless.bitpack import narrowest
 
 T = TypeVar("T")

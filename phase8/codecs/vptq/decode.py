@@ -37,11 +37,10 @@ import numpy as np
 
 from phase8.codecs.splitmix import bell
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, Stream, finite, float16_values, matrix_size
-from phase8.config import VPTQConfig
+from phase8.codecs.vptq.settings import MAX_SEED, VPTQConfig
 from phase8.errors import ArtifactError, ConfigError
 
 EIGHT_BIT_OFFSET = 128
-MAX_SEED = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,7 +73,6 @@ from phase8.codecs.base import (
 from phase8.codecs.matrices import AT_ONCE, Matrix, extremes, in_parts, matrices, size_of
 from phase8.codecs.vptq.decode import (
     EIGHT_BIT_OFFSET,
-    MAX_SEED,
     codebooks,
     float16_stream,
     parts,
@@ -81,7 +80,7 @@ from phase8.codecs.vptq.decode import (
     unit_codebooks,
 )
 from phase8.codecs.vptq.kmeans import kmeans, nearest
-from phase8.config import CodebookSource, VPTQConfig
+from phase8.codecs.vptq.settings import VPTQConfig
 from phase8.errors import CodecError
 from phase8.lossless.bitpack import narrowest
 
@@ -232,11 +231,6 @@ class _Matrix:
         return rows_GV.reshape(len(rows_GV), product, -1).mean(dim=2)
 
 
-def _share(config: VPTQConfig) -> int:
-    """Outlier columns in thousandths of all, as they are stored."""
-    return round(1000 * config.outlier_columns)
-
-
 def _prepare(name: str, source: Matrix, importance: Importance, config: VPTQConfig) -> _Matrix:
     if len(source.shape) != 2 or size_of(source) == 0:
         raise CodecError(f"a matrix is needed, the shape is {tuple(source.shape)}", where=name, fix="protect it")
@@ -255,7 +249,7 @@ def _prepare(name: str, source: Matrix, importance: Importance, config: VPTQConf
         vector_dim=config.vector_dim,
         scale=_scale(name, source),
         order_I=order_I,
-        outliers=columns * _share(config) // 1000,
+        outliers=columns * config.outlier_share // 1000,
         diagonal_I=diagonal_I,
         factor_II=factor_II,
         row_GV=None if bool((row_GV == 1).all()) else row_GV,
@@ -462,18 +456,7 @@ class _Fit:
         self._config, self._matrices = config, matrices
         self._generator = np.random.default_rng(seed)
         self._streams: dict[str, dict[str, Stream]] = {}
-        vectors = sum(m.ordinary * m.padded for m in self._matrices) // config.vector_dim
-        self.settings: dict[str, JSON] = {"vector_dim": config.vector_dim}
-        if config.codebook_source is CodebookSource.learned:
-            self.settings["codebook_bits"] = config.codebook_bits
-        else:
-            self.settings["codebook_seed"] = seed & MAX_SEED
-        self.settings["codebook_sizes"] = [min(config.codebook_size, vectors)] * config.num_codebooks
-        if config.product > 1:
-            self.settings["product"] = config.product
-        few = config.outlier_vector_dim
-        if own := sum(m.outliers * m.padded for m in self._matrices) // few:
-            self.settings["outliers"] = [_share(config), few, min(config.outlier_codebook_size, own)]
+        self.settings: dict[str, JSON] = config.stored({str(n): m.shape for n, m in enumerate(matrices)}, seed=seed)
         self.books = settings_of(self.settings).books()
         self._units = unit_codebooks(self.settings)
 
@@ -673,3 +656,6 @@ class _VPTQTrainable(Trainable):
             for (name, tensor), scale in zip(self._group.tensors.items(), scales, strict=True)
         }
         return EncodedGroup(codec=self._group.codec, settings=self._group.settings, tensors=tensors, shared=stored)
+
+
+CODEC = VPTQCodec()
