@@ -17,7 +17,7 @@ from phase8.codecs.stages import NAMES
 from phase8.errors import ArtifactError, ConfigError, Phase8Error
 
 if TYPE_CHECKING:
-    from phase8.artifact import Artifact
+    from phase8.artifact.read import Artifact
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -193,7 +193,7 @@ def _inspect(options: argparse.Namespace) -> int:
 
 def _facts(directory: Path, artifact: Artifact, rows: list[tuple[str, str, int]]) -> dict[str, Any]:
     """What `inspect` shows, for programs: the account's rows add up to `bytes`."""
-    from phase8.artifact import COUNTED_FILES
+    from phase8.artifact.read import COUNTED_FILES
 
     beside = {p.name: p.stat().st_size for p in directory.iterdir() if p.is_file() and p.name not in COUNTED_FILES}
     return {
