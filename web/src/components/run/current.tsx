@@ -1,0 +1,132 @@
+/** Part 2: what is being done now: percent, elapsed time, activity, the last five lines. */
+"use client";
+
+import { useEffect, useState } from "react";
+
+import { StageName } from "@/components/basics";
+import { describe } from "@/lib/describe";
+import { ended, lastAttempt, progress } from "@/lib/derive";
+import { clock, figure, seconds, words } from "@/lib/format";
+import { stageColour } from "@/lib/stages";
+import type { RunSummary } from "@/lib/api";
+import type { Attempt, RunView } from "@/lib/store";
+
+/** Seconds since the run began: on while it runs, as its log says once it ended. */
+export function useElapsed(view: RunView, summary: RunSummary | null): number | null {
+  const ticking = summary?.state === "running" && summary.source !== "replay" && !ended(view);
+  const [now, setNow] = useState<number | null>(null);
+  useEffect(() => {
+    if (!ticking) return;
+    const timer = setInterval(() => setNow(Date.now() / 1000), 1000);
+    return () => clearInterval(timer);
+  }, [ticking]);
+  if (view.firstTime === null || view.lastTime === null) return null;
+  const until = ticking && now !== null ? Math.max(view.lastTime, now) : view.lastTime;
+  return until - view.firstTime;
+}
+
+export function Current({ view, summary }: { view: RunView; summary: RunSummary | null }) {
+  const elapsed = useElapsed(view, summary);
+  const { activity } = view;
+  const share = progress(view);
+  const stage = view.current ?? activity?.stage ?? null;
+  const percent = share === null ? null : Math.round(100 * share);
+  const attempt = stage === null ? null : lastAttempt(view, stage);
+  return (
+    <div className="flex flex-1 flex-col gap-3">
+      <div className="flex flex-wrap items-baseline justify-between gap-x-4">
+        <p className="font-semibold" data-figure="stage">
+          {stage !== null ? (
+            <>
+              <StageName stage={stage} titles={view.titles} />
+              {attempt !== null && attempt.number > 1 && <span className="font-normal text-soft">, attempt {attempt.number}</span>}
+            </>
+          ) : (
+            standing(view, summary)
+          )}
+        </p>
+        <p className="num text-soft">
+          <span className="sr-only">Elapsed: </span>
+          <span data-figure="elapsed">{seconds(elapsed)}</span>
+        </p>
+      </div>
+      {stage !== null && (
+        <div>
+          <div
+            role="progressbar"
+            aria-label={activity === null ? "Current step" : words(activity.step)}
+            aria-valuemin={0}
+            aria-valuemax={100}
+            {...(percent === null ? {} : { "aria-valuenow": percent })}
+            className="keeps-colour h-2.5 overflow-hidden rounded-full bg-raised"
+          >
+            <div className="h-full rounded-full" style={{ width: `${percent ?? 0}%`, background: stageColour(stage) }} />
+          </div>
+          <p className="mt-1.5 flex flex-wrap justify-between gap-x-4 text-[0.88rem]">
+            <span data-figure="activity">
+              {activity === null ? "Between two steps" : sentence(activity.step, activity.text, activity.done, activity.total)}
+            </span>
+            <span className="num text-soft">
+              {percent !== null && `${percent} %`}
+              {activity?.secondsLeft != null && ` · ${seconds(activity.secondsLeft)} left`}
+            </span>
+          </p>
+        </div>
+      )}
+      {attempt !== null && attempt.curve.length > 1 && !attempt.complete && <Curve attempt={attempt} stage={stage ?? ""} />}
+      <div className="mt-auto">
+        <h3 className="mb-1 text-[0.8rem] font-medium text-soft">Last five lines</h3>
+        <ol className="space-y-0.5 text-[0.82rem]" data-figure="log">
+          {view.log.slice(-5).map((event) => (
+            <li key={event.seq} className="flex gap-2">
+              <time className="num shrink-0 text-soft">{clock(event.time)}</time>
+              <span className="min-w-0 truncate" title={describe(event, view.titles).title}>
+                {describe(event, view.titles).title}
+              </span>
+            </li>
+          ))}
+          {view.log.length === 0 && <li className="text-soft">Nothing yet</li>}
+        </ol>
+      </div>
+    </div>
+  );
+}
+
+function standing(view: RunView, summary: RunSummary | null): string {
+  if (view.failure !== null) return "Ended by an error";
+  if (view.result !== null) return "Ended";
+  if (summary?.state === "lost") return "The run's process is gone";
+  return summary === null || view.lastTime === null ? "Not begun" : "Between two stages";
+}
+
+function sentence(step: string, text: string, done: number, total: number | null): string {
+  const count = total === null ? figure(done) : `${figure(done)} of ${figure(total)}`;
+  return text === "" ? `${words(step)}, ${count}` : `${words(step)}: ${text}`;
+}
+
+/** The training's loss so far, as a line without axes. */
+function Curve({ attempt, stage }: { attempt: Attempt; stage: string }) {
+  const points = attempt.curve.filter((point) => point.loss !== null && point.loss > 0);
+  if (points.length < 2) return null;
+  const xs = points.map((point) => point.step);
+  const ys = points.map((point) => Math.log(point.loss as number));
+  const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  const place = (index: number) =>
+    `${((100 * ((xs[index] as number) - x0)) / (x1 - x0 || 1)).toFixed(2)},${(28 - (26 * ((ys[index] as number) - y0)) / (y1 - y0 || 1)).toFixed(2)}`;
+  const last = points.at(-1);
+  return (
+    <div className="flex items-center gap-3 text-[0.82rem]">
+      <span className="text-soft">Loss</span>
+      <svg viewBox="0 0 100 30" preserveAspectRatio="none" className="h-8 min-w-0 flex-1" aria-hidden="true">
+        <polyline
+          points={points.map((_, index) => place(index)).join(" ")}
+          fill="none"
+          stroke={stageColour(stage)}
+          strokeWidth={1.5}
+          vectorEffect="non-scaling-stroke"
+        />
+      </svg>
+      <span className="num">{figure(last?.loss)}</span>
+    </div>
+  );
+}

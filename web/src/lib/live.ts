@@ -1,0 +1,233 @@
+/**
+ * The one connection to the server. Events that arrive are queued and folded once per animation frame, so that a
+ * thousand at once cost one drawing. After a lost connection every open run asks for what it missed.
+ */
+import { useEffect, useSyncExternalStore } from "react";
+import { io, type Socket } from "socket.io-client";
+
+import type { RunSummary } from "./api";
+import { list, num, obj, text } from "./read";
+import { setToken, token } from "./rest";
+import { EMPTY, fold, type RunView } from "./store";
+import type { RunEvent, ServerError } from "./types";
+
+export type Connection = "connecting" | "connected" | "disconnected" | "unauthorized";
+const ACK_TIMEOUT_MS = 20_000;
+/** Events folded in one frame; what is more waits for the next. */
+const BATCH = 4000;
+
+/** Something that React components may watch. */
+class Watched<T> {
+  private listeners = new Set<() => void>();
+  constructor(public value: T) {}
+  set(value: T): void {
+    if (value === this.value) return;
+    this.value = value;
+    for (const listener of this.listeners) listener();
+  }
+  subscribe = (listener: () => void): (() => void) => {
+    this.listeners.add(listener);
+    return () => this.listeners.delete(listener);
+  };
+  get = (): T => this.value;
+}
+
+export interface LiveRun {
+  view: RunView;
+  summary: RunSummary | null;
+  loading: boolean;
+  error: ServerError | null;
+}
+
+const NEW: LiveRun = { view: EMPTY, summary: null, loading: true, error: null };
+
+function nextFrame(work: () => void): void {
+  // A hidden page draws no frames, but its state should still be right when it is shown again.
+  if (document.hidden) setTimeout(work, 250);
+  else requestAnimationFrame(work);
+}
+
+class Feed {
+  readonly state = new Watched<LiveRun>(NEW);
+  users = 0;
+  private queue: RunEvent[] = [];
+  private scheduled = false;
+
+  constructor(readonly run: string) {}
+
+  take(events: readonly RunEvent[]): void {
+    for (const event of events) this.queue.push(event);
+    if (!this.scheduled && this.queue.length > 0) {
+      this.scheduled = true;
+      nextFrame(this.flush);
+    }
+  }
+
+  private flush = (): void => {
+    this.scheduled = false;
+    if (this.state.value.loading) return; // a snapshot is on its way and comes first
+    const batch = this.queue.splice(0, BATCH);
+    this.patch({ view: fold(this.state.value.view, batch) });
+    if (this.queue.length > 0) this.take([]);
+  };
+
+  patch(change: Partial<LiveRun>): void {
+    this.state.set({ ...this.state.value, ...change });
+    if (!this.scheduled && this.queue.length > 0 && !this.state.value.loading) {
+      this.scheduled = true;
+      nextFrame(this.flush);
+    }
+  }
+
+  subscribe(socket: Socket, again = false): void {
+    const { view } = this.state.value;
+    const request = again && view.next > 0 ? { run: this.run, after: view.next } : { run: this.run };
+    socket.timeout(ACK_TIMEOUT_MS).emit("phase8:subscribe", request, (late: Error | null, answer: unknown) => {
+      if (late !== null) {
+        if (socket.connected) this.subscribe(socket, again);
+        return;
+      }
+      const reply = obj(answer);
+      if (reply.error !== undefined) {
+        const error = obj(reply.error);
+        this.patch({
+          loading: false,
+          error: { what: text(error.what), where: text(error.where), fix: text(error.fix) },
+        });
+        return;
+      }
+      this.patch({
+        view: fold(this.state.value.view, list(reply.events).map(readEvent)),
+        summary: reply.run as RunSummary,
+        loading: false,
+        error: null,
+      });
+    });
+  }
+
+  reset(socket: Socket): void {
+    this.queue = [];
+    this.patch({ view: EMPTY, loading: true });
+    this.subscribe(socket);
+  }
+}
+
+function readEvent(raw: unknown): RunEvent {
+  const event = obj(raw);
+  return {
+    seq: num(event.seq) ?? 0,
+    time: num(event.time) ?? 0,
+    kind: text(event.kind),
+    stage: typeof event.stage === "string" ? event.stage : null,
+    data: obj(event.data),
+  };
+}
+
+class Live {
+  readonly connection = new Watched<Connection>("connecting");
+  /** Summaries that changed while the page is open, by run. */
+  readonly summaries = new Watched<Record<string, RunSummary>>({});
+  private feeds = new Map<string, Feed>();
+  private socket: Socket | null = null;
+  private changed: Record<string, RunSummary> = {};
+  private summariesDue = false;
+
+  open(): Socket {
+    if (this.socket !== null) return this.socket;
+    const socket = io({ auth: (give) => give({ token: token() ?? "" }), reconnectionDelayMax: 3000 });
+    this.socket = socket;
+    socket.on("connect", () => {
+      this.connection.set("connected");
+      for (const feed of this.feeds.values()) feed.subscribe(socket, true);
+    });
+    socket.on("disconnect", () => this.connection.set("disconnected"));
+    socket.on("connect_error", (error: Error) => {
+      const refused = error.message === "unauthorized";
+      this.connection.set(refused ? "unauthorized" : "disconnected");
+    });
+    socket.onAny((name: string, payload: unknown) => this.receive(socket, name, obj(payload)));
+    return socket;
+  }
+
+  authorize(value: string): void {
+    setToken(value);
+    this.connection.set("connecting");
+    this.socket?.disconnect().connect();
+  }
+
+  private receive(socket: Socket, name: string, payload: Record<string, unknown>): void {
+    const run = text(payload.run);
+    if (name === "phase8:run_update") {
+      this.update(payload as unknown as RunSummary);
+    } else if (name === "phase8:reset") {
+      this.feeds.get(run)?.reset(socket);
+    } else if (name === "phase8:batch") {
+      this.feeds.get(run)?.take(list(payload.events).map(readEvent));
+    } else if (name.startsWith("phase8:")) {
+      this.feeds.get(run)?.take([readEvent(payload)]);
+    }
+  }
+
+  /** A summary that came by socket or as the answer to a control call. */
+  update(summary: RunSummary): void {
+    this.changed[summary.run] = summary;
+    if (this.summariesDue) return;
+    this.summariesDue = true;
+    nextFrame(() => {
+      this.summariesDue = false;
+      const changed = this.changed;
+      this.changed = {};
+      for (const [run, value] of Object.entries(changed)) this.feeds.get(run)?.patch({ summary: value });
+      this.summaries.set({ ...this.summaries.value, ...changed });
+    });
+  }
+
+  feed(run: string): Feed {
+    let feed = this.feeds.get(run);
+    if (feed === undefined) {
+      feed = new Feed(run);
+      this.feeds.set(run, feed);
+    }
+    return feed;
+  }
+
+  hold(feed: Feed): () => void {
+    feed.users += 1;
+    this.feeds.set(feed.run, feed);
+    const socket = this.open();
+    if (feed.users === 1 && socket.connected) feed.subscribe(socket, true);
+    return () => {
+      feed.users -= 1;
+      if (feed.users > 0) return;
+      this.feeds.delete(feed.run);
+      socket.emit("phase8:unsubscribe", { run: feed.run });
+    };
+  }
+}
+
+export const live = new Live();
+
+const neverConnected = (): Connection => "connecting";
+const newRun = (): LiveRun => NEW;
+
+export function useConnection(): Connection {
+  useEffect(() => {
+    live.open();
+  }, []);
+  return useSyncExternalStore(live.connection.subscribe, live.connection.get, neverConnected);
+}
+
+/** A run, live for as long as the component is shown. */
+export function useRun(run: string): LiveRun {
+  const feed = live.feed(run);
+  useEffect(() => live.hold(feed), [feed]);
+  return useSyncExternalStore(feed.state.subscribe, feed.state.get, newRun);
+}
+
+const NO_SUMMARIES: Record<string, RunSummary> = {};
+export function useSummaries(): Record<string, RunSummary> {
+  useEffect(() => {
+    live.open();
+  }, []);
+  return useSyncExternalStore(live.summaries.subscribe, live.summaries.get, () => NO_SUMMARIES);
+}
