@@ -44,7 +44,7 @@ export function RunList() {
   useEffect(() => {
     const stop = new AbortController();
     const ask = setTimeout(() => {
-      get<{ runs: RunSummary[]; total: number }>(`/runs?query=${encodeURIComponent(query)}&state=${state}&limit=${limit}`, stop.signal).then(
+      get<{ runs: RunSummary[]; total: number }>(`/runs?query=${encodeURIComponent(query)}&limit=${limit}${state && `&state=${state}`}`, stop.signal).then(
         (answer) => {
           setFound(answer);
           setError(null);

@@ -68,7 +68,7 @@ function ConnectionState({ connection }: { connection: keyof typeof WORDS }) {
   return (
     <span role="status" data-connection={connection} className="inline-flex items-center gap-1.5 text-[0.82rem] text-soft">
       <span className={`keeps-colour size-2 rounded-full ${TONES[connection]}`} aria-hidden="true" />
-      {WORDS[connection]}
+      <span className="max-sm:sr-only">{WORDS[connection]}</span>
     </span>
   );
 }

@@ -27,17 +27,18 @@ export function ended(view: RunView): boolean {
   return view.result !== null || view.failure !== null;
 }
 
-export function stageState(view: RunView, stage: string): StageState {
+/** The state of a stage; `over`: nobody writes the log any more, whatever its last line is. */
+export function stageState(view: RunView, stage: string, over = ended(view)): StageState {
   const attempt = lastAttempt(view, stage);
   if (attempt === null) {
     if (stage !== BASELINE && view.planned.length > 0 && !view.planned.includes(stage)) return "off";
-    return ended(view) ? "skipped" : "pending";
+    return over ? "skipped" : "pending";
   }
   if (attempt.complete) {
     if (attempt.passed === true) return "complete";
-    return attempt.final || ended(view) ? "failed" : "retrying";
+    return attempt.final || over ? "failed" : "retrying";
   }
-  if (ended(view)) return "failed";
+  if (over) return "failed";
   return attempt.number > 1 ? "retrying" : "running";
 }
 

@@ -27,7 +27,7 @@ export function Frontier({ points, letters }: { points: FrontierPoint[]; letters
   const tick = { fill: "var(--soft)", fontSize: 12 };
   return (
     <>
-      <div className="keeps-colour h-80 flex-1" aria-hidden="true">
+      <div className="keeps-colour h-80" aria-hidden="true">
         <ResponsiveContainer width="100%" height="100%" initialDimension={{ width: 320, height: 320 }}>
           <ScatterChart margin={{ top: 8, right: 16, bottom: 16, left: 0 }} accessibilityLayer={false}>
             <CartesianGrid stroke="var(--line)" />

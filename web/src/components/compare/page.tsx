@@ -6,7 +6,7 @@ import Link from "next/link";
 import { useRouter, useSearchParams } from "next/navigation";
 import { useEffect, useState } from "react";
 
-import { Button, Empty, ErrorBox, Part, RunStateLabel, Skeleton } from "@/components/basics";
+import { Button, Empty, ErrorBox, Part, RunStateLabel, Skeleton, StageName } from "@/components/basics";
 import type { RunSummary } from "@/lib/api";
 import { benchmark, figure, percent, points, size, times } from "@/lib/format";
 import { asError, get } from "@/lib/rest";
@@ -187,7 +187,7 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
           )}
         </Part>
       </div>
-      <Part id="retention" title="Retention" hint="of each run's answer, relative to its own baseline, 95 % intervals paired over items">
+      <Part id="retention" title="Retention" hint="of what each run ends with, else of its last attempt; relative to its own baseline, 95 % intervals paired over items">
         <div className="overflow-x-auto" tabIndex={0} role="region" aria-label="Retention of every benchmark">
           <table className="w-full border-separate border-spacing-0 text-[0.88rem]">
             <caption className="sr-only">Retention of every benchmark in every run</caption>
@@ -199,7 +199,7 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
                 {runs.map((run) => (
                   <th key={run.run} scope="col" className="cell text-left font-medium whitespace-nowrap">
                     <Letter>{letters[run.run]}</Letter>
-                    {run.level !== null && <span className="text-[0.8rem]">{levelTitle(run.level)}</span>}
+                    <JudgedStage found={found} run={run.run} />
                   </th>
                 ))}
               </tr>
@@ -286,6 +286,12 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
       )}
     </>
   );
+}
+
+/** The stage whose scores stand in a run's column. */
+function JudgedStage({ found, run }: { found: Comparison; run: string }) {
+  const stage = found.benchmarks.map((row) => row.values[run]?.stage).find((name) => name !== undefined);
+  return stage === undefined ? null : <StageName stage={stage} />;
 }
 
 function Letter({ children }: { children: React.ReactNode }) {

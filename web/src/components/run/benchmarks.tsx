@@ -5,7 +5,7 @@ import { Fragment, useState } from "react";
 
 import { Button, Empty, StageName } from "@/components/basics";
 import { Icon } from "@/components/icons";
-import { lastAttempt, tasks, telling } from "@/lib/derive";
+import { answer, lastAttempt, tasks, telling } from "@/lib/derive";
 import { benchmark, percent, words } from "@/lib/format";
 import { save } from "@/lib/rest";
 import { BASELINE } from "@/lib/stages";
@@ -18,25 +18,28 @@ interface Row {
   baseline: Score | null;
   /** By stage: the attempt that passed, else the last. */
   stages: Record<string, Score | null>;
-  /** Of the last stage that has one. */
+  /** Of the answer of an ended run, else of the latest stage that has one. */
   retention: number | null;
   status: string;
   tone: string;
 }
 
-type Key = "order" | "name" | "role" | "baseline" | "retention" | "status" | `stage:${string}`;
+type Key = "order" | "name" | "baseline" | "retention" | "status" | `stage:${string}`;
 
 function rowsOf(view: RunView, stages: string[]): Row[] {
   const baseline = lastAttempt(view, BASELINE);
+  const ends = view.result === null ? null : (answer(view)?.stage ?? null);
   return tasks(view).map((first) => {
     const before = baseline?.results[first.task] ?? null;
     const scores: Record<string, Score | null> = {};
     for (const stage of stages) scores[stage] = telling(view.stages[stage])?.results[first.task] ?? null;
-    const last = stages.map((stage) => scores[stage]).findLast((score) => score != null) ?? null;
+    const last = ends !== null ? scores[ends] : stages.map((stage) => scores[stage]).findLast((score) => score != null);
     const retention = last?.retention ?? null;
     const limit = view.limits.benchmark;
     const informative = before?.informative ?? first.informative;
-    const [status, tone] = !informative
+    const [status, tone] = first.role === "integration"
+      ? ["See Integration", "text-soft"]
+      : !informative
       ? ["Uninformative", "text-soft"]
       : retention === null
         ? ["Baseline only", "text-soft"]
@@ -51,7 +54,6 @@ function rowsOf(view: RunView, stages: string[]): Row[] {
 
 function valueOf(row: Row, key: Key): number | string {
   if (key === "name") return row.name.toLowerCase();
-  if (key === "role") return row.role;
   if (key === "status") return row.status;
   if (key === "baseline") return row.baseline?.score ?? -1;
   if (key === "retention") return row.retention ?? -1;
@@ -97,12 +99,11 @@ export function Benchmarks({ view, name }: { view: RunView; name: string }) {
       <div className="-mx-1 overflow-x-auto px-1 pb-1" tabIndex={0} role="region" aria-label="Benchmark table, scrolls sideways">
         <table className="w-full border-separate border-spacing-0 text-[0.88rem]">
           <caption className="sr-only">
-            Score of every benchmark at the baseline and at every stage, with the retention of the last stage
+            Score of every benchmark at the baseline and at every stage, with the retention of the run's answer, or of the latest stage while it runs
           </caption>
           <thead>
             <tr>
               {heading("name", "Benchmark")}
-              {heading("role", "Role")}
               {heading("baseline", <StageName stage={BASELINE} />, true)}
               {stages.map((stage) => (
                 <Fragment key={stage}>{heading(`stage:${stage}`, <StageName stage={stage} titles={view.titles} />, true)}</Fragment>
@@ -127,8 +128,8 @@ export function Benchmarks({ view, name }: { view: RunView; name: string }) {
                       ) : (
                         <span className="pl-4">{row.name}</span>
                       )}
+                      {row.role !== "core" && <span className="ml-1.5 text-[0.78rem] font-normal text-soft">{row.role}</span>}
                     </th>
-                    <td className="cell text-soft">{row.role}</td>
                     <td className="cell num text-right" data-stage={BASELINE}>
                       <ScoreCell score={row.baseline} />
                     </td>
@@ -149,7 +150,6 @@ export function Benchmarks({ view, name }: { view: RunView; name: string }) {
                           {words(part.name)}
                           {part.n !== null && <span className="num"> · {part.n} items</span>}
                         </th>
-                        <td className="cell" />
                         {part.values.map((value, index) => (
                           <td key={index} className="cell num text-right">
                             {percent(value)}
@@ -169,7 +169,7 @@ export function Benchmarks({ view, name }: { view: RunView; name: string }) {
         <Button icon="down" onClick={() => save(new Blob([csv(rows, stages)], { type: "text/csv" }), `${name.replaceAll("/", "_")}_benchmarks.csv`)}>
           Save table as CSV
         </Button>
-        <p className="text-[0.82rem] text-soft">Scores ± standard error. Retention is relative to the baseline.</p>
+        <p className="text-[0.82rem] text-soft">Scores ± standard error. Retention: {view.result === null ? "the latest stage" : "what the run ends with"}, relative to the baseline.</p>
       </div>
     </>
   );

@@ -66,16 +66,24 @@ function ticks(low: number, high: number, steps: readonly number[]): number[] {
   return found;
 }
 
+/** Round shares between two, at most about eight. */
+function shares(low: number, high: number): number[] {
+  const step = high - low > 0.8 ? 0.2 : high - low > 0.3 ? 0.1 : high - low > 0.12 ? 0.05 : 0.02;
+  const found: number[] = [];
+  for (let tick = Math.ceil(low / step); tick * step <= high + 1e-9; tick += 1) found.push(tick * step);
+  return found;
+}
+
 export function SizeChart({ view }: { view: RunView }) {
   const points = sizePoints(view);
   if (points.length === 0) return <Empty>Sizes appear once the input is loaded</Empty>;
   const bytes = points.map((point) => point.bytes);
   const goal = view.limits.minRatio !== null && view.originalBytes !== null ? view.originalBytes / view.limits.minRatio : null;
-  const low = Math.min(...bytes, goal ?? Infinity) / 1.8;
+  const low = Math.min(...bytes, goal ?? Infinity) / 2.5;
   const high = Math.max(...bytes) * 2.2;
   return (
     <>
-      <div className="keeps-colour h-56 flex-1" aria-hidden="true">
+      <div className="keeps-colour h-60" aria-hidden="true">
         <ResponsiveContainer width="100%" height="100%" initialDimension={{ width: 320, height: 220 }}>
           <LineChart data={points} margin={{ top: 6, right: 26, bottom: 0, left: 0 }} accessibilityLayer={false}>
             <CartesianGrid stroke="var(--line)" vertical={false} />
@@ -91,7 +99,7 @@ export function SizeChart({ view }: { view: RunView }) {
               width={58}
             />
             {goal !== null && (
-              <ReferenceLine y={goal} stroke="var(--soft)" strokeDasharray="4 4" label={{ value: `goal ${times(view.limits.minRatio)}`, position: "insideBottomRight", fill: "var(--soft)", fontSize: 12 }} />
+              <ReferenceLine y={goal} stroke="var(--soft)" strokeDasharray="4 4" label={{ value: `goal ${times(view.limits.minRatio)}`, position: "insideTopLeft", fill: "var(--soft)", fontSize: 12 }} />
             )}
             <Tooltip {...TIP} formatter={(value) => [size(Number(value)), "on disk"]} cursor={{ stroke: "var(--line)" }} />
             <Line dataKey="bytes" stroke="var(--edge)" strokeWidth={1.5} isAnimationActive={false} dot={SizeDot} activeDot={false} />
@@ -113,7 +121,7 @@ function SizeDot({ cx, cy, payload }: { cx?: number; cy?: number; payload?: Size
   return (
     <g>
       <circle cx={cx} cy={cy} r={5.5} fill={payload.kept ? colour : "var(--card)"} stroke={colour} strokeWidth={2} />
-      <text x={cx} y={cy - 11} textAnchor="middle" fill="var(--ink)" fontSize={12} fontWeight={600}>
+      <text x={cx} y={payload.kept ? cy - 11 : cy + 20} textAnchor="middle" fill="var(--ink)" fontSize={12} fontWeight={600}>
         {times(payload.ratio)}
       </text>
     </g>
@@ -147,12 +155,14 @@ export function QualityChart({ view }: { view: RunView }) {
   if (rows.length < 2) return <Empty>Lines begin once a stage has been measured</Empty>;
   const ratios = rows.map((row) => row.ratio as number);
   const high = Math.max(...ratios) * 1.15;
-  const least = Math.min(...rows.flatMap((row) => Object.entries(row).map(([key, value]) => (key === "ratio" ? 1 : Number(value ?? 1)))));
+  const figures = rows.flatMap((row) => Object.entries(row).flatMap(([key, value]) => (key === "ratio" || value === null ? [] : [value])));
+  const least = Math.min(...figures);
+  const top = Math.max(1.02, Math.ceil(Math.max(...figures) * 50) / 50);
   const floor = view.limits.cumulative;
   const bottom = Math.max(0, Math.floor(Math.min(least, floor) * 20 - 0.5) / 20);
   return (
     <>
-      <div className="keeps-colour h-72 flex-1" aria-hidden="true">
+      <div className="keeps-colour h-72" aria-hidden="true">
         <ResponsiveContainer width="100%" height="100%" initialDimension={{ width: 320, height: 288 }}>
           <LineChart data={rows} margin={{ top: 8, right: 18, bottom: 16, left: 0 }} accessibilityLayer={false}>
             <CartesianGrid stroke="var(--line)" />
@@ -169,7 +179,8 @@ export function QualityChart({ view }: { view: RunView }) {
               label={{ value: "compression ratio", position: "insideBottom", offset: -10, fill: "var(--soft)", fontSize: 12 }}
             />
             <YAxis
-              domain={[bottom, (top: number) => Math.max(1.02, Math.ceil(top * 50) / 50)]}
+              domain={[bottom, top]}
+              ticks={shares(bottom, top)}
               tickFormatter={(value: number) => `${Math.round(100 * value)} %`}
               tick={TICK}
               tickLine={false}
@@ -255,7 +266,7 @@ export function ExpertRadar({ view }: { view: RunView }) {
   const rows = experts.map((row) => ({ expert: row.expert, ...row.byStage }));
   return (
     <>
-      <div className="keeps-colour h-64 flex-1" aria-hidden="true">
+      {experts.length > 2 && <div className="keeps-colour h-64" aria-hidden="true">
         <ResponsiveContainer width="100%" height="100%" initialDimension={{ width: 320, height: 256 }}>
           <RadarChart data={rows} outerRadius="70%" accessibilityLayer={false}>
             <PolarGrid stroke="var(--line)" />
@@ -267,7 +278,7 @@ export function ExpertRadar({ view }: { view: RunView }) {
             <Tooltip {...TIP} formatter={(value, name) => [percent(Number(value)), name]} />
           </RadarChart>
         </ResponsiveContainer>
-      </div>
+      </div>}
       <table className="mt-1 w-full text-[0.82rem]" data-figure="experts">
         <caption className="sr-only">Retention per expert and stage</caption>
         <thead>

@@ -7,7 +7,8 @@ import { StageName } from "@/components/basics";
 import { describe } from "@/lib/describe";
 import { ended, lastAttempt, progress } from "@/lib/derive";
 import { clock, figure, seconds, words } from "@/lib/format";
-import { stageColour } from "@/lib/stages";
+import { num } from "@/lib/read";
+import { stageColour, stageTitle } from "@/lib/stages";
 import type { RunSummary } from "@/lib/api";
 import type { Attempt, RunView } from "@/lib/store";
 
@@ -20,16 +21,18 @@ export function useElapsed(view: RunView, summary: RunSummary | null): number | 
     const timer = setInterval(() => setNow(Date.now() / 1000), 1000);
     return () => clearInterval(timer);
   }, [ticking]);
+  const whole = num(view.result?.seconds);
+  if (whole !== null) return whole;
   if (view.firstTime === null || view.lastTime === null) return null;
   const until = ticking && now !== null ? Math.max(view.lastTime, now) : view.lastTime;
   return until - view.firstTime;
 }
 
-export function Current({ view, summary }: { view: RunView; summary: RunSummary | null }) {
+export function Current({ view, summary, over }: { view: RunView; summary: RunSummary | null; over: boolean }) {
   const elapsed = useElapsed(view, summary);
   const { activity } = view;
   const share = progress(view);
-  const stage = view.current ?? activity?.stage ?? null;
+  const stage = over ? null : (view.current ?? activity?.stage ?? null);
   const percent = share === null ? null : Math.round(100 * share);
   const attempt = stage === null ? null : lastAttempt(view, stage);
   return (
@@ -95,7 +98,7 @@ export function Current({ view, summary }: { view: RunView; summary: RunSummary 
 function standing(view: RunView, summary: RunSummary | null): string {
   if (view.failure !== null) return "Ended by an error";
   if (view.result !== null) return "Ended";
-  if (summary?.state === "lost") return "The run's process is gone";
+  if (summary?.state === "lost") return view.current === null ? "Stopped" : `Stopped in ${stageTitle(view.current, view.titles)}`;
   return summary === null || view.lastTime === null ? "Not begun" : "Between two stages";
 }
 

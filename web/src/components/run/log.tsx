@@ -109,7 +109,7 @@ export function EventLog({ view }: { view: RunView }) {
           setTop(at.scrollTop);
           setFollow(at.scrollHeight - at.scrollTop - at.clientHeight < ROW);
         }}
-        className="relative h-72 flex-1 overflow-x-hidden overflow-y-auto rounded-md border border-line"
+        className="relative h-96 shrink-0 overflow-x-hidden overflow-y-auto rounded-md border border-line xl:h-[34rem]"
       >
         {events.length === 0 && (
           <div className="p-3">

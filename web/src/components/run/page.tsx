@@ -48,11 +48,11 @@ function Run({ id }: { id: string }) {
       <Announcer view={view} />
       <Verdict view={view} summary={summary} />
       <Part id="timeline" title="Progress">
-        <Timeline view={view} />
+        <Timeline view={view} over={isOver(summary)} />
       </Part>
       <div className="grid gap-3 sm:gap-4 md:grid-cols-2 xl:grid-cols-3">
         <Part id="current" title="Current stage">
-          <Current view={view} summary={summary} />
+          <Current view={view} summary={summary} over={isOver(summary)} />
         </Part>
         <Part id="compression" title="Compression progress" hint="size on disk, logarithmic">
           <SizeChart view={view} />
@@ -78,6 +78,10 @@ function Run({ id }: { id: string }) {
       </div>
     </div>
   );
+}
+
+function isOver(summary: RunSummary): boolean {
+  return ["complete", "aborted", "interrupted", "failed", "lost"].includes(summary.state);
 }
 
 function Head({ view, summary }: { view: RunView; summary: RunSummary }) {

@@ -31,7 +31,7 @@ export function Quality({ view }: { view: RunView }) {
           {!retention.final && " so far"}
         </p>
       </div>
-      <ul className="grid grid-cols-[repeat(auto-fill,minmax(9.2rem,1fr))] content-start gap-2">
+      <ul className="grid grid-cols-[repeat(auto-fill,minmax(8rem,1fr))] content-start gap-2">
         {core.map(({ task }) => (
           <Card
             key={task}

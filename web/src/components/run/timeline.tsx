@@ -7,21 +7,21 @@ import { percent, seconds, size, times } from "@/lib/format";
 import { BASELINE, stageColour, stageTitle } from "@/lib/stages";
 import type { RunView } from "@/lib/store";
 
-export function Timeline({ view }: { view: RunView }) {
+export function Timeline({ view, over }: { view: RunView; over: boolean }) {
   return (
     <ol className="grid gap-2 sm:auto-cols-fr sm:grid-flow-col">
       {stageNames(view).map((name) => (
-        <Step key={name} view={view} name={name} />
+        <Step key={name} view={view} name={name} over={over} />
       ))}
     </ol>
   );
 }
 
-function Step({ view, name }: { view: RunView; name: string }) {
-  const state = stageState(view, name);
+function Step({ view, name, over }: { view: RunView; name: string; over: boolean }) {
+  const state = stageState(view, name, over);
   const attempt = state === "complete" ? telling(view.stages[name]) : lastAttempt(view, name);
   const tries = view.stages[name]?.attempts.length ?? 0;
-  const now = view.current === name;
+  const now = view.current === name && !over;
   const done = state === "complete" || state === "failed" ? 1 : now ? (progress(view) ?? 0) : 0;
   const retention = name === BASELINE ? null : coreRetention(attempt).value;
   const took = (view.stages[name]?.attempts ?? []).reduce((sum, one) => sum + (one.seconds ?? 0), 0);
