@@ -46,6 +46,10 @@ class OutputError(Phase8Error):
     """A result cannot be written (disk full, directory read-only)."""
 
 
+class StudyError(Phase8Error):
+    """A study or its storage cannot be used."""
+
+
 class RunStopped(BaseException):
     """Somebody ends the run in order; what is finished stays. No error, and never caught as one: hence its base.
 

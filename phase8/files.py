@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import tempfile
@@ -37,6 +38,28 @@ def make_directory(path: Path) -> Path:
     except OSError as error:
         raise _output_error(error, path) from error
     return path
+
+
+def fresh_directory(path: Path | str) -> Path:
+    """Creates a directory that nobody else has: `path`, or `path-2`, `path-3` ... where that exists already.
+
+    Of processes that ask at the same moment each gets its own.
+
+    Raises:
+        OutputError: it cannot be created or is not writable.
+    """
+    path = Path(path)
+    make_directory(path.parent)
+    for number in itertools.count(1):
+        candidate = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            candidate.mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise _output_error(error, candidate) from error
+        return candidate
+    raise AssertionError("unreachable")
 
 
 def write_atomic(path: Path | str, data: bytes | str) -> Path:

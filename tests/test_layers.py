@@ -18,6 +18,7 @@ LAYERS = [
     {"export", "allocation", "watch"},
     {"run"},
     {"api", "cli"},
+    {"sweep"},
     {"__init__", "__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

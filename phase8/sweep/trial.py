@@ -1,0 +1,193 @@
+"""Inside a job of a study: what the run knows of its trial, and how the trial ends.
+
+`run_job` wraps the task function. It runs wherever a launcher puts the job (this process, joblib, SLURM, Ray), opens
+the study's storage there, shows signs of life while the task runs, and records the end itself: a job that outlives the
+process that asked for it still counts. The task finds its trial with `current()`:
+
+    if (trial := current()) is not None:
+        trial.report({"retention": 0.71}, step=0)     # raises TrialPruned where it is not worth going on
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any
+
+from phase8.sweep.life import JOB, Heartbeat
+from phase8.sweep.samplers import make_pruner
+from phase8.sweep.storage import open_storage
+from phase8.sweep.study import DIRECTORY, FIGURES, LOST, REASON, StudySettings, violations
+
+LONGEST_REASON = 2000
+
+_current: CurrentTrial | None = None
+
+
+class TrialPruned(Exception):
+    """The trial is not worth going on; its message is the reason."""
+
+
+class CurrentTrial:
+    """The trial that this job runs."""
+
+    def __init__(self, settings: StudySettings, trial_id: int) -> None:
+        import optuna
+
+        self.settings = settings
+        self.storage = _storage(os.getpid(), settings.storage)
+        self.study = optuna.load_study(
+            study_name=settings.study,
+            storage=self.storage,
+            sampler=optuna.samplers.RandomSampler(),  # nothing is sampled here
+            pruner=make_pruner(settings.pruner, settings.pruner_options, objectives=len(settings.objectives)),
+        )
+        self.trial = optuna.trial.Trial(self.study, trial_id)
+        self.trial_id, self.number = trial_id, self.trial.number
+
+    @property
+    def ended(self) -> bool:
+        """Whether somebody has ended this trial already, because its process seemed dead."""
+        return self.storage.get_trial(self.trial_id).state.is_finished()
+
+    def note(self, name: str, value: Any) -> None:
+        """Keeps a JSON value with the trial."""
+        self.storage.set_trial_user_attr(self.trial_id, name, value)
+
+    def report(self, figures: Mapping[str, float], *, step: int) -> None:
+        """Tells a figure on the way; the last ones told stand for a pruned trial.
+
+        Raises:
+            TrialPruned: the study's pruner finds the trial behind the others.
+        """
+        self.note(FIGURES, {name: value for name, value in figures.items() if math.isfinite(value)})
+        first = next(iter(self.settings.objectives))
+        if len(self.settings.objectives) == 1 and first in figures:
+            self.trial.report(float(figures[first]), step)
+            if self.trial.should_prune():
+                raise TrialPruned(f"{first} is {figures[first]:.4g} at step {step}, behind the other trials")
+
+    def complete(self, figures: Mapping[str, float]) -> str:
+        """Records the end; returns its state. A figure that is missing makes it a failure."""
+        objectives = list(self.settings.objectives)
+        values = [figures.get(name) for name in objectives]
+        missing = [n for n, v in zip(objectives, values, strict=True) if v is None or not math.isfinite(v)]
+        if missing:
+            return self.fail(f"the task returned no finite figure {missing[0]!r}; it returned {', '.join(figures)}")
+        self._figures(figures)
+        self.study.tell(self.number, [float(value) for value in values if value is not None])
+        return "COMPLETE"
+
+    def prune(self, reason: str) -> str:
+        """Records that the trial was not worth finishing."""
+        from optuna.trial import TrialState
+
+        self.note(REASON, reason)
+        self._figures(self.storage.get_trial(self.trial_id).user_attrs.get(FIGURES, {}))
+        self.study.tell(self.number, state=TrialState.PRUNED)
+        return "PRUNED"
+
+    def fail(self, reason: str) -> str:
+        """Records a failure."""
+        from optuna.trial import TrialState
+
+        self.note(REASON, reason[:LONGEST_REASON])
+        self.study.tell(self.number, state=TrialState.FAIL)
+        return "FAIL"
+
+    def lose(self, why: str) -> None:
+        """Records that the work was cut short from outside: the values will be tried again."""
+        from optuna.trial import TrialState
+
+        self.note(LOST, why)
+        self.study.tell(self.number, state=TrialState.FAIL)
+
+    def _figures(self, figures: Mapping[str, float]) -> None:
+        self.note(FIGURES, {name: value for name, value in figures.items() if math.isfinite(value)})
+        for name, value in violations(self.settings.constraints, figures).items():
+            self.trial.set_constraint(name, value)
+
+
+@cache
+def _storage(process: int, url: str) -> Any:
+    """Opened once in a process that runs many jobs; opening checks the tables anew."""
+    return open_storage(url)
+
+
+def current() -> CurrentTrial | None:
+    """The trial that this process is working on, or None outside a study."""
+    return _current
+
+
+class TrialJob:
+    """A task function that ends its trial, whatever happens. Travels to the workers; holds no open storage."""
+
+    def __init__(self, task: Callable[[Any], Any]) -> None:
+        self.task = task
+
+    def __call__(self, config: Any) -> dict[str, Any]:
+        """Runs the task; returns the trial's number, state and reason. Raises only what ends the whole process."""
+        global _current
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        trial = CurrentTrial(settings_of(hydra.sweeper), int(hydra.sweeper.trial))
+        if trial.ended:
+            return {"number": trial.number, "state": "SKIPPED", "reason": "ended before this job began"}
+        trial.note(DIRECTORY, str(hydra.runtime.output_dir))
+        with Heartbeat(trial.storage, [trial.trial_id], JOB, trial.settings.heartbeat_s):
+            reason, _current = "", trial
+            try:
+                figures = figures_of(self.task(config), list(trial.settings.objectives))
+                state = trial.complete(figures)
+            except TrialPruned as end:
+                reason = str(end)
+                state = trial.prune(reason)
+            except KeyboardInterrupt:
+                trial.lose("interrupted")
+                raise
+            except (Exception, SystemExit) as error:
+                reason = reason_of(error)
+                state = trial.fail(reason)
+            finally:
+                _current = None
+        return {"number": trial.number, "state": state, "reason": reason}
+
+
+def settings_of(sweeper: Any) -> StudySettings:
+    """The settings of a study from Hydra's configuration of the sweeper."""
+    from dataclasses import fields
+
+    from omegaconf import OmegaConf
+
+    names = {f.name for f in fields(StudySettings)}
+    content = OmegaConf.to_container(sweeper, resolve=True, throw_on_missing=False)
+    return StudySettings(**{name: value for name, value in content.items() if name in names})  # type: ignore[union-attr]
+
+
+def figures_of(returned: Any, objectives: Sequence[str]) -> dict[str, float]:
+    """Named figures from what a task returned: a mapping, or numbers in the order of the objectives.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(returned, Mapping):
+        return {str(k): float(v) for k, v in returned.items() if isinstance(v, int | float)}
+    values = list(returned) if isinstance(returned, list | tuple) else [returned]
+    if len(values) != len(objectives) or not all(isinstance(value, int | float) for value in values):
+        raise TypeError(f"the task returned {returned!r}; needs figures for {', '.join(objectives)}")
+    return dict(zip(objectives, map(float, values), strict=True))
+
+
+def reason_of(error: BaseException) -> str:
+    """An error for the record: its message, and for a surprise the place where it arose."""
+    from phase8.errors import Phase8Error
+
+    if isinstance(error, Phase8Error):
+        return str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{place}"

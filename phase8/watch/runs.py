@@ -1,0 +1,316 @@
+"""Several runs side by side, from their directories alone: figures, frontier, retention per benchmark, settings.
+
+A directory gives what it has: `result.json` of a run that ended, `config.yaml` of one that began, `job.json` of a job
+of a multirun, with the reason of a failure. Two runs are compared per benchmark on the same items where their
+directories still hold the items' scores; the interval of a difference is then paired, and wider where it is not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from phase8.errors import ArtifactError
+from phase8.files import read_bounded
+from phase8.watch.view import interval, mapping, number
+
+MAX_BYTES = 64 << 20
+DRAWS = 2000
+"""Of the bootstrap over items."""
+PLACES = ("paths.", "logger.")
+"""Settings that say where and for whom, not what."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One attempt at one stage of one run: fractions and 95 % intervals."""
+
+    run: int
+    stage: str
+    attempt: int
+    ratio: float
+    size_bytes: float | None
+    bits_per_weight: float | None
+    retention: float | None
+    retention_interval: tuple[float, float] | None
+    corrected: float | None
+    passed: bool
+    kept: bool
+    """Whether it is the run's answer."""
+    on_frontier: bool = False
+    """No attempt of the other runs is both smaller and better."""
+
+
+@dataclass(slots=True)
+class Run:
+    """What is known of one run."""
+
+    name: str
+    directory: Path
+    result: Mapping[str, Any] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Flat, by dotted name."""
+    state: str = "COMPLETE"
+    reason: str = ""
+    overrides: list[str] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        return mapping(mapping(self.result).get("metrics"))
+
+    @property
+    def ratio(self) -> float | None:
+        """Of the artifact kept; 1 where none passed."""
+        return number(self.metrics.get("total_compression_ratio"))
+
+    @property
+    def retention(self) -> float | None:
+        """Mean core retention of the artifact kept."""
+        return number(self.metrics.get("core_retention"))
+
+
+def read_runs(directories: Sequence[Path | str]) -> list[Run]:
+    """Reads run directories; a directory of several (a multirun, a study) stands for those inside.
+
+    Raises:
+        ArtifactError: a directory is no run and holds none, or a file is damaged.
+    """
+    found: list[Path] = []
+    for given in map(Path, directories):
+        inside = [given] if _is_run(given) else sorted(p for p in given.glob("*") if p.is_dir() and _is_run(p))
+        if not inside:
+            raise ArtifactError(
+                "no run is there: no result.json, config.yaml or job.json",
+                where=str(given),
+                fix="name run directories, usually outputs/DATE/TIME, or a multirun's",
+            )
+        found += [path for path in inside if path not in found]
+    names = _short_names(found)
+    return [_read(path, name) for path, name in zip(found, names, strict=True)]
+
+
+def _is_run(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("result.json", "config.yaml", "job.json"))
+
+
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The last parts of each path, as many as it takes to tell them apart."""
+    for parts in range(1, 6):
+        names = ["/".join(path.absolute().parts[-parts:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in paths]
+
+
+def _read(directory: Path, name: str) -> Run:
+    run = Run(name, directory)
+    if (result := _json(directory / "result.json")) is not None:
+        run.result = result
+    job = _json(directory / "job.json") or {}
+    run.overrides = [str(text) for text in job.get("overrides", []) if isinstance(text, str)]
+    path = directory / "config.yaml"
+    if path.is_file():
+        try:
+            settings = yaml.safe_load(read_bounded(path, 1 << 20, error=ArtifactError))
+        except yaml.YAMLError as error:
+            raise ArtifactError(f"not YAML: {error}", where=str(path), fix="run again") from error
+        run.settings = flat(mapping(settings))
+    if run.result is None or job.get("state", "COMPLETE") != "COMPLETE":
+        run.state = str(job.get("state", "NOT FINISHED"))
+        run.reason = str(job.get("reason") or "the run has no result.json: it is still going, or was killed")
+    elif run.result.get("interrupted") is True:
+        run.state, run.reason = "INTERRUPTED", "ended early; the figures are those of what was done by then"
+    return run
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(read_bounded(path, MAX_BYTES, error=ArtifactError))
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"not JSON: {error}", where=str(path), fix="run again") from error
+    if not isinstance(content, dict):
+        raise ArtifactError("the file holds no JSON object", where=str(path), fix="run again")
+    return content
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+# Figures ---------------------------------------------------------------------------------------------------------
+
+
+def points(runs: Sequence[Run]) -> list[Point]:
+    """Every measured attempt of every run, with the frontier marked (raw retention against ratio)."""
+    found = []
+    for index, run in enumerate(runs):
+        answer = mapping(run.result).get("artifact")
+        for stage, content in mapping(mapping(run.result).get("stages")).items():
+            for attempt in mapping(content).get("attempts", []):
+                ratio = number(attempt.get("ratio"))
+                if ratio is None or ratio <= 0:
+                    continue
+                found.append(
+                    Point(
+                        run=index,
+                        stage=str(stage),
+                        attempt=int(attempt.get("attempt", 1)),
+                        ratio=ratio,
+                        size_bytes=number(attempt.get("bytes")),
+                        bits_per_weight=number(attempt.get("bits_per_weight")),
+                        retention=number(attempt.get("core_retention")),
+                        retention_interval=interval(attempt.get("core_retention_interval")),
+                        corrected=number(attempt.get("core_retention_corrected")),
+                        passed=attempt.get("passed") is True,
+                        kept=answer is not None and attempt.get("artifact") == answer,
+                    )
+                )
+    return mark_frontier(found)
+
+
+def mark_frontier(found: Sequence[Point]) -> list[Point]:
+    """The points with `on_frontier` set where no other is at least as small and as good, and better in one."""
+    from dataclasses import replace
+
+    def beaten(point: Point) -> bool:
+        if point.retention is None:
+            return True
+        return any(
+            other.retention is not None
+            and other.ratio >= point.ratio
+            and other.retention >= point.retention
+            and (other.ratio > point.ratio or other.retention > point.retention)
+            for other in found
+        )
+
+    return [replace(point, on_frontier=not beaten(point)) for point in found]
+
+
+def differing_settings(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Settings that are not the same in all runs, by dotted name: one value per run, None where it is unknown."""
+    names = sorted({name for run in runs for name in run.settings})
+    found = {}
+    for name in names:
+        values = [run.settings.get(name) for run in runs]
+        if not name.startswith(PLACES) and any(value != values[0] for value in values):
+            found[name] = values
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Retained:
+    """What one run kept of one benchmark: its answer's score / the baseline's, with the 95 % interval over items."""
+
+    score: float | None
+    baseline: float | None
+    n: float | None
+    retention: float | None
+    interval: tuple[float, float] | None
+    corrected: float | None
+    informative: bool
+
+
+def benchmarks(runs: Sequence[Run]) -> dict[str, list[Retained | None]]:
+    """By benchmark, one entry per run."""
+    names: dict[str, None] = {}
+    for run in runs:
+        names |= dict.fromkeys(mapping(run.metrics.get("benchmarks")))
+    return {name: [_retained(mapping(run.metrics.get("benchmarks")).get(name)) for run in runs] for name in names}
+
+
+def _retained(row: Any) -> Retained | None:
+    if not isinstance(row, Mapping):
+        return None
+    return Retained(
+        score=number(row.get("final")),
+        baseline=number(row.get("baseline")),
+        n=number(row.get("n")),
+        retention=number(row.get("retention")),
+        interval=interval(row.get("retention_interval")),
+        corrected=number(row.get("retention_corrected")),
+        informative=row.get("informative") is not False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """Score of run `b` minus score of run `a` on one benchmark, with its 95 % interval."""
+
+    task: str
+    a: int
+    b: int
+    value: float
+    low: float
+    high: float
+    paired: bool
+
+
+def differences(runs: Sequence[Run], *, against: int = 0) -> list[Difference]:
+    """Every run's answer against that of one of them, per benchmark."""
+    items = [answer_items(run) for run in runs]
+    table = benchmarks(runs)
+    found = []
+    for task, row in table.items():
+        for index in range(len(runs)):
+            if index == against or row[index] is None or row[against] is None:
+                continue
+            first, second = items[against].get(task), items[index].get(task)
+            if first is not None and second is not None and first.shape == second.shape:
+                found.append(Difference(task, against, index, *_paired(second - first), paired=True))
+            elif (wide := _unpaired(row[against], row[index])) is not None:
+                found.append(Difference(task, against, index, *wide, paired=False))
+    return found
+
+
+def answer_items(run: Run) -> dict[str, np.ndarray]:
+    """The item scores [N] of the artifact that a run kept, by benchmark; empty where they are not on disk."""
+    kept = next((point for point in points([run]) if point.kept), None)
+    place = f"{kept.stage}_{kept.attempt}" if kept is not None else "baseline_1"
+    try:
+        content = _json(run.directory / "state" / place / "scores.json")
+    except ArtifactError:
+        return {}
+    found = {}
+    for score in mapping(content).get("scores", []):
+        values = mapping(score).get("items")
+        if isinstance(values, list) and values and all(number(float(v)) is not None for v in values):
+            found[str(score.get("task"))] = np.asarray(values, dtype=np.float64)
+    return found
+
+
+def _paired(difference: np.ndarray) -> tuple[float, float, float]:
+    """Mean of the items' differences [N] and its interval, by a Bayesian bootstrap over items."""
+    weights = np.random.default_rng(0).dirichlet(np.ones(len(difference)), size=DRAWS)
+    low, high = np.quantile(weights @ difference, [0.025, 0.975])
+    return float(difference.mean()), float(low), float(high)
+
+
+def _unpaired(a: Retained | None, b: Retained | None) -> tuple[float, float, float] | None:
+    """The difference of two proportions, as if of different items: too wide, since the items were the same."""
+    if a is None or b is None or a.score is None or b.score is None or not a.n or not b.n:
+        return None
+    error = math.sqrt(a.score * (1 - a.score) / a.n + b.score * (1 - b.score) / b.n)
+    value = b.score - a.score
+    return value, value - 1.96 * error, value + 1.96 * error
+
+
+def best_of(runs: Sequence[Run]) -> Run | None:
+    """The run whose kept artifact is smallest; of equals the one that keeps more."""
+    kept = [run for run in runs if run.ratio is not None and mapping(run.result).get("artifact")]
+    return max(kept, key=lambda run: (run.ratio or 0, run.retention or 0), default=None)

@@ -1,0 +1,186 @@
+"""Studies on a cheap task: resuming, killed workers, failures, several workers, bad input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from phase8.errors import ConfigError, StudyError
+from phase8.sweep.life import alive, sign
+from phase8.sweep.samplers import SAMPLERS, make_sampler
+from phase8.sweep.space import parse_space
+from phase8.sweep.storage import open_storage, shown
+from phase8.sweep.study import LOST, REPLACES, Study, StudySettings, counts
+
+ROOT = Path(__file__).parent.parent
+APP = ROOT / "tests" / "sweep_app" / "app.py"
+TRIALS = 8
+
+
+def command(directory: Path, *overrides: str) -> list[str]:
+    return [
+        sys.executable, str(APP), "-m", "hydra/sweeper=study", f"hydra.sweep.dir={directory}",
+        "+hydra.sweeper.objectives={value: maximize}", f"hydra.sweeper.n_trials={TRIALS}", "hydra.sweeper.study=toy",
+        "x=interval(-3,3)", "n=range(1,6)", *overrides,
+    ]  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def run(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(directory, *overrides), env=environment(), cwd=directory.parent, capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+
+
+def load(directory: Path, url: str | None = None) -> optuna.Study:
+    return optuna.load_study(study_name="toy", storage=open_storage(url or f"sqlite:///{directory}/study.db"))
+
+
+def space(*words: str, params: dict | None = None):
+    return parse_space(params or {}, words, OverridesParser.create())
+
+
+def settings(url: str, **changes) -> StudySettings:
+    return StudySettings(
+        **{"study": "toy", "storage": url, "objectives": {"value": "maximize"}, "n_trials": TRIALS, **changes}
+    )
+
+
+# The space --------------------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_a_sweep_becomes_its_distribution():
+    found = space(
+        "a=choice(1,2)", "b=tag(ordered, choice(64,128,256))", "c=range(1,5)", "d=range(0.1,0.9,step=0.2)",
+        "e=tag(log, interval(0.1,10))", "f=tag(log, int(interval(64,1000)))", "g=3", "h=x,y", "i=range(2,9,3)",
+    )  # fmt: skip
+    expected = {
+        "a": optuna.distributions.CategoricalDistribution(("1", "2")),
+        "b": optuna.distributions.IntDistribution(0, 2),
+        "c": optuna.distributions.IntDistribution(1, 4),
+        "d": optuna.distributions.FloatDistribution(0.1, 0.7, step=0.2),
+        "e": optuna.distributions.FloatDistribution(0.1, 10.0, log=True),
+        "f": optuna.distributions.IntDistribution(64, 1000, log=True),
+        "h": optuna.distributions.CategoricalDistribution(("x", "y")),
+        "i": optuna.distributions.IntDistribution(2, 8, step=3),
+    }
+    assert found.distributions == expected
+    assert found.overrides({"b": 1, "e": 0.30000000000000004, "h": "y"}) == [
+        "g=3", "b=128", "e=0.30000000000000004", "h=y",
+    ]  # fmt: skip
+
+
+def test_the_command_line_replaces_a_parameter_of_the_file():
+    assert space("a=7", params={"a": "choice(1,2)"}).overrides({}) == ["a=7"]
+    assert list(space("a=range(1,4)", params={"a": 7}).distributions) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "word", ["a=interval(3,1)", "a=range(5,1)", "a=range(1,2,0)", "a=tag(odd, range(1,3))", "a=choice(1,",
+             "a=tag(log, interval(0,1))", "a=tag(log, choice(1,2))", "a=interval(1,1)"],
+)  # fmt: skip
+def test_a_range_that_cannot_be_searched_is_refused(word):
+    with pytest.raises(ConfigError):
+        space(word)
+
+
+# Samplers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_every_sampler_finishes_a_study(name, tmp_path):
+    url = f"journal:{tmp_path}/study.log"
+    study = Study(settings(url, sampler=name, n_trials=15), space("x=interval(-3,3)", "n=range(1,6)"))
+    while (asked := study.ask()) is not None:
+        study.study.tell(asked.number, -((asked.values["x"] - 1) ** 2) - (asked.values["n"] - 3) ** 2)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 15
+    assert study.best()[0].value > -4
+
+
+def test_an_interrupted_study_suggests_what_it_would_have_suggested(tmp_path):
+    def values(directory: str, reopen: bool) -> list[dict]:
+        found, asked, study = [], object(), None
+        while asked is not None:
+            if study is None or reopen:
+                where = f"sqlite:///{tmp_path}/{directory}/study.db"
+                study = Study(settings(where, seed=5, n_trials=14), space("x=interval(-3,3)", "n=range(1,6)"))
+            if (asked := study.ask()) is not None:
+                found.append(asked.values)
+                study.study.tell(asked.number, -((asked.values["x"] - 1) ** 2) - asked.values["n"])
+        return found
+
+    assert values("a", reopen=False) == values("b", reopen=True)
+
+
+def test_what_a_sampler_cannot_do_is_refused():
+    with pytest.raises(ConfigError, match="several objectives"):
+        make_sampler("cmaes", {}, seed=0, objectives=2)
+    with pytest.raises(ConfigError, match="is not known"):
+        make_sampler("annealing", {}, seed=0)
+    with pytest.raises(ConfigError, match="no option 'sigma'"):
+        make_sampler("tpe", {"sigma": 1}, seed=0)
+
+
+# One process ------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_resumes_to_its_total_and_records_failures(tmp_path):
+    directory = tmp_path / "study"
+    first = run(directory, "hydra.sweeper.n_trials=4", "fail_above=1.0")
+    assert first.returncode == 0, first.stderr
+    second = run(directory, "fail_above=1.0")
+    assert "4 of 8 trials are there already" in second.stdout
+    trials = load(directory).trials
+    assert len(trials) == TRIALS
+    for trial in trials:
+        failed = trial.params["x"] > 1.0
+        assert trial.state.name == ("FAIL" if failed else "COMPLETE")
+        assert ("ValueError" in trial.user_attrs.get("reason", "")) == failed
+        assert Path(trial.user_attrs["directory"]).is_dir()
+    assert {trial.state.name for trial in trials} == {"FAIL", "COMPLETE"}  # the seed gives some of both
+    third = run(directory, "fail_above=1.0")
+    assert third.returncode == 0 and len(load(directory).trials) == TRIALS
+
+
+def test_three_kills_lose_and_double_no_trial(tmp_path):
+    directory, log = tmp_path / "study", tmp_path / "log"
+    overrides = ["sleep_s=0.5", f"log={log}"]
+    for kill in range(3):
+        begun = len(log.read_text().splitlines()) if log.exists() else 0
+        process = subprocess.Popen(
+            command(directory, *overrides), env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL
+        )
+        end = time.monotonic() + 120  # killed in the middle of its second trial
+        while time.monotonic() < end and (not log.exists() or log.read_text().count("begin") < begun // 2 + 2):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert load(directory).trials[-1].state.name in ("RUNNING", "COMPLETE"), kill
+    last = run(directory, *overrides)
+    assert last.returncode == 0, last.stderr
+    trials = load(directory).trials
+    counted = [trial for trial in trials if counts(trial)]
+    assert [trial.state.name for trial in counted] == ["COMPLETE"] * TRIALS
+    assert len({(trial.params["x"], trial.params["n"]) for trial in counted}) == TRIALS
+    lost = [trial for trial in trials if LOST in trial.user_attrs]
+    assert len(lost) == 3 and all(trial.state.name == "FAIL" for trial in lost)
+    taken_up = {trial.user_attrs[REPLACES]: trial for trial in trials if REPLACES in trial.user_attrs}
+    for trial in lost:  # each lost one once, with its own values
+        assert taken_up.pop(trial.number).params == trial.params
+    assert not taken_up
+    ends = [line.split()[1:3] for line in log.read_text().splitlines() if line.startswith("end")]
+    assert len(ends) == len({tuple(end) for end in ends}) == TRIALS
