@@ -19,7 +19,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from phase8.config import CompressionConfig
 from phase8.errors import ConfigError, Phase8Error
-from phase8.files import make_directory
+from phase8.files import fresh_directory, make_directory
+from phase8.sweep.best import expand_study
+from phase8.sweep.objective import figures, inside_job
 
 OUR_ERROR, INTERRUPTED = 2, 130
 FREE = ("benchmarks.experts.",)
@@ -41,7 +43,9 @@ def check_overrides(arguments: list[str]) -> None:
             where=" ".join(words),
             fix="write SETTING=VALUE; quote what holds spaces or brackets for the shell: 'protect=[\"*\"]'",
         ) from error
-    groups = ("compressor", "model", "benchmarks", "gates", "optimizer", "trainer", "logger", "paths", "experiment")
+    groups = (
+        "compressor", "model", "benchmarks", "gates", "optimizer", "trainer", "logger", "paths", "experiment", "sweep",
+    )  # fmt: skip
     known = [*_names(CompressionConfig().to_dict()), *groups]
     for override in overrides:
         name = override.key_or_group.split("@")[0]
@@ -77,9 +81,17 @@ def _names(settings: dict, prefix: str = "") -> list[str]:
     return names
 
 
+OmegaConf.register_new_resolver("fresh", lambda path: str(fresh_directory(path)), use_cache=True, replace=True)
+"""`${fresh:DIR}` in conf/hydra: runs that start in the same second get directories of their own."""
+
+
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
-def main(composed: DictConfig) -> None:
-    """Runs the pipeline once on the composed configuration."""
+def main(composed: DictConfig) -> dict[str, float] | None:
+    """Runs the pipeline once on the composed configuration.
+
+    Returns:
+        The run's figures (`phase8/sweep/objective.py` lists them): the objectives and constraints of a study.
+    """
     try:
         try:
             settings = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
@@ -91,9 +103,12 @@ def main(composed: DictConfig) -> None:
 
         result = run_configured(config)
     except Phase8Error as error:
+        if inside_job():
+            raise  # one job of several: the sweeper records it, and the others go on
         fail(error)
-    if result["interrupted"]:
+    if result["interrupted"] and not inside_job():
         sys.exit(INTERRUPTED)
+    return figures(result)
 
 
 def fail(error: Phase8Error) -> None:
@@ -104,6 +119,7 @@ def fail(error: Phase8Error) -> None:
 
 if __name__ == "__main__":
     try:
+        sys.argv[1:] = expand_study(sys.argv[1:])
         check_overrides(sys.argv[1:])
         check_output(sys.argv[1:])
         main()

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import optuna
 import pytest
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from phase8.errors import ConfigError, StudyError
@@ -184,3 +183,123 @@ def test_three_kills_lose_and_double_no_trial(tmp_path):
     assert not taken_up
     ends = [line.split()[1:3] for line in log.read_text().splitlines() if line.startswith("end")]
     assert len(ends) == len({tuple(end) for end in ends}) == TRIALS
+
+
+# Several processes ------------------------------------------------------------------------------------------------
+
+
+def test_processes_that_ask_together_stop_at_the_total(tmp_path):
+    url = f"journal:{tmp_path}/study.log"
+    words = ("x=interval(-3,3)",)
+    studies = [Study(settings(url, n_trials=3), space(*words)) for _ in range(2)]
+    numbers = [asked.number for index in range(8) if (asked := studies[index % 2].ask()) is not None]
+    assert len(numbers) == 3
+    late = Study(settings(url, n_trials=3), space(*words))
+    late.study.ask()  # as if it had asked at the same moment as the third
+    assert late._is_surplus(3)
+
+
+def test_a_trial_lost_to_a_dead_process_is_taken_up_once(tmp_path):
+    url = f"sqlite:///{tmp_path}/study.db"
+    first = Study(settings(url), space("x=interval(-3,3)"))
+    asked = first.ask()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    record = {**sign(), "pid": dead.pid, "born": 1.0}
+    dead.wait()
+    first.storage.set_trial_user_attr(asked.trial_id, "driver", record)
+    second = Study(settings(url), space("x=interval(-3,3)"))
+    again = second.ask()
+    assert again.values == asked.values and again.number != asked.number
+    assert second.trials[asked.number].state.name == "FAIL"
+    assert not counts(second.trials[asked.number]) and counts(second.trials[again.number])
+    first.study.enqueue_trial(asked.values, user_attrs={REPLACES: asked.number})  # another process saw the loss too
+    assert first.ask() is None or first.trials[-1].user_attrs.get("surplus")
+
+
+def test_a_trial_that_kills_its_process_every_time_fails_in_the_end(tmp_path):
+    study = Study(settings(f"journal:{tmp_path}/study.log", n_trials=1, max_restarts=2), space("x=interval(-3,3)"))
+    for _ in range(3):
+        asked = study.ask()
+        study.lose_unfinished([asked], "its process was killed")
+    assert study.ask() is None
+    assert [trial.state.name for trial in study.finished] == ["FAIL"]
+    assert study.finished[0].user_attrs["reason"] == "its process was killed, 3 times"
+
+
+def test_signs_of_life():
+    here = sign()
+    assert alive(here, grace_s=0.0, now=here["time"] + 1e6)  # on this machine the process itself is asked
+    assert not alive({**here, "born": 1.0}, grace_s=1e9)  # its number now belongs to another process
+    elsewhere = {**here, "machine": "another"}
+    assert alive(elsewhere, grace_s=60, now=here["time"] + 59)
+    assert not alive(elsewhere, grace_s=60, now=here["time"] + 61)
+
+
+def test_start_values_come_first_and_once(tmp_path):
+    url = f"journal:{tmp_path}/study.log"
+    start = [{"x": 0.5, "n": 128}, {"n": 64}]
+    words = ("x=interval(-3,3)", "n=tag(ordered, choice(64,128))")
+    first = Study(settings(url, start=start), space(*words)).ask()
+    assert first.overrides == ["x=0.5", "n=128"]
+    second = Study(settings(url, start=start), space(*words)).ask()
+    assert second.overrides[1] == "n=64"
+    with pytest.raises(ConfigError, match="outside its range"):
+        Study(settings(f"journal:{tmp_path}/b.log", start=[{"n": 65}]), space(*words))
+
+
+# Bad input --------------------------------------------------------------------------------------------------------
+
+
+def test_storage_that_cannot_be_used_is_an_error_before_the_first_trial(tmp_path):
+    with pytest.raises(StudyError, match="cannot be reached") as refused:
+        open_storage("postgresql://me:secret@127.0.0.1:1/x")
+    assert "secret" not in str(refused.value)
+    open_storage(f"sqlite:///{tmp_path}/a.db")
+    holder = sqlite3.connect(tmp_path / "a.db")
+    holder.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StudyError, match="locked"):
+        open_storage(f"sqlite:///{tmp_path}/a.db", wait_s=0.2)
+    (tmp_path / "b.db").write_text("this is no database, whatever its name says\n" * 100)
+    with pytest.raises(StudyError, match="no SQLite database"):
+        open_storage(f"sqlite:///{tmp_path}/b.db")
+    with pytest.raises(ConfigError, match="kind 'mysql'"):
+        open_storage("mysql://x")
+    assert shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/version").exists(), reason="needs a place nobody may write")
+def test_storage_where_nothing_may_be_written():
+    from phase8.errors import OutputError
+
+    with pytest.raises(OutputError):
+        open_storage("sqlite:////proc/nowhere/study.db")
+
+
+def test_another_question_under_the_same_name_is_refused(tmp_path):
+    url = f"journal:{tmp_path}/study.log"
+    Study(settings(url), space("n=choice(1,2)", "seed=3"))
+    for changes, words in (
+        ({"objectives": {"other": "maximize"}}, ("n=choice(1,2)", "seed=3")),
+        ({}, ("n=choice(1,2)", "seed=4")),
+        ({}, ("n=choice(1,2,3)", "seed=3")),
+    ):
+        with pytest.raises((StudyError, ConfigError)):
+            Study(settings(url, **changes), space(*words))
+    Study(settings(url, n_trials=90), space("n=choice(1,2)", "seed=3"))
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [("xx=interval(0,1)", "did you mean x"), ("n=range(5,1)", "holds no value"), ("x=interval(1,1)", "is empty")],
+)
+def test_a_wrong_space_ends_before_the_first_trial(tmp_path, word, text):
+    ended = run(tmp_path / "study", word)
+    assert ended.returncode == 2, ended.stdout
+    assert text in ended.stderr and "Traceback" not in ended.stderr
+    assert not list(tmp_path.glob("study/trial-*"))
+
+
+def test_a_figure_that_the_task_does_not_return_is_a_failure(tmp_path):
+    ended = run(tmp_path / "study", "hydra.sweeper.n_trials=1", "hydra.sweeper.objectives={speed: maximize}")
+    assert ended.returncode == 1
+    assert "no finite figure 'speed'" in load(tmp_path / "study").trials[0].user_attrs["reason"]

@@ -21,6 +21,7 @@ from phase8.errors import ConfigError, Phase8Error
 from phase8.files import fresh_directory, make_directory, read_bounded, write_atomic
 from phase8.sweep.check import check_combinations, check_space, compose
 from phase8.sweep.life import DRIVER, Heartbeat
+from phase8.sweep.objective import job
 from phase8.sweep.space import parse_space
 from phase8.sweep.storage import absolute
 from phase8.sweep.study import Asked, Study
@@ -49,7 +50,8 @@ class GridJob:
         hydra = HydraConfig.get()
         outcome: dict[str, Any] = {"overrides": list(hydra.overrides.task)}
         try:
-            returned = self.task(config)
+            with job():
+                returned = self.task(config)
             outcome |= {"state": "COMPLETE", "reason": "", "figures": returned if isinstance(returned, dict) else {}}
         except KeyboardInterrupt:
             raise

@@ -2,15 +2,7 @@
 
 They are those of the *last attempt*, whether its gate passed or not: a search learns more from "12.3x with 91 %" than
 from "fell back". What the run kept is beside them.
-"""
 
-from __future__ import annotations
-
-import math
-from collections.abc import Mapping
-from typing import Any
-
-LIST = """
     ratio                 FP32 bytes / bytes on disk
     bytes                 bytes on disk
     bits_per_weight
@@ -22,6 +14,31 @@ LIST = """
     success               1 where all seven criteria hold
     seconds               the whole run's time
 """
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+_inside = False
+
+
+@contextmanager
+def job() -> Iterator[None]:
+    """Marks the block as one job of several: its errors are for the sweeper to record."""
+    global _inside
+    before, _inside = _inside, True
+    try:
+        yield
+    finally:
+        _inside = before
+
+
+def inside_job() -> bool:
+    """Whether this process is running one job of a multirun or study."""
+    return _inside
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float]:

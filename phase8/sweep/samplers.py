@@ -40,7 +40,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "nsgaii": {"population_size": 16},
     "cmaes": {"warn_independent_sampling": False},
 }
-"""TPE and GP see trials of other workers that are still running. NSGA-II's own population is 50, a whole small study."""
+"""TPE sees what other workers are still trying. NSGA-II has 50 in a generation of its own accord, more than a study."""
 
 
 def seed_of(seed: int, place: int) -> int:

@@ -18,6 +18,7 @@ from functools import cache
 from typing import Any
 
 from phase8.sweep.life import JOB, Heartbeat
+from phase8.sweep.objective import job
 from phase8.sweep.samplers import make_pruner
 from phase8.sweep.storage import open_storage
 from phase8.sweep.study import DIRECTORY, FIGURES, LOST, REASON, StudySettings, violations
@@ -141,7 +142,9 @@ class TrialJob:
         with Heartbeat(trial.storage, [trial.trial_id], JOB, trial.settings.heartbeat_s):
             reason, _current = "", trial
             try:
-                figures = figures_of(self.task(config), list(trial.settings.objectives))
+                with job():
+                    returned = self.task(config)
+                figures = figures_of(returned, list(trial.settings.objectives))
                 state = trial.complete(figures)
             except TrialPruned as end:
                 reason = str(end)
