@@ -300,6 +300,6 @@ def test_a_wrong_space_ends_before_the_first_trial(tmp_path, word, text):
 
 
 def test_a_figure_that_the_task_does_not_return_is_a_failure(tmp_path):
-    ended = run(tmp_path / "study", "hydra.sweeper.n_trials=1", "hydra.sweeper.objectives={speed: maximize}")
+    ended = run(tmp_path / "study", "hydra.sweeper.n_trials=1", "+hydra.sweeper.objectives={speed: maximize}")
     assert ended.returncode == 1
     assert "no finite figure 'speed'" in load(tmp_path / "study").trials[0].user_attrs["reason"]
