@@ -33,6 +33,7 @@ from phase8.codecs.streams import EncodedGroup, Stream
 from phase8.errors import ArtifactError
 from phase8.files import directory_swap, write_atomic
 from phase8.lossless import entropy
+from phase8.model.generation import GENERATION_FILE, generation_text, read_generation
 from phase8.model.source import SourceModel, architecture_json, as_parameters, unique_parameters
 
 __all__ = [
@@ -107,10 +108,14 @@ def file_bytes(groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any
 def contents(groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str) -> dict[str, bytes]:
     """The counted files of an artifact by name; their lengths add up to `size_bytes` of what `write_artifact` makes."""
     details = {"hash": source.content_hash, "parameters": source.parameter_count}
-    return {
-        WEIGHTS_FILE: file_bytes(groups, stage, details),
-        "config.json": config_text(source.network, stage).encode(),
-    }
+    return {WEIGHTS_FILE: file_bytes(groups, stage, details), **settings_files(source.network, stage)}
+
+
+def settings_files(network: PreTrainedModel, stage: str) -> dict[str, bytes]:
+    """The counted files beside the weights: the configuration and, where they say more, the generation settings."""
+    generation = generation_text(network)
+    own = {} if generation is None else {GENERATION_FILE: generation.encode()}
+    return {"config.json": config_text(network, stage).encode(), **own}
 
 
 def write_artifact(
@@ -214,5 +219,7 @@ def load_artifact(directory: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
             f"config.json or the tokenizer cannot be read: {error}", where=str(directory), fix="copy the directory anew"
         ) from error
     network.tie_weights()
+    if settings := read_generation(directory, error=ArtifactError):
+        network.generation_config = settings
     load_weights(network, manifest.artifact().decode(), where=str(directory))
     return network.eval(), tokenizer

@@ -11,6 +11,7 @@ biases) are not matrices; they are stored plainly. Tied parameters count once.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ from transformers.pytorch_utils import Conv1D
 
 from phase8.errors import ArtifactError, ModelError
 from phase8.files import read_bounded
+from phase8.model.adapter import ADAPTER_FILE, has_adapter, is_adapted, merge_from, merge_held, without_adapter
+from phase8.model.generation import generation_text, read_generation
 
 EMBEDDED = "embedded:"
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -182,12 +185,14 @@ def content_hash(
     tokenizer: PreTrainedTokenizerBase,
     tensors: Iterable[tuple[str, Sequence[int], Iterable[Tensor]]],
 ) -> str:
-    """SHA-256 over a network's configuration, its tokenizer, and every parameter's name, shape and bytes.
+    """SHA-256 over a network's configuration and generation settings, its tokenizer, and every parameter's name, shape
+    and bytes.
 
     Args:
         tensors: of every parameter the name, the shape, and its weights in row-major order, in any number of parts.
     """
     digest = hashlib.sha256(architecture_json(network).encode())
+    digest.update((generation_text(network) or "").encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     digest.update(backend.to_str().encode() if backend is not None else repr(tokenizer).encode())
     for name, shape, parts in tensors:
@@ -247,6 +252,13 @@ def load_source(path: str, *, experts_path: str | None = None, device: str = "cp
             raise ModelError(
                 "model.path must be a directory", where=where, fix="name the directory that holds config.json"
             )
+        if not (directory / "config.json").is_file() and has_adapter(directory):
+            raise ModelError(
+                "the directory holds an adapter only, not the model that it adapts",
+                where=str(directory / ADAPTER_FILE),
+                fix="merge it into its model and save the whole: "
+                "AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)",
+            )
         if not (directory / "config.json").is_file():
             raise ModelError(
                 "the directory holds no config.json, so the architecture is unknown",
@@ -258,33 +270,21 @@ def load_source(path: str, *, experts_path: str | None = None, device: str = "cp
             "no such directory", where=where, fix="check model.path; a hub id has the form organisation/name"
         )
     source: str | Path = directory if directory.exists() else path
-    network = _load_network(source, where)
-    network = network.float().eval().to(device)
-    network.requires_grad_(False)
-    bad = [
-        f"{name} ({int((~torch.isfinite(p)).sum())} values)"
-        for name, (_, p) in unique_parameters(network).items()
-        if not torch.isfinite(p).all()
-    ]
-    if bad:
-        raise ModelError(
-            f"weights hold NaN or infinite values: {', '.join(bad[:8])}{' ...' if len(bad) > 8 else ''}",
-            where=where,
-            fix="use a checkpoint from before training diverged",
-        )
+    if directory.exists() and has_adapter(directory):
+        with without_adapter(directory) as plain:
+            network = _load_network(plain, where)
+        network = merge_from(directory, network)
+    else:
+        network = _load_network(source, where)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:
         raise ModelError(
             f"the tokenizer cannot be loaded: {error}", where=where, fix="save it beside the model (save_pretrained)"
         ) from error
-    if len(tokenizer) > network.get_input_embeddings().num_embeddings:
-        raise ModelError(
-            f"the tokenizer knows {len(tokenizer)} tokens, the embedding only "
-            f"{network.get_input_embeddings().num_embeddings}",
-            where=where,
-            fix="use the tokenizer that the model was trained with",
-        )
+    network = network.float().eval().to(device)
+    network.requires_grad_(False)
+    check_network(network, tokenizer, where=where)
     expert_path = Path(experts_path) if experts_path else directory / EXPERT_FILE
     if expert_path.is_file():
         experts = ExpertFile.read(expert_path)
@@ -293,7 +293,7 @@ def load_source(path: str, *, experts_path: str | None = None, device: str = "cp
     else:
         experts = ExpertFile()
     return SourceModel(
-        name=path if path.startswith(EMBEDDED) else directory.name,
+        name=path if path.startswith(EMBEDDED) else directory.resolve().name or "model",
         network=network,
         tokenizer=tokenizer,
         experts=experts,
@@ -326,7 +326,10 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
     checkpoint = Path(source) / CHECKPOINT if isinstance(source, Path) else None
     try:
         if checkpoint is not None and checkpoint.is_file():
-            return _load_checkpoint(config, checkpoint)
+            network = _load_checkpoint(config, checkpoint)
+            if settings := read_generation(source):
+                network.generation_config = settings
+            return network
         network, info = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -335,13 +338,10 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
             use_safetensors=True,
             output_loading_info=True,
         )
-        absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-        if absent:
-            raise ModelError(
-                f"the checkpoint lacks {len(absent)} of the architecture's tensors: {', '.join(absent[:5])}",
-                where=where,
-                fix="copy the whole checkpoint, with the config.json that belongs to it",
-            )
+        if is_adapted(network):
+            fix = "download it, and give the directory as model.path"
+            raise ModelError("the checkpoint comes with an adapter", where=where, fix=fix)
+        check_names(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"], where=where)
         return network
     except ModelError:
         raise
@@ -376,8 +376,79 @@ def _load_checkpoint(config: Any, path: Path) -> PreTrainedModel:
     return network
 
 
-def source_from_network(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, experts: ExpertFile, name: str):
-    """Wraps a network that is already in memory; the network is put in evaluation mode and float32."""
-    network = network.float().eval()
-    network.requires_grad_(False)
-    return SourceModel(name=name, network=network, tokenizer=tokenizer, experts=experts)
+def check_names(missing: Iterable[Any], unexpected: Iterable[Any], mismatched: Iterable[Any], *, where: str) -> None:
+    """Holds what loading a checkpoint found against what it should: every learned number has one place, and none is
+    made up or left out.
+
+    Raises:
+        ModelError: tensors are missing, of another shape, or not the architecture's; names them.
+    """
+    absent = sorted(map(str, missing)) + sorted(map(str, mismatched))
+    if absent:
+        raise ModelError(
+            f"the checkpoint lacks {len(absent)} of the architecture's tensors: {', '.join(absent[:5])}",
+            where=where,
+            fix="copy the whole checkpoint, with the config.json that belongs to it",
+        )
+    left = sorted(map(str, unexpected))
+    if left:
+        raise ModelError(
+            f"the checkpoint has {len(left)} tensors that the architecture has no place for: {', '.join(left[:5])}"
+            f"{' ...' if len(left) > 5 else ''}; what they have learned would be lost",
+            where=where,
+            fix="correct config.json (perhaps a setting such as attention_bias is false there); or, to leave them out, "
+            "load the model with transformers and write it anew with save_pretrained",
+        )
+
+
+def check_network(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, where: str) -> None:
+    """What every model has to fulfil, wherever it comes from.
+
+    Raises:
+        ModelError: weights are NaN or infinite, or the tokenizer knows more tokens than the embedding.
+    """
+    bad = [
+        f"{name} ({int((~torch.isfinite(p)).sum())} values)"
+        for name, (_, p) in unique_parameters(network).items()
+        if not torch.isfinite(p).all()
+    ]
+    if bad:
+        raise ModelError(
+            f"weights hold NaN or infinite values: {', '.join(bad[:8])}{' ...' if len(bad) > 8 else ''}",
+            where=where,
+            fix="use a checkpoint from before training diverged",
+        )
+    check_tokenizer(network, tokenizer, where=where)
+
+
+def check_tokenizer(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, where: str) -> None:
+    """Raises `ModelError` where a tokenizer knows tokens that the network's embedding has no row for."""
+    known = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values(), default=-1))
+    rows = network.get_input_embeddings().weight.shape[0]
+    if known > rows:
+        raise ModelError(
+            f"the tokenizer knows {known} tokens, the embedding only {rows}",
+            where=where,
+            fix="use the tokenizer that the model was trained with",
+        )
+
+
+def source_from_network(
+    network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, experts: ExpertFile, name: str, device: str = "cpu"
+) -> SourceModel:
+    """Takes a copy of a network that is already in memory; the caller's stays as it is: dtype, mode, gradients, device.
+
+    Adapters of peft are merged into the copy.
+
+    Raises:
+        ModelError: it is compressed already, has NaN or infinite weights, or needs another tokenizer.
+    """
+    if getattr(network, "hf_quantizer", None) is not None:
+        raise ModelError(
+            "the network is compressed already", where=name, fix="give the original, or model.dequantize()"
+        )
+    copied = merge_held(copy.deepcopy(network), where=name)
+    copied = copied.float().eval().to(device)
+    copied.requires_grad_(False)
+    check_network(copied, tokenizer, where=name)
+    return SourceModel(name=name, network=copied, tokenizer=tokenizer, experts=experts)

@@ -24,9 +24,11 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,15 +36,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from phase8.artifact.read import WEIGHTS_FILE, Manifest, read_manifest
-from phase8.artifact.write import code_pools, config_text, describe_group, file_header
+from phase8.artifact.write import code_pools, describe_group, file_header, settings_files
 from phase8.codecs import EncodedGroup, get_codec
 from phase8.codecs.base import Progress
 from phase8.codecs.matrices import AT_ONCE, HeldMatrix, Matrix
 from phase8.codecs.pools import is_protected, pools
 from phase8.config import CompressionConfig
 from phase8.errors import ModelError
-from phase8.files import directory_swap, read_bounded
-from phase8.model.source import as_matrix, content_hash, unique_parameters
+from phase8.files import directory_swap, read_bounded, write_atomic
+from phase8.model.adapter import refuse_adapter
+from phase8.model.generation import read_generation
+from phase8.model.names import Origin, map_names
+from phase8.model.source import as_matrix, check_names, check_tokenizer, content_hash, unique_parameters
 
 GROUP_WEIGHTS = 1 << 23
 """Most weights of a group, unless one matrix alone has more: the streams of so many are held."""
@@ -57,15 +62,20 @@ _MAPPED_BYTES = 1 << 20
 class Checkpoint:
     """A Hugging Face directory with safetensors shards, opened without reading a weight.
 
-    Names and shapes must be those that transformers' `save_pretrained` writes for the architecture.
+    Names are mapped as transformers' own loader does. A parameter that is put together from several stored tensors, or
+    is a part of one, is held as a whole while it is read.
     """
 
     directory: Path
     network: PreTrainedModel
     """The architecture on the meta device: shapes without memory."""
     tokenizer: PreTrainedTokenizerBase
-    _places: dict[str, tuple[Path, str]]
-    """Shard and name there of every parameter."""
+    _origins: dict[str, tuple[str, Origin]]
+    """Of every parameter the name under which its origin gives it, and that origin."""
+    _shards: dict[str, Path]
+    """Of every stored tensor."""
+    _made: dict[str, Tensor] = field(default_factory=dict)
+    """The parameter put together last."""
 
     @cached_property
     def parameters(self) -> dict[str, tuple[nn.Module, Tensor]]:
@@ -83,24 +93,34 @@ class Checkpoint:
         Raises:
             ModelError: it cannot be read, or has another shape.
         """
-        shard, stored = self._places[name]
+        target, origin = self._origins[name]
         shape = self.parameters[name][1].shape
+        if origin.rule is not None:
+            if name not in self._made:
+                self._made.clear()
+                self._made[name] = origin.make(self.network, self._stored)[target].reshape(-1)
+            return self._made[name][begin:end].to(torch.float32, copy=True)
+        stored = origin.stored[0][0]
+        with self._opened(stored) as file:
+            if not shape:
+                return file.get_tensor(stored).to(torch.float32, copy=True).reshape(1)[begin:end]
+            row = max(1, math.prod(shape[1:]))
+            first = begin // row
+            flat = file.get_slice(stored)[first : -(-end // row)].reshape(-1)
+            return flat[begin - first * row : end - first * row].to(torch.float32, copy=True)
+
+    def _stored(self, stored: str) -> Tensor:
+        with self._opened(stored) as file:
+            return file.get_tensor(stored)
+
+    @contextmanager
+    def _opened(self, stored: str) -> Iterator[Any]:
+        """The shard of a stored tensor, opened anew each time: as long as it is open, all that was read of it counts as
+        held memory."""
+        shard = self._shards[stored]
         try:
-            # Opened anew each time: as long as a shard is open, all that was read of it counts as held memory.
             with safe_open(shard, framework="pt") as file:
-                piece = file.get_slice(stored)
-                if (found := tuple(piece.get_shape())) != tuple(shape):
-                    raise ModelError(
-                        f"the shape is {found}, the architecture needs {tuple(shape)}",
-                        where=f"{stored} in {shard}",
-                        fix="use the config.json that belongs to this checkpoint",
-                    )
-                if not shape:
-                    return file.get_tensor(stored).to(torch.float32, copy=True).reshape(1)[begin:end]
-                row = max(1, math.prod(shape[1:]))
-                first = begin // row
-                flat = piece[first : -(-end // row)].reshape(-1)[begin - first * row : end - first * row]
-                return flat.to(torch.float32, copy=True)
+                yield file
         except (OSError, SafetensorError) as error:
             raise ModelError(f"a shard cannot be read: {error}", where=str(shard), fix="copy the file anew") from error
 
@@ -117,7 +137,8 @@ class Checkpoint:
         """The same, to be read in parts."""
         module, parameter = self.parameters[name]
         seen = as_matrix(module, parameter)
-        in_order = seen.is_contiguous()  # else rows of the matrix are columns of the file
+        # Else rows of the matrix are columns of the file, or the file has it in pieces.
+        in_order = seen.is_contiguous() and self._origins[name][1].rule is None
         return _StoredMatrix(tuple(seen.shape), partial(self.part, name)) if in_order else HeldMatrix(self.held(name))
 
     def content_hash(self) -> str:
@@ -159,24 +180,46 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
         ) from error
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError("the checkpoint is compressed already", where=str(directory), fix="give the original")
+    refuse_adapter(directory)
+    check_tokenizer(network, tokenizer, where=str(directory))
+    if settings := read_generation(directory):
+        network.generation_config = settings
     shards = _shards(directory)
-    names = list(unique_parameters(network))
-    aliases = _aliases(network)
-    places = {}
-    for name in names:
-        stored = next((alias for alias in aliases[name] if alias in shards), None)
-        if stored is not None:
-            places[name] = shards[stored], stored
-    missing = [name for name in names if name not in places]
-    known = {alias for name in names for alias in aliases[name]}
-    unknown = sorted(shards.keys() - known)
-    if missing or unknown:
+    try:
+        mapped = map_names(network, _shapes(shards))
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"a shard cannot be read: {error}", where=str(directory), fix="copy the file anew") from error
+    except (KeyError, IndexError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"the checkpoint's tensors are not the architecture's; missing: {missing[:5]}, unknown: {unknown[:5]}",
+            f"the checkpoint's tensors cannot be put together: {type(error).__name__}: {str(error)[:200]}",
             where=str(directory),
-            fix="load the model with transformers and write it anew with save_pretrained",
-        )
-    return Checkpoint(directory=directory, network=network, tokenizer=tokenizer, _places=places)
+            fix="use the config.json that belongs to this checkpoint",
+        ) from error
+    parameters, aliases = unique_parameters(network), _aliases(network)
+    origins = {}
+    for name in parameters:
+        target = next((alias for alias in aliases[name] if alias in mapped.origins), None)
+        if target is not None:
+            origins[name] = target, mapped.origins[target]
+    misshapen = [
+        f"{name}: {mapped.shapes[target]} on disk, {tuple(parameters[name][1].shape)} needed"
+        for name, (target, _) in origins.items()
+        if mapped.shapes[target] != tuple(parameters[name][1].shape)
+    ]
+    check_names(parameters.keys() - origins.keys(), mapped.unexpected, misshapen, where=str(directory))
+    return Checkpoint(directory=directory, network=network, tokenizer=tokenizer, _origins=origins, _shards=shards)
+
+
+def _shapes(shards: dict[str, Path]) -> dict[str, tuple[int, ...]]:
+    """The shape of every stored tensor, from the shards' headers."""
+    shapes = {}
+    for shard in sorted(set(shards.values())):
+        with safe_open(shard, framework="pt") as file:
+            listed = set(file.keys())
+            shapes |= {n: tuple(file.get_slice(n).get_shape()) for n, place in shards.items() if place == shard}
+            if absent := [n for n, place in shards.items() if place == shard and n not in listed]:
+                raise SafetensorError(f"{shard.name} lacks {absent[:3]}")
+    return shapes
 
 
 def _aliases(network: nn.Module) -> dict[str, list[str]]:
@@ -309,6 +352,7 @@ def encode_checkpoint(
             file.flush()
             os.fsync(file.fileno())
         waiting.unlink()
-        (fresh / "config.json").write_text(config_text(checkpoint.network, stage), encoding="utf-8")
+        for name, content in settings_files(checkpoint.network, stage).items():
+            write_atomic(fresh / name, content)
         checkpoint.tokenizer.save_pretrained(fresh)
     return read_manifest(out)

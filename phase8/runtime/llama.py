@@ -284,6 +284,19 @@ def _silu(x: np.ndarray) -> np.ndarray:
         return x / (1 + np.exp(-x))
 
 
+def _end_tokens(directory: Path, default: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of `generation_config.json`, which outranks `config.json` where it is there."""
+    path = directory / "generation_config.json"
+    if not path.is_file():
+        return default
+    try:
+        settings = strict_json(read_bounded(path, _CONFIG_LIMIT, error=ArtifactError))
+    except ValueError as error:
+        raise ArtifactError(f"the settings are not JSON: {error}", where=str(path), fix="copy it anew") from error
+    ends = settings.get("eos_token_id") if isinstance(settings, dict) else None
+    return default if ends is None else _tokens(ends)
+
+
 def load_model(directory: Path | str, *, max_parameters: int = MAX_PARAMETERS) -> Llama:
     """Reads an artifact into a `Llama`; the weights are those of `phase8.artifact.write.load_artifact`, bit for bit.
 
@@ -297,6 +310,7 @@ def load_model(directory: Path | str, *, max_parameters: int = MAX_PARAMETERS) -
     except ValueError as error:
         raise ArtifactError(f"config.json is not JSON: {error}", where=str(path), fix="copy it anew") from error
     shape = LlamaShape.from_config(config, where=str(path))
+    shape = replace(shape, eos=_end_tokens(directory, shape.eos))
     manifest = read_manifest(directory, outline=shape.outline(), max_parameters=max_parameters)
     wanted = shape.tensor_shapes()
     manifest.require({name: math.prod(extents) for name, extents in wanted.items()})
