@@ -29,12 +29,12 @@ from torch import Tensor
 
 from phase8.codecs import get_codec
 from phase8.codecs.base import Importance
-from phase8.config import CodebookSource, CompressionConfig, SeedLMConfig, Sharing, VPTQConfig
+from phase8.codecs.pools import pools
+from phase8.config import CodebookSource, SeedLMConfig, Sharing, VPTQConfig
 from phase8.files import write_atomic
 from phase8.model.importance import collect_importance
 from phase8.model.source import load_source
 from phase8.model.text import token_sequences
-from phase8.run.pipeline import plan_groups
 
 RESULTS = Path(__file__).parent / "results"
 SEQUENCES, TOKENS = 64, 256
@@ -60,7 +60,8 @@ def measure(
     """One variant."""
     decoded: dict[str, np.ndarray] = {}
     bits, codec = 0, get_codec(stage)
-    for group in plan_groups(matrices, stage, CompressionConfig(**{stage: config})):
+    for names in pools(matrices, config):
+        group = {name: matrices[name] for name in names}
         inside = {name: importance[name] for name in group if name in importance}
         encoded = codec.encode(group, config, importance=inside, seed=0)
         bits += encoded.packed_bits()

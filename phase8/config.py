@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
+from enum import Enum
 from typing import Any, Self
 
 from phase8.benchmarks.settings import EXPERTS, BenchmarksConfig, BenchmarkSuite, EdgePool
@@ -22,7 +23,6 @@ from phase8.errors import ConfigError
 from phase8.judge.settings import GateConfig, GatePolicy, GateReference, StageThresholds
 from phase8.model.settings import ModelConfig
 from phase8.train.settings import GrokfastConfig, GrokfastVariant, OptimizerConfig, Precision
-from phase8.watch.settings import LoggerConfig, WandbMode
 
 __all__ = [
     "EXPERTS", "STAGES", "Axis", "BenchmarkSuite", "BenchmarksConfig", "CodebookSource", "CompressionConfig",
@@ -30,6 +30,22 @@ __all__ = [
     "LoggerConfig", "ModelConfig", "OptimizerConfig", "PathsConfig", "Precision", "SeedLMConfig", "SeedSearch",
     "Sharing", "StageThresholds", "Trajectory", "VPTQConfig", "WandbMode", "Winding",
 ]  # fmt: skip
+
+
+class WandbMode(Enum):
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoggerConfig:
+    """Weights & Biases."""
+
+    mode: WandbMode = WandbMode.offline
+    project: str = "phase8"
+    group: str | None = None
+    """Runs of one sweep share a group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,6 +20,7 @@ from phase8.api import run_configured
 from phase8.artifact.read import read_artifact
 from phase8.artifact.write import contents, write_artifact
 from phase8.codecs import Importance, get_codec
+from phase8.codecs.pools import pools
 from phase8.config import (
     CodebookSource,
     CompressionConfig,
@@ -39,7 +40,7 @@ from phase8.errors import ConfigError
 from phase8.events import read_events
 from phase8.model.importance import collect_importance
 from phase8.model.source import load_source
-from phase8.run.pipeline import Pipeline, plan_groups
+from phase8.run.pipeline import Pipeline
 from phase8.train.divergence import mean_kl
 from tests.tiny_model import tiny_tokenizer
 
@@ -182,17 +183,16 @@ NAMES = [f"model.layers.{n}.mlp.{kind}_proj.weight" for n in range(5) for kind i
 )
 def test_layers_share_in_groups(share, layers, shared):
     config = CompressionConfig(vptq=VPTQConfig(share=share, share_layers=layers))
-    groups = plan_groups(dict.fromkeys(NAMES, torch.zeros(1, 1)), "vptq", config)
-    assert [list(group) for group in groups] == shared
-    assert len(plan_groups(dict.fromkeys(NAMES, torch.zeros(1, 1)), "seedlm", config)) == 1
+    assert pools(NAMES, config.vptq) == shared
+    assert len(pools(NAMES, config.seedlm)) == 1
 
 
 def test_matrices_of_no_layer_share_among_themselves():
-    outside = dict.fromkeys(["model.embed_tokens.weight", "lm_head.weight", NAMES[0]], torch.zeros(1, 1))
+    outside = ["model.embed_tokens.weight", "lm_head.weight", NAMES[0]]
     config = CompressionConfig(vptq=VPTQConfig(share=Sharing.model, share_layers=1))
-    assert [list(group) for group in plan_groups(outside, "vptq", config)] == [list(outside)[:2], NAMES[:1]]
+    assert pools(outside, config.vptq) == [outside[:2], NAMES[:1]]
     config = CompressionConfig(vptq=VPTQConfig(share=Sharing.kind, share_layers=1))
-    assert [list(group) for group in plan_groups(outside, "vptq", config)] == [[name] for name in outside]
+    assert pools(outside, config.vptq) == [[name] for name in outside]
 
 
 def test_the_sample_is_spread_over_the_rows():
@@ -320,8 +320,10 @@ def test_allocated_settings_beat_one_setting_for_all_at_equal_bytes(model, text,
     config, stage = UNIFORM[case], "seedlm" if case == "seedlm" else "vptq"
     importance = collect_importance(model.network, [text[8:]], list(model.matrices()))
     uniform = [
-        get_codec(stage).encode(pool, config, importance={n: importance[n] for n in pool}, seed=0)
-        for pool in plan_groups(model.matrices(), stage, CompressionConfig(**{stage: config}))
+        get_codec(stage).encode(
+            {n: model.matrices()[n] for n in pool}, config, importance={n: importance[n] for n in pool}, seed=0
+        )
+        for pool in pools(model.matrices(), config)
     ]
     budget = sum(map(len, contents([*uniform, *rest_of(model)], model, stage=stage).values()))
     allocation = allocator(model, text, stage, config, budget).encode(budget)

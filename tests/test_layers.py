@@ -8,13 +8,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "phase8"
 LAYERS = [
     {"errors"},
-    {"config", "files"},
-    {"events", "world", "lossless"},
+    {"checks", "files", "limits", "world", "lossless"},
+    {"events"},
     {"codecs"},
     {"model"},
     {"artifact"},
     {"train", "benchmarks"},
     {"judge", "runtime", "integration"},
+    {"config"},
     {"export", "allocation", "watch"},
     {"run"},
     {"api", "cli"},

@@ -16,14 +16,15 @@ from phase8.artifact.write import load_artifact, write_artifact
 from phase8.cli import main
 from phase8.codecs import get_codec, matrices
 from phase8.codecs.hyper import encode as hyper
+from phase8.codecs.pools import pools
 from phase8.codecs.seedlm import encode as seedlm
 from phase8.codecs.vptq import encode as vptq
 from phase8.config import CompressionConfig, HyperConfig, SeedLMConfig, Sharing, VPTQConfig
 from phase8.errors import CodecError, ModelError
 from phase8.model.source import load_source, unique_parameters
 from phase8.run import streaming
-from phase8.run.pipeline import plan_groups
-from phase8.run.streaming import encode_checkpoint, open_checkpoint, plan
+from phase8.run.encode import plan
+from phase8.run.streaming import encode_checkpoint, open_checkpoint
 
 CONFIG = CompressionConfig(
     seedlm=SeedLMConfig(seed_bits=8), vptq=VPTQConfig(codebook_size=16), hyper=HyperConfig(dims=12, grid=255)
@@ -38,8 +39,8 @@ def ordinary(directory, out, stage, config):
     kept = {name: matrix for name, matrix in held.items() if name in config.protect}
     coded = {name: matrix for name, matrix in held.items() if name not in kept}
     groups = [
-        get_codec(stage).encode(group, getattr(config, stage), importance={}, seed=config.seed)
-        for group in plan_groups(coded, stage, config)
+        get_codec(stage).encode({n: coded[n] for n in names}, config.stage(stage), importance={}, seed=config.seed)
+        for names in pools(coded, config.stage(stage))
     ]
     for rest in (source.vectors(), kept):
         if rest:
@@ -133,12 +134,16 @@ def test_no_large_matrix_is_ever_read_as_a_whole(tiny_model_dir, tmp_path, stage
 def test_plan_cuts_groups_at_the_limit():
     sizes = {f"model.layers.{n}.mlp.{kind}.weight": 10 for n in range(3) for kind in ("up_proj", "down_proj")}
     up, down = ([f"model.layers.{n}.mlp.{kind}.weight" for n in range(3)] for kind in ("up_proj", "down_proj"))
-    assert plan(sizes, "vptq", CONFIG, 30) == [up, down]
-    assert plan(sizes, "vptq", CONFIG, 20) == [up[:2], up[2:], down[:2], down[2:]]
+
+    def planned(stage, config, most):
+        return plan(stage, config, sizes, {}, group_weights=most).coded
+
+    assert planned("vptq", CONFIG, 30) == [up, down]
+    assert planned("vptq", CONFIG, 20) == [up[:2], up[2:], down[:2], down[2:]]
     by_layer = replace(CONFIG, vptq=replace(CONFIG.vptq, share_layers=2))
-    assert plan(sizes, "vptq", by_layer, 30) == [up[:2], down[:2], up[2:], down[2:]]
-    assert plan(sizes, "seedlm", CONFIG, 60) == [list(sizes)]
-    assert plan(sizes, "hyper", CONFIG, 5) == [[name] for name in sizes]
+    assert planned("vptq", by_layer, 30) == [up[:2], down[:2], up[2:], down[2:]]
+    assert planned("seedlm", CONFIG, 60) == [list(sizes)]
+    assert planned("hyper", CONFIG, 5) == [[name] for name in sizes]
 
 
 def test_tied_weights_under_either_name(tiny_model_dir, tmp_path):

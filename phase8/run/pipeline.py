@@ -35,9 +35,9 @@ from phase8.benchmarks.evaluate import Score, SuiteResult, evaluate
 from phase8.benchmarks.probes import choice_sensitivity, probes_of
 from phase8.benchmarks.real import load_real_suite
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, Suite, load_suite, suite_hash
-from phase8.codecs import EncodedGroup, Importance, get_codec
+from phase8.codecs import EncodedGroup, Importance
 from phase8.codecs.base import Progress
-from phase8.codecs.pools import is_protected, kind_of, pools
+from phase8.codecs.pools import is_protected, kind_of
 from phase8.codecs.stages import NAMES
 from phase8.config import BenchmarkSuite, CompressionConfig, EdgePool, GrokfastConfig, GrokfastVariant, OptimizerConfig
 from phase8.errors import ConfigError
@@ -69,6 +69,7 @@ from phase8.model.importance import collect_importance
 from phase8.model.latency import measure_latency_ms
 from phase8.model.source import EMBEDDED, SourceModel, as_parameters
 from phase8.model.text import token_sequences
+from phase8.run.encode import Plan, encode_coded, encode_plain, plan
 from phase8.run.result import Attempt, build_result, retention_of
 from phase8.run.retry import Sensitivity, adjust, integration_failures, recommend
 from phase8.train.divergence import tensor_sensitivity
@@ -81,11 +82,6 @@ BUDGET_TRIES = 3
 """How often a stage with a byte budget is allocated and trained before its untrained file has to do."""
 PROTECTED_SHARE = 0.05
 """A larger part of the model is not left in 16 bits on a recommendation: it would undo the compression."""
-
-
-def plan_groups(matrices: dict[str, Tensor], stage: str, config: CompressionConfig) -> list[dict[str, Tensor]]:
-    """Splits the matrices into groups that are encoded together."""
-    return [{name: matrices[name] for name in group} for group in pools(matrices, config.stage(stage))]
 
 
 @dataclass
@@ -390,16 +386,15 @@ class Pipeline:
             seconds=time.monotonic() - begin,
         )
 
-    def _split(self, config: CompressionConfig) -> tuple[dict[str, Tensor], list[EncodedGroup]]:
-        """Returns the matrices to code, and what stays in 16 bits as encoded groups: vectors, protected matrices."""
-        matrices, plain = self.source.matrices(), get_codec("plain")
-        kept = {name: m for name, m in matrices.items() if is_protected(name, config.protect)}
-        rest = [
-            plain.encode(tensors, None, importance={}, seed=config.seed)
-            for tensors in (self.source.vectors(), kept)
-            if tensors
-        ]
-        return {name: m for name, m in matrices.items() if name not in kept}, rest
+    def _plan(self, stage: str, config: CompressionConfig) -> Plan:
+        matrices, vectors = (
+            {name: tensor.numel() for name, tensor in tensors.items()}
+            for tensors in (self.source.matrices(), self.source.vectors())
+        )
+        return plan(stage, config, matrices, vectors)
+
+    def _plain(self, planned: Plan, config: CompressionConfig) -> list[EncodedGroup]:
+        return list(encode_plain(planned, config, {**self.source.matrices(), **self.source.vectors()}.__getitem__))
 
     def _counter(self, stage: str, total: int) -> Progress:
         """Tells the encoding's progress in weights."""
@@ -413,21 +408,13 @@ class Pipeline:
         return on_progress
 
     def _encode(self, stage: str, config: CompressionConfig) -> list[EncodedGroup]:
-        coded, rest = self._split(config)
-        importance = self._importance(tuple(self.source.matrices()), config)
-        on_progress = self._counter(stage, sum(m.numel() for m in coded.values()))
-        codec = get_codec(stage)
-        groups = [
-            codec.encode(
-                group,
-                config.stage(stage),
-                importance={name: importance[name] for name in group if name in importance},
-                seed=config.seed,
-                on_progress=on_progress,
-            )
-            for group in plan_groups(coded, stage, config)
-        ]
-        return groups + rest
+        planned, matrices = self._plan(stage, config), self.source.matrices()
+        importance = self._importance(tuple(matrices), config)
+        on_progress = self._counter(stage, sum(matrices[name].numel() for group in planned.coded for name in group))
+        coded = encode_coded(
+            planned, stage, config, matrices.__getitem__, importance=importance, on_progress=on_progress
+        )
+        return [*coded, *self._plain(planned, config)]
 
     # Byte budgets -----------------------------------------------------------------------------------------------
 
@@ -436,7 +423,9 @@ class Pipeline:
         return sum(map(len, contents(groups, self.source, stage=stage).values()))
 
     def _allocator(self, stage: str, config: CompressionConfig) -> tuple[Allocator, list[EncodedGroup]]:
-        coded, rest = self._split(config)
+        planned = self._plan(stage, config)
+        rest, left = self._plain(planned, config), {name for group in planned.coded for name in group}
+        coded = {name: matrix for name, matrix in self.source.matrices().items() if name in left}
         allocator = Allocator(
             stage, config.stage(stage), coded, lambda groups: self._size([*groups, *rest], stage), config.seed
         )

@@ -23,7 +23,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -37,10 +37,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from phase8.artifact.read import WEIGHTS_FILE, Manifest, read_manifest
 from phase8.artifact.write import code_pools, describe_group, file_header, settings_files
-from phase8.codecs import EncodedGroup, get_codec
+from phase8.codecs import EncodedGroup
 from phase8.codecs.base import Progress
 from phase8.codecs.matrices import AT_ONCE, HeldMatrix, Matrix
-from phase8.codecs.pools import is_protected, pools
 from phase8.config import CompressionConfig
 from phase8.errors import ModelError
 from phase8.files import directory_swap, read_bounded, write_atomic
@@ -48,6 +47,7 @@ from phase8.model.adapter import refuse_adapter
 from phase8.model.generation import read_generation
 from phase8.model.names import Origin, map_names
 from phase8.model.source import as_matrix, check_names, check_tokenizer, content_hash, unique_parameters
+from phase8.run.encode import encode_coded, encode_plain, plan
 
 GROUP_WEIGHTS = 1 << 23
 """Most weights of a group, unless one matrix alone has more: the streams of so many are held."""
@@ -255,23 +255,6 @@ def _shards(directory: Path) -> dict[str, Path]:
         raise ModelError(f"the weights cannot be read: {error}", where=str(single), fix="copy the file anew") from error
 
 
-def plan(sizes: dict[str, int], stage: str, config: CompressionConfig, group_weights: int) -> list[list[str]]:
-    """Names of the matrices of every group, from their numbers of weights; see the module's text."""
-    return [group for pool in pools(sizes, config.stage(stage)) for group in _cut(pool, sizes, group_weights)]
-
-
-def _cut(names: Iterable[str], sizes: dict[str, int], most: int) -> Iterator[list[str]]:
-    """Runs of names with at most so many weights together, or one name with more."""
-    run: list[str] = []
-    for name in names:
-        if run and sum(sizes[other] for other in run) + sizes[name] > most:
-            yield run
-            run = []
-        run.append(name)
-    if run:
-        yield run
-
-
 def encode_groups(
     checkpoint: Checkpoint,
     stage: str,
@@ -283,16 +266,11 @@ def encode_groups(
     """Reads and encodes one group after the other: the stage's, then the vectors, then protected matrices."""
     matrices = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if p.dim() >= 2}
     vectors = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if p.dim() < 2}
-    kept = {n: size for n, size in matrices.items() if is_protected(n, config.protect)}
-    coded = {n: size for n, size in matrices.items() if n not in kept}
-    codec, settings, plain = get_codec(stage), config.stage(stage), get_codec("plain")
-    for names in plan(coded, stage, config, group_weights):
-        weights = {name: checkpoint.matrix(name) for name in names}
-        yield codec.encode(weights, settings, importance={}, seed=config.seed, on_progress=on_progress)
-    for names in _cut(vectors, vectors, group_weights):
-        yield plain.encode({n: checkpoint.read(n) for n in names}, None, importance={}, seed=config.seed)
-    for names in _cut(kept, kept, group_weights):
-        yield plain.encode({n: checkpoint.held(n) for n in names}, None, importance={}, seed=config.seed)
+    planned = plan(stage, config, matrices, vectors, group_weights=group_weights)
+    yield from encode_coded(planned, stage, config, checkpoint.matrix, on_progress=on_progress)
+    yield from encode_plain(
+        planned, config, lambda name: (checkpoint.read if name in vectors else checkpoint.held)(name)
+    )
 
 
 def _return_freed_arrays() -> None:

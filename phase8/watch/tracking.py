@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Any
 
 from phase8.codecs.stages import NAMES
+from phase8.config import LoggerConfig, WandbMode
 from phase8.errors import ArtifactError, ConfigError
 from phase8.events import Event, PhaseComplete, StageComplete, TrainingComplete, TrainingProgress, plain
 from phase8.watch.plots import quality_png
-from phase8.watch.settings import LoggerConfig, WandbMode
 from phase8.watch.view import BASELINE, RULES, RunView, Stage, mapping, number
 from phase8.watch.wording import stage_name
 
