@@ -125,3 +125,22 @@ def test_all_mistakes_are_told_at_once():
     with pytest.raises(ConfigError) as caught:
         CompressionConfig.from_dict({"vptq": {"a": 1}, "seedlm": {"bits": "x"}, "sed": 3})
     assert all(name in str(caught.value) for name in ("vptq.a", "seedlm.bits", "sed"))
+
+
+def test_dotted_names_change_settings_together():
+    config = CompressionConfig()
+    changed = config.changed({"vptq.vector_dim": 6, "vptq.product": 3, "grokfast.lambda": 3.0, "gates.core.vptq": 0.5})
+    assert (changed.vptq.vector_dim, changed.vptq.product, changed.grokfast.lambda_) == (6, 3, 3.0)
+    assert changed.gates.core == replace(config.gates.core, vptq=0.5) and changed.seedlm == config.seedlm
+    assert (
+        changed.changed(
+            {name: getattr(config.vptq, name.split(".")[1]) for name in ("vptq.vector_dim", "vptq.product")}
+        ).vptq
+        == config.vptq
+    )
+
+
+@pytest.mark.parametrize("name", ["vptq.sizes", "nowhere.size", "seed.size"])
+def test_a_dotted_name_of_nothing_is_refused(name):
+    with pytest.raises(ConfigError, match="no such setting|no setting called"):
+        CompressionConfig().changed({name: 1})

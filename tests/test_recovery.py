@@ -218,7 +218,7 @@ def test_two_changes_that_are_only_possible_together():
 
 @pytest.mark.parametrize("name", ["seedlm.bitz", "nowhere.bits", "bits", "seedlm", "seed.bits"])
 def test_an_unknown_setting_is_refused(name):
-    with pytest.raises(ConfigError, match="adjustment"):
+    with pytest.raises(ConfigError, match="setting"):
         adjust(CONFIG, Recommendation(action="", adjustments={name: 5}, reason=""))
 
 
