@@ -76,7 +76,7 @@ def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
         503: "too much at once",
     }  # fmt: skip
     always = (401, 403, 413, 421)
-    return {status: {"model": schema.Error, "description": words[status]} for status in (*always, *statuses)}
+    return {status: {"model": schema.ErrorBody, "description": words[status]} for status in (*always, *statuses)}
 
 
 def make_app(dashboard: Dashboard) -> FastAPI:
@@ -99,7 +99,7 @@ def make_app(dashboard: Dashboard) -> FastAPI:
     app.include_router(_artifacts(dashboard))
 
     def refuse(status: int, error: schema.ErrorText) -> JSONResponse:
-        return JSONResponse(schema.Error(error=error).model_dump(), status)
+        return JSONResponse(schema.ErrorBody(error=error).model_dump(), status)
 
     @app.exception_handler(Refused)
     async def refused(_: Request, error: Refused) -> JSONResponse:

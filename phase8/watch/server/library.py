@@ -18,15 +18,7 @@ from typing import Any, Literal
 import yaml
 
 from phase8.errors import ArtifactError, OutputError, Phase8Error
-
-try:
-    from phase8.events import is_live
-except ImportError:
-
-    def is_live(d):
-        return False
-
-
+from phase8.events import is_live
 from phase8.files import read_bounded, write_atomic
 from phase8.watch.server.fold import Fold, mapping, text
 from phase8.watch.server.jobs import Job, Jobs, console_end

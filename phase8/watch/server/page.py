@@ -16,7 +16,8 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from starlette.responses import HTMLResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -96,7 +97,10 @@ class Page(StaticFiles):
     """The built page. Files with a hash in their name may be kept for ever, HTML must be asked for anew."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
+        try:
+            response = await super().get_response(path, scope)
+        except HTTPException as error:
+            response = await self._not_found(error.status_code)
         if "/_next/static/" in scope["path"]:
             response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
         else:
@@ -105,6 +109,13 @@ class Page(StaticFiles):
         if file is not None and str(file).endswith(".html"):
             response.headers["Content-Security-Policy"] = policy(Path(file).read_bytes())
         return response
+
+    async def _not_found(self, status: int) -> Response:
+        """The export's own page for what is not there."""
+        own = Path(str(self.directory)) / "404.html"
+        if own.is_file():
+            return FileResponse(own, status_code=404)
+        return HTMLResponse("<!doctype html><title>Phase 8</title>There is no such page.", status_code=status)
 
 
 def missing(why: str) -> HTMLResponse:

@@ -28,7 +28,7 @@ class ErrorText(BaseModel):
     fix: str = ""
 
 
-class Error(BaseModel):
+class ErrorBody(BaseModel):
     """The body of every answer with a status of 400 or more."""
 
     error: ErrorText

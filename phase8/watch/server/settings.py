@@ -6,10 +6,7 @@ is composed and checked here exactly as `run.py` does it, before any process exi
 
 from __future__ import annotations
 
-import ast
-import inspect
 import sys
-import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -22,6 +19,7 @@ from typing import Any, get_args, get_type_hints
 from phase8.config import CompressionConfig
 from phase8.errors import ConfigError
 from phase8.watch.server.schema import Setting, Start, Startable, Value
+from phase8.watch.server.texts import field_texts
 
 EMBEDDED = "embedded:reference"
 CLOSED = {"variant", "device", "dashboard", "resume", "paths", "model", "benchmarks.run_generated_code"}
@@ -40,7 +38,7 @@ def settings() -> dict[str, Setting]:
 
 
 def _settings(config: Any, prefix: str) -> Iterator[Setting]:
-    hints, help_ = get_type_hints(type(config)), _field_texts(type(config))
+    hints, help_ = get_type_hints(type(config)), field_texts(type(config))
     for item in fields(config):
         name = f"{prefix}{item.name.rstrip('_')}"
         value = getattr(config, item.name)
@@ -67,20 +65,6 @@ def _settings(config: Any, prefix: str) -> Iterator[Setting]:
             help=help_.get(item.name, ""),
             group=prefix.partition(".")[0] or "run",
         )
-
-
-def _field_texts(kind: type) -> dict[str, str]:
-    """The text under each field of a dataclass."""
-    try:
-        body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0].body  # type: ignore[attr-defined]
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    texts = {}
-    for field, below in zip(body, body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(below, ast.Expr):
-            if isinstance(below.value, ast.Constant) and isinstance(below.value.value, str):
-                texts[field.target.id] = " ".join(below.value.value.split())
-    return texts
 
 
 @dataclass(frozen=True)
