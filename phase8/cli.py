@@ -144,8 +144,8 @@ def _inspect(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    from phase8.artifact.account import account
     from phase8.artifact.read import COUNTED_FILES, read_artifact
-    from phase8.artifact.write import account
 
     artifact = read_artifact(options.artifact)
     if options.json:

@@ -56,7 +56,7 @@ class Served:
         full = f"{self.url}{path}" if path.startswith("/") else f"{self.url}/api/phase8/{path}"
         request = urllib.request.Request(full, data=data, headers=sent, method=method)
         try:
-            with urllib.request.urlopen(request, timeout=30) as response:
+            with urllib.request.urlopen(request, timeout=120) as response:
                 return Answer(response.status, response.headers, response.read())
         except urllib.error.HTTPError as error:
             return Answer(error.code, error.headers, error.read())

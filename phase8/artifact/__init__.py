@@ -1,1 +1,1 @@
-"""The file on disk: `read` needs numpy alone, `write` torch too. docs/format.md is the whole of it."""
+"""The file on disk: `read` and `account` need numpy alone, `write` torch too. docs/format.md is the whole of it."""

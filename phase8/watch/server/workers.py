@@ -54,7 +54,7 @@ class Workers:
                 except TimeoutError as error:
                     raise ArtifactError("reading the artifact takes too long", where=artifact.name) from error
                 finally:
-                    _kill(process)
+                    await _end(process)
             if process.returncode != 0 or len(output) > MOST_BYTES:
                 what = errors.decode(errors="replace").strip()[-2000:] or "the artifact cannot be read"
                 raise ArtifactError(what, where=artifact.name)
@@ -82,8 +82,7 @@ class Workers:
                 what = "the models took too long" if isinstance(error, TimeoutError) else str(error)
                 yield _line(kind="error", what=what, where=artifact.name, fix="ask for fewer tokens")
             finally:
-                _kill(process)
-                await process.wait()
+                await _end(process)
 
 
 def _line(**data: Any) -> bytes:
@@ -97,6 +96,7 @@ async def _start(module: str, *arguments: str, errors: int = asyncio.subprocess.
     )  # fmt: skip
 
 
-def _kill(process: asyncio.subprocess.Process) -> None:
+async def _end(process: asyncio.subprocess.Process) -> None:
     if process.returncode is None:
         process.kill()
+        await process.wait()
