@@ -146,7 +146,7 @@ bytes or fewer, and more of what it keeps. `experiments/LOG.md` says what was tr
 
 
 def merged(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Rows that differ in the seed alone as one: means, `seeds`, and the seeds' range instead of the items' interval."""
+    """Rows that differ in the seed alone as one: means, `seeds`, the seeds' range instead of the items' interval."""
     found: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for row in rows:
         found.setdefault(tuple(row[name] for name in KEY if name != "seed"), []).append(row)
