@@ -61,18 +61,21 @@ def nearest(matrices: Mapping[str, Tensor], relative: float) -> Lattice:
 
 
 def pruned(matrices: Mapping[str, Tensor], share: float, bits: int) -> Lattice:
-    """The smallest `share` of each matrix's weights to zero, the others to `bits` bits, symmetric, signs included."""
+    """The smallest `share` of each matrix's weights to zero, the others to `bits` bits, symmetric.
+
+    The step is the one of eight, from a third of the largest weight's up to it, that errs least.
+    """
     integers, decoded = {}, {}
     most = (1 << (bits - 1)) - 1
     for name, w in matrices.items():
         threshold = w.abs().flatten().kthvalue(max(1, int(share * w.numel()))).values
-        step = _stored(w.abs().max() / most)
-        q = torch.round(w / step)
-        q = torch.where(q == 0, w.sign(), q)  # what is kept stays: at least one step
-        q = torch.where(w.abs() > threshold, q, 0.0)
-        kept = q != 0
-        if kept.any():  # the step that fits what is kept best
-            step = _stored((w[kept] @ q[kept]) / (q[kept] @ q[kept]))
+        kept = torch.where(w.abs() > threshold, w, 0.0)
+        tried = []
+        for part in torch.linspace(1 / 3, 1, 8):
+            step = _stored(part * w.abs().max() / most)
+            q = torch.round(kept / step).clamp(-most, most)
+            tried.append((float((q * step - w).square().sum()), q, step))
+        _, q, step = min(tried, key=lambda one: one[0])
         integers[name], decoded[name] = q.to(torch.int64).numpy(), q * step
     return integers, decoded, STEP_BITS * len(integers)
 

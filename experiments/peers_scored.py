@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from experiments import peer_files, peer_lattices
@@ -37,12 +36,11 @@ from experiments.score import MODELS, calibration_text, load, score
 from experiments.scoreboard import NO_TRAINING, OURS_UNTRAINED, ROWS, add_row, key, read_rows
 from phase8.artifact.read import parse
 from phase8.artifact.write import WEIGHTS_FILE, contents, load_weights
-from phase8.codecs import get_codec
 from phase8.codecs.base import Importance
 from phase8.config import CompressionConfig, HyperConfig, SeedLMConfig, Trajectory, VPTQConfig, Winding
 from phase8.model.importance import collect_importance
 from phase8.model.text import token_sequences
-from phase8.run.pipeline import plan_groups
+from phase8.run.encode import encode_coded, encode_plain, plan
 
 COMMAND = "python -m experiments.peers_scored"
 SEQUENCES, TOKENS = 64, 256
@@ -120,13 +118,15 @@ def own(stage: str, config: Any) -> Callable[[Original], Coded]:
 
     def code(original: Original) -> Coded:
         settings = CompressionConfig(**{stage: config})
+        matrices, vectors = original.matrices, original.source.vectors()
+        planned = plan(
+            stage, settings, {n: w.numel() for n, w in matrices.items()}, {n: v.numel() for n, v in vectors.items()}
+        )
+        tensors = {**matrices, **vectors}
         groups = [
-            get_codec(stage).encode(
-                group, config, importance={n: original.importance[n] for n in group if n in original.importance}, seed=0
-            )
-            for group in plan_groups(original.matrices, stage, settings)
+            *encode_coded(planned, stage, settings, tensors.__getitem__, importance=original.importance),
+            *encode_plain(planned, settings, tensors.__getitem__),
         ]
-        groups.append(get_codec("plain").encode(original.source.vectors(), None, importance={}, seed=0))
         files = contents(groups, original.source, stage=stage)
         decoded = dict(parse(files[WEIGHTS_FILE]).artifact().tensors())
         return decoded, sum(map(len, files.values()))
@@ -139,8 +139,8 @@ NOTES = {
     "round-to-nearest, entropy-coded": "one step a matrix, integers entropy-coded (order 0, a table a matrix).",
     "pruning + quantisation": "magnitude pruning a matrix, symmetric integers, entropy-coded; without fine-tuning.",
     "Huffman-GPTQ": "own minimal GPTQ on a uniform grid, entropy-coded (order 0); our Hessians.",
-    "WaterSIC-like": "own minimal version: GPTQ with each column's own step and gain, entropy-coded; without the paper's "
-    "rates per layer, row rescaling and mixed inputs.",
+    "WaterSIC-like": "own minimal version: GPTQ with each column's own step and gain, entropy-coded; without the "
+    "paper's rates per layer, row rescaling and mixed inputs.",
     "hqq": "hqq's quantiser, scales and zeros counted at 16 bits, codes at their nominal width.",
     "optimum-quanto": "qint4 and qint2 with its HQQ optimiser, scale and shift at 16 bits.",
     "torchao": "IntxWeightOnlyConfig, asymmetric, scales at 16 bits.",
@@ -235,9 +235,7 @@ def _nominal(ggml_library: Path | None) -> list[Entry]:
         Entry(
             method="round-to-nearest",
             setting="8 bit, group 128",
-            code=nominal(
-                Peer(coder="round-to-nearest", setting="8 bit", code=lambda w: round_to_nearest(w, 8, 128))
-            ),
+            code=nominal(Peer(coder="round-to-nearest", setting="8 bit", code=lambda w: round_to_nearest(w, 8, 128))),
         )
     ]
     for coder, settings in wanted.items():
@@ -273,9 +271,7 @@ def measure(entry: Entry, original: Original) -> dict[str, Any]:
 
 def row_of(entry: Entry, model: str, measured: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the scoreboard; `measured` is empty where the method cannot be had."""
-    nothing = dict.fromkeys(
-        ("artifact_bytes", "ratio", "retention_raw", "retention_chance_corrected", "bits_per_byte")
-    )
+    nothing = dict.fromkeys(("artifact_bytes", "ratio", "retention_raw", "retention_chance_corrected", "bits_per_byte"))
     row = {
         "method": entry.method,
         "setting": entry.setting,
@@ -330,5 +326,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    torch.manual_seed(0)
     raise SystemExit(main())
