@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
-from experiments import scoreboard
+from experiments import peer_lattices, scoreboard
 from experiments.scoreboard import NO_TRAINING, OURS_TRAINED, add_row, as_markdown, best, merged, read_rows
+from phase8.codecs.base import Importance
 from phase8.errors import ConfigError
 
 
@@ -96,3 +98,21 @@ def test_the_command_writes_table_and_plot(tmp_path, monkeypatch):
     assert "| ★ | 40.00x | 370,000 | **lattice** | 40x | ours, trained |" in text
     assert "0.850 (0.800 to 0.900)" in text and "- TensorRT: needs an NVIDIA GPU" in text and "6.0 M" in text
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size < 150_000
+
+
+def test_feedback_lowers_the_outputs_error_and_no_column_is_lost():
+    """GPTQ against rounding at the same step, by a product written out; both decode to integers times steps."""
+    torch.manual_seed(0)
+    x_NI = torch.randn(400, 12) @ torch.randn(12, 12)
+    matrices, hessian = {"w": torch.randn(20, 12)}, x_NI.T @ x_NI / 400
+    error = {}
+    for name, (integers, decoded, bits) in {
+        "nearest": peer_lattices.nearest(matrices, 0.8),
+        "gptq": peer_lattices.fed_back(matrices, {"w": Importance(hessian_II=hessian)}, 0.8, columns=False),
+    }.items():
+        q = torch.from_numpy(integers["w"])
+        assert bits == 16 and torch.equal(decoded["w"], q * decoded["w"][q == 1][0])
+        error[name] = float(((decoded["w"] - matrices["w"]) @ x_NI.T).square().mean())
+    assert error["gptq"] < 0.8 * error["nearest"]
+    *_, bits = peer_lattices.fed_back(matrices, {"w": Importance(hessian_II=hessian)}, 0.8, columns=True)
+    assert bits == 16 * 12
