@@ -100,8 +100,10 @@ def main(composed: DictConfig) -> dict[str, float] | None:
             raise ConfigError(what, where=f"{name} (command line or conf/)", fix=f"write {name}=VALUE") from error
         config = CompressionConfig.from_dict(settings)
         from phase8.api import run_configured
+        from phase8.watch.server.beside import dashboard_beside
 
-        result = run_configured(config)
+        with dashboard_beside(config.dashboard and not inside_job(), config.paths.output_dir):
+            result = run_configured(config)
     except Phase8Error as error:
         if inside_job():
             raise  # one job of several: the sweeper records it, and the others go on

@@ -67,6 +67,8 @@ class RunSettings:
     device: str = "cpu"
     threads: int = 0
     """CPU threads; 0 takes one per core."""
+    dashboard: bool = False
+    """Serve the dashboard beside the run; `python -m phase8 dashboard` serves all runs."""
     max_retries: int = 1
     """How often a stage whose gate failed is tried again with a recommendation."""
     max_accuracy_loss: float = 0.16

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import invented_log
 import pytest
 import socketio
+from dashboard_server import REPOSITORY as REPOSITORY_DIRECTORY
 from dashboard_server import served
 
 from phase8.errors import ConfigError
@@ -20,7 +21,7 @@ from phase8.watch.server.serve import Options
 from phase8.watch.server.settings import Project, settings
 
 TOKEN = "a-token-of-some-length"
-REPOSITORY = Project(__import__("dashboard_server").REPOSITORY)
+REPOSITORY = Project(REPOSITORY_DIRECTORY)
 
 
 @pytest.fixture(scope="module")

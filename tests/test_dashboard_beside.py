@@ -1,0 +1,105 @@
+"""`dashboard=true` and `python -m phase8 dashboard`: a server in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import invented_log
+import pytest
+from dashboard_server import REPOSITORY
+
+from phase8.watch.server.beside import dashboard_beside
+
+
+def ask(url: str) -> dict:
+    with urllib.request.urlopen(f"{url}api/phase8/runs", timeout=30) as answer:
+        return json.loads(answer.read())
+
+
+def address_in(text: str) -> str | None:
+    found = re.search(r"dashboard: (http://\S+/)", text)
+    return found[1] if found else None
+
+
+def wait(what, seconds: float = 60.0):
+    end = time.monotonic() + seconds
+    while (found := what()) is None:
+        assert time.monotonic() < end
+        time.sleep(0.2)
+    return found
+
+
+def no_build(monkeypatch, tmp_path) -> None:
+    """The page is not what is tested: hides npm from the server."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+
+
+def test_the_server_is_there_while_the_run_is(tmp_path, monkeypatch, capfd):
+    no_build(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    run = invented_log.write(tmp_path / "elsewhere" / "run")
+    shown = ""
+    with dashboard_beside(True, run):
+
+        def said() -> str | None:
+            nonlocal shown
+            shown += capfd.readouterr().out
+            return address_in(shown)
+
+        url = wait(said)
+        assert wait(lambda: [r["name"] for r in ask(url)["runs"]] or None) == ["run"]
+    with pytest.raises(OSError):
+        ask(url)
+
+
+def test_nothing_is_served_where_it_was_not_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: 1 / 0)
+    with dashboard_beside(False, tmp_path):
+        pass
+
+
+def test_the_command_serves_until_it_is_stopped(tmp_path, monkeypatch):
+    no_build(monkeypatch, tmp_path)
+    invented_log.write(tmp_path / "runs" / "a")
+    said = tmp_path / "said"
+    command = [sys.executable, "-m", "phase8", "dashboard", "--runs", str(tmp_path / "runs")]
+    with said.open("w") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=tmp_path, env=os.environ.copy())
+    try:
+        url = wait(lambda: address_in(said.read_text()))
+        assert wait(lambda: ask(url)["total"] or None) == 1
+        assert Path(tmp_path / "runs" / "dashboard.sqlite").is_file()
+    finally:
+        server.send_signal(signal.SIGINT)
+        assert server.wait(20) in (0, 130)
+
+
+def test_beyond_this_machine_the_address_holds_a_token(tmp_path, monkeypatch):
+    no_build(monkeypatch, tmp_path)
+    said = tmp_path / "said"
+    command = [sys.executable, "-m", "phase8", "dashboard", "--host", "0.0.0.0", "--runs", str(tmp_path / "runs")]
+    with said.open("w") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, cwd=tmp_path, env=os.environ.copy())
+    try:
+        line = wait(lambda: re.search(r"http://\S+:(\d+)/#token=(\S{24,})", said.read_text()))
+        url = f"http://127.0.0.1:{line[1]}/api/phase8/runs"
+        try:
+            urllib.request.urlopen(url, timeout=30)
+            raise AssertionError("it answered without a token")
+        except urllib.error.HTTPError as error:
+            assert error.code == 401
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {line[2]}"})
+        assert urllib.request.urlopen(request, timeout=30).status == 200
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(20)
