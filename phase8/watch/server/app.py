@@ -71,10 +71,16 @@ class Dashboard:
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The errors that a call may answer with, for its description."""
     words = {
-        400: "the body cannot be read", 401: "token missing or wrong", 403: "not from this page", 404: "no such run, stage or artifact",
-        409: "makes no sense now", 413: "body too long", 421: "unknown host", 422: "not understood or not accepted",
+        400: "the body cannot be read",
+        401: "token missing or wrong",
+        403: "not from this page",
+        404: "no such run, stage or artifact",
+        409: "makes no sense now",
+        413: "body too long",
+        421: "unknown host",
+        422: "not understood or not accepted",
         503: "too much at once",
-    }  # fmt: skip
+    }
     always = (400, 401, 403, 413, 421)
     return {status: {"model": schema.ErrorBody, "description": words[status]} for status in (*always, *statuses)}
 
