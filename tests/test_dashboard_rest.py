@@ -5,10 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 
 import invented_log
+import numpy as np
 import pytest
 from dashboard_server import Served, served
+
+from phase8.watch.server.pairs import paired_interval
 
 
 @pytest.fixture(scope="module")
@@ -190,3 +194,35 @@ def test_secrets_in_settings_are_left_out(tmp_path):
         run = server.only_run()
         assert server.ask(f"runs/{run}/config").json["settings"] == {"seed": 3}
         assert b"abc" not in server.ask(f"export/{run}").body
+
+
+def test_runs_that_come_and_go(tmp_path):
+    invented_log.write(tmp_path / "runs" / "first")
+    with served(tmp_path / "runs") as server:
+        assert server.only_run()
+        invented_log.write(tmp_path / "runs" / "2026" / "second")
+        server.wait("runs", lambda answer: {run["name"] for run in answer["runs"]} == {"first", "2026/second"})
+        shutil.rmtree(tmp_path / "runs" / "first")
+        server.wait("runs", lambda answer: [run["name"] for run in answer["runs"]] == ["2026/second"])
+
+
+def test_the_interval_of_a_difference_is_that_of_the_gates():
+    """Another way to the same figure: the draws that the gates are judged by."""
+    from phase8.benchmarks.evaluate import Score
+    from phase8.judge.resample import mean_draws
+
+    random = np.random.default_rng(3)
+    scores = [(random.random(200) < share).astype(float) for share in (0.9, 0.8, 0.75)]
+    for clusters in ([], [f"passage {number // 5}" for number in range(200)]):
+        before, left, right = ((items, clusters) for items in scores)
+        low, high = paired_interval(before, before, left, right)
+        models = [
+            Score(
+                task="t", role="core", stands_for="t", experts=(), chance=0.0, items=tuple(s), clusters=tuple(clusters)
+            )
+            for s in scores
+        ]
+        x, a, b = mean_draws(models, draws=4000)
+        expected = np.quantile((b - a) / x, [0.025, 0.975])
+        assert (low, high) == pytest.approx(tuple(expected), abs=0.006)
+        assert paired_interval(before, (scores[1], clusters), left, right) is None

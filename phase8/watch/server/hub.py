@@ -1,7 +1,8 @@
 """Follows the logs of the runs that somebody looks at or that are at work, and tells the pages what is new.
 
-Two beats: every 20 ms the logs that may have grown are looked at (one `stat` each), every second the directories are
-searched for new runs and the processes looked after. A run that has ended and that nobody looks at costs nothing.
+Every 20 ms the logs of the runs that somebody looks at are looked after (one `stat` each), every quarter of a second
+those of all runs at work, and every second the directories are searched for new runs. A run that has ended and that
+nobody looks at costs nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ class Hub:
         self._locks: dict[str, asyncio.Lock] = {}
         self._told: dict[str, tuple[Any, ...]] = {}
         """What each run's summary was when it was told last."""
+        self._at_work: list[Run] = []
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -73,16 +75,22 @@ class Hub:
                 if begin - searched >= SEARCH_S:
                     searched = begin
                     await self._search()
-                for run in list(self.library.runs.values()):
-                    if isinstance(run, Replay) or ((run.live or self.watchers[run.id]) and run.tail.grown()):
-                        await self.advance(run)
+                for run in [run for number in list(self.watchers) if (run := self.get(number)) is not None]:
+                    await self._look(run)
                 if begin - summarised >= SUMMARY_S:
                     summarised = begin
+                    for run in self._at_work:
+                        await self._look(run)
                     await self._tell_summaries()
             except Exception:  # a log that cannot be followed must not end the following of all others
                 _log.exception("following the runs")
                 await asyncio.sleep(SEARCH_S)
-            await asyncio.sleep(max(0.0, BEAT_S - (time.monotonic() - begin)))
+            beat = BEAT_S if self.watchers else SUMMARY_S
+            await asyncio.sleep(max(0.0, beat - (time.monotonic() - begin)))
+
+    async def _look(self, run: Run) -> None:
+        if isinstance(run, Replay) or run.tail.grown():
+            await self.advance(run)
 
     async def _search(self) -> None:
         def look() -> None:
@@ -93,6 +101,7 @@ class Hub:
                     run.refresh()
 
         await asyncio.to_thread(look)
+        self._at_work = [run for run in list(self.library.runs.values()) if run.live]
         now = time.monotonic()
         for run in list(self.library.runs.values()):
             if isinstance(run, Replay) and run.over and now - run.created > REPLAY_KEPT_S:
@@ -160,6 +169,7 @@ class Hub:
     def play(self, replay: Replay) -> None:
         """Takes in a replay."""
         self.library.runs[replay.id] = replay
+        self._at_work.append(replay)
 
     async def wind(self, replay: Replay, position: float) -> None:
         """Sends a replay to another place; who looks at it begins anew."""

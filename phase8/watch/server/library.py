@@ -186,11 +186,13 @@ class Library:
 
     def scan(self) -> list[Run]:
         """Finds runs that are new, and returns them with their events read."""
-        fresh = []
+        fresh, known = [], {str(run.directory) for run in self.runs.values()}
         for root in self.roots:
-            for directory in _directories(root, DEEPEST):
-                if run_id(directory) not in self.runs:
-                    fresh.append(self.add(directory))
+            for directory in _directories(root, DEEPEST, known):
+                fresh.append(self.add(directory))
+        for run in list(self.runs.values()):
+            if run.source == "command line" and not run.directory.is_dir():
+                del self.runs[run.id]
         for job in self.jobs.all():
             run = self.runs.get(job.run)
             if run is None and any(Path(job.directory).is_relative_to(root) for root in self.roots):
@@ -234,21 +236,22 @@ def _age(run: Run) -> float:
     return run.fold.started or (run.job.started if run.job else 0.0)
 
 
-def _directories(root: Path, depth: int) -> Iterable[Path]:
-    """Directories with an event log; what lies inside a run, hidden directories and links are left out."""
+def _directories(root: Path, depth: int, known: set[str]) -> Iterable[Path]:
+    """Directories with an event log that are not known yet; hidden ones, links, and what is in a run are left out."""
     try:
         with os.scandir(root) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
     except OSError:
         return
     if any(entry.name == LOG_FILE for entry in listed):
-        yield root
+        if str(root) not in known:
+            yield root
         return
     if depth:
         for entry in listed:
-            plain = not entry.name.startswith(".") and entry.name not in NOT_RUNS
+            plain = not entry.name.startswith(".") and entry.name not in NOT_RUNS and entry.path not in known
             if plain and entry.is_dir(follow_symlinks=False):
-                yield from _directories(Path(entry.path), depth - 1)
+                yield from _directories(Path(entry.path), depth - 1, known)
 
 
 def require_directory(path: Path) -> Path:
