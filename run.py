@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from difflib import get_close_matches
 from pathlib import Path
@@ -41,13 +42,20 @@ def check_overrides(arguments: list[str]) -> None:
         raise ConfigError(
             f"cannot read an override: {str(error).splitlines()[0]}",
             where=" ".join(words),
-            fix="write SETTING=VALUE; quote what holds spaces or brackets for the shell: 'protect=[\"*\"]'",
+            fix=_quoted(words),
         ) from error
     groups = (
         "compressor", "model", "benchmarks", "gates", "optimizer", "trainer", "logger", "paths", "experiment", "sweep",
     )  # fmt: skip
     known = [*_names(CompressionConfig().to_dict()), *groups]
+    many = any(word in ("-m", "--multirun") or word.startswith("sweep=") for word in arguments)
     for override in overrides:
+        if override.is_sweep_override() and not many:
+            raise ConfigError(
+                "several values for one setting, and this is one run",
+                where=f"command line: {override.input_line}",
+                fix=f"{_shown(override.input_line)} if it is one value; add -m for a run of each",
+            )
         name = override.key_or_group.split("@")[0]
         if name in known or name.startswith(FREE) or name.split(".")[0].split("/")[0] == "hydra":
             continue
@@ -57,6 +65,26 @@ def check_overrides(arguments: list[str]) -> None:
             where=f"command line: {override.input_line}",
             fix=f"did you mean {' or '.join(near)}?" if near else "`python run.py --help` lists all",
         )
+
+
+def _quoted(words: list[str]) -> str:
+    """How to write the first override that cannot be read: its value in quotes of its own, inside the shell's."""
+    for word in words:
+        value = word.partition("=")[2]
+        try:
+            OverridesParser.create().parse_overrides([word])
+        except HydraException:
+            if value and not value.startswith(("'", '"', "[", "{")):
+                return f"a value with spaces, brackets or commas needs quotes inside those of the shell: {_shown(word)}"
+    return "write SETTING=VALUE, and put it in quotes for the shell: 'protect=[\"*\"]'"
+
+
+def _shown(word: str) -> str:
+    """An override with its value in quotes, ready to be typed into a shell."""
+    name, _, value = word.partition("=")
+    # Hydra reads a backslash as it is, but before a quote.
+    inner = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + ('\\"' if found[2] else ""), value)
+    return "'" + f'{name}="{inner}"'.replace("'", "'\\''") + "'"
 
 
 def check_output(arguments: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
 import time
@@ -94,7 +93,12 @@ class FinalCompressionPhase:
     result = await FinalCompressionPhase(config).run(model)
     """
 
-    def __init__(self, config: CompressionConfig | None = None, *, expert_config: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        config: CompressionConfig | None = None,
+        *,
+        expert_config: Mapping[str, Any] | str | Path | None = None,
+    ):
         self.config = config or CompressionConfig()
         self.expert_config = expert_config
 
@@ -104,7 +108,8 @@ class FinalCompressionPhase:
         """Compresses a network, or the model at a path, in a worker thread.
 
         Args:
-            model: a causal LM in memory (give its tokenizer too), or a path as in `model.path`.
+            model: a causal LM in memory (give its tokenizer too), or a path as in `model.path`. A network in memory is
+                copied and stays as it is.
 
         Returns:
             The content of `result.json`.
@@ -123,8 +128,10 @@ class FinalCompressionPhase:
         elif tokenizer is None:
             raise ModelError("a network in memory needs its tokenizer", where="run(model)", fix="run(model, tokenizer)")
         else:
-            source = source_from_network(model, tokenizer, ExpertFile(), type(model).__name__)
-        if self.expert_config is not None:
+            source = source_from_network(model, tokenizer, ExpertFile(), type(model).__name__, self.config.device)
+        if isinstance(self.expert_config, str | Path):
+            source = replace(source, experts=ExpertFile.read(Path(self.expert_config)))
+        elif self.expert_config is not None:
             source = replace(source, experts=ExpertFile.from_dict(dict(self.expert_config), where="expert_config"))
         return run_configured(self.config, source, console=sys.stdout.isatty())
 
@@ -140,11 +147,10 @@ class CompressionOrchestrator:
         config: CompressionConfig | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
     ):
-        if isinstance(expert_config, str | Path):
-            expert_config = json.loads(Path(expert_config).read_text(encoding="utf-8"))
         self.model, self.tokenizer = model, tokenizer
         self.phase = FinalCompressionPhase(config, expert_config=expert_config)
 
     def run_phase8(self) -> dict[str, Any]:
-        """Runs the pipeline and waits for it; returns the content of `result.json`."""
-        return asyncio.run(self.phase.run(self.model, self.tokenizer))
+        """Runs the pipeline and returns the content of `result.json`; also where an event loop runs already, as in a
+        notebook."""
+        return self.phase._run(self.model, self.tokenizer)

@@ -84,11 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     decompress.add_argument("out", type=Path, metavar="OUT", help="a directory that does not exist yet")
     decompress.set_defaults(command=_export, format="safetensors", dtype="float32")
 
-    compare = commands.add_parser("compare", help="several runs side by side: table, frontier, retention, settings")
-    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's directory, or a multirun's")
-    compare.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots")
-    compare.set_defaults(command=_compare)
-
     harness = commands.add_parser(
         "lm-eval", add_help=False, help="lm-eval's own command, which then opens artifacts: --model hf"
     )
@@ -231,6 +226,7 @@ def _generate(options: argparse.Namespace) -> int:
     from transformers.utils import logging
 
     from phase8.artifact.write import load_artifact
+    from phase8.model.window import window
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -243,7 +239,7 @@ def _generate(options: argparse.Namespace) -> int:
         tokenizer = AutoTokenizer.from_pretrained(options.artifact)
     torch.manual_seed(options.seed)
     inputs = tokenizer(options.prompt, return_tensors="pt")
-    limit = getattr(network.config, "max_position_embeddings", None) or 2**31
+    limit = window(network) or 2**31
     room = limit - inputs["input_ids"].shape[1]
     if room < 1:
         raise Phase8Error("the text is longer than the model's context", where="TEXT", fix="give a shorter one")
@@ -296,17 +292,6 @@ def _dashboard(options: argparse.Namespace) -> int:
         ),
         build_page=not options.no_build,
     )
-    return 0
-
-
-def _compare(options: argparse.Namespace) -> int:
-    from phase8.watch.compare import print_comparison, write_comparison
-    from phase8.watch.runs import read_runs
-
-    runs = read_runs(options.runs)
-    print_comparison(runs)
-    if options.html is not None:
-        print(write_comparison(options.html, runs, title=f"Phase 8: {len(runs)} runs compared"))
     return 0
 
 

@@ -14,8 +14,7 @@ from pathlib import Path
 from phase8.errors import OutputError, Phase8Error
 
 
-def output_error(error: OSError, path: Path) -> OutputError:
-    """An operating system's error at writing, with what can be done about it."""
+def _output_error(error: OSError, path: Path) -> OutputError:
     fixes = {
         errno.ENOSPC: "free some disk space, or set paths.output_dir to a disk that has room",
         errno.EDQUOT: "free some of your quota, or set paths.output_dir elsewhere",
@@ -37,7 +36,7 @@ def make_directory(path: Path) -> Path:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "permission denied")
     except OSError as error:
-        raise output_error(error, path) from error
+        raise _output_error(error, path) from error
     return path
 
 
@@ -58,7 +57,7 @@ def fresh_directory(path: Path | str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise output_error(error, candidate) from error
+            raise _output_error(error, candidate) from error
         return candidate
     raise AssertionError("unreachable")
 
@@ -81,7 +80,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise output_error(error, path) from error
+        raise _output_error(error, path) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
@@ -101,7 +100,7 @@ def directory_swap(path: Path | str) -> Iterator[Path]:
         fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         fresh.chmod(0o755)
     except OSError as error:
-        raise output_error(error, path) from error
+        raise _output_error(error, path) from error
     try:
         yield fresh
         old = None
@@ -112,7 +111,7 @@ def directory_swap(path: Path | str) -> Iterator[Path]:
         if old is not None:
             shutil.rmtree(old)
     except OSError as error:
-        raise output_error(error, path) from error
+        raise _output_error(error, path) from error
     finally:
         if fresh.exists():
             shutil.rmtree(fresh, ignore_errors=True)

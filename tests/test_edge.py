@@ -28,9 +28,19 @@ def answers_with(accuracy: dict[int, float], seed: int):
     return lambda items: [float(rng.random() < accuracy[item["level"]]) for item in items]
 
 
+def evenly(per_level: int, accuracy: dict[int, float]):
+    """Answers with just these shares of right ones in every third of every level."""
+
+    def answer(n: int, level: int) -> float:
+        place, share = n % per_level // 3, accuracy[level]
+        return float(round((place + 1) * share) > round(place * share))
+
+    return lambda items: [answer(n, item["level"]) for n, item in enumerate(items)]
+
+
 def test_the_pool_is_near_the_target_and_has_every_useful_level():
     accuracy = {0: 0.99, 1: 0.9, 2: 0.7, 3: 0.5, 4: 0.3}
-    pool = edge.build_pool(questions(150, 5), answers_with(accuracy, 1))
+    pool = edge.build_pool(questions(225, 5), answers_with(accuracy, 1))
     assert len(pool.items) == edge.POOL_ITEMS
     counts = {level: sum(item["level"] == level for item in pool.items) for level in accuracy}
     assert min(counts.values()) >= 10
@@ -44,26 +54,53 @@ def test_a_copy_that_errs_elsewhere_scores_about_the_same():
     accuracy = {0: 0.95, 1: 0.85, 2: 0.7, 3: 0.5, 4: 0.35}
     scores = []
     for seed in range(12):
-        pool = edge.build_pool(questions(150, 5), answers_with(accuracy, seed))
+        pool = edge.build_pool(questions(225, 5), answers_with(accuracy, seed))
         again = answers_with(accuracy, 1000 + seed)(list(pool.items))
         scores.append(sum(again) / len(again))
     assert sum(scores) / len(scores) == pytest.approx(edge.TARGET, abs=0.03)
 
 
 def test_the_questions_do_not_calibrate():
-    """The half that gives the accuracies is not in the pool."""
-    items = questions(40, 3)
-    pool = edge.build_pool(items, answers_with({0: 0.9, 1: 0.75, 2: 0.5}, 3), size=30)
-    # 40 of each level stand together: every other one calibrates.
-    calibrating = {(item["level"], item["prompt"]) for item in items[::2]}
+    """Neither the third that gives the accuracies is in the pool, nor the one that confirms it."""
+    items = questions(60, 3)
+    pool = edge.build_pool(items, evenly(60, {0: 0.9, 1: 0.75, 2: 0.5}), size=30)
+    # 60 of each level stand together: the second of every three may be drawn.
+    drawn = {(item["level"], item["prompt"]) for item in items[1::3]}
     assert len(pool.items) == 30
-    assert not calibrating & {(item["level"], item["prompt"]) for item in pool.items}
+    assert {(item["level"], item["prompt"]) for item in pool.items} <= drawn
 
 
 @pytest.mark.parametrize(("accuracy", "extreme"), [(0.25, "hard"), (0.98, "easy")])
 def test_where_no_mix_is_near_the_target_it_says_so(accuracy, extreme):
-    pool = edge.build_pool(questions(150, 3), answers_with(dict.fromkeys(range(3), accuracy), 2))
+    pool = edge.build_pool(questions(225, 3), answers_with(dict.fromkeys(range(3), accuracy), 2))
     assert pool.items == () and f"too {extreme}" in pool.text and "edge_pool_file" in pool.text
+
+
+@pytest.mark.parametrize("size", [4, 8, 20, 200])
+def test_the_luckiest_of_many_draws_is_no_pool(size):
+    """A model that solves 19 to 32 % of each level: among 64 draws of 8 questions one has 75 %."""
+    accuracy = {0: 0.32, 1: 0.27, 2: 0.25, 3: 0.22, 4: 0.19}
+    for seed in range(10):
+        pool = edge.build_pool(questions(225, 5), answers_with(accuracy, seed), size)
+        assert pool.items == () and "left out" in pool.text
+
+
+def test_a_mix_that_only_seemed_right_is_not_confirmed():
+    """The calibrating third happens to be solved at 75 %, the rest at 45 %."""
+    seemed, real = (evenly(225, {0: share})(questions(225, 1)) for share in (0.75, 0.45))
+    lucky = [one if n % 3 == 0 else other for n, (one, other) in enumerate(zip(seemed, real, strict=True))]
+    pool = edge.build_pool(questions(225, 1), lambda items: lucky, 8)
+    assert pool.items == () and "questions apart" in pool.text
+
+
+def test_few_questions_confirm_nothing():
+    pool = edge.build_pool(questions(24, 1), evenly(24, {0: 0.75}), 4)
+    assert pool.items == () and "cannot confirm" in pool.text
+
+
+def test_what_confirms_a_pool_is_told():
+    pool = edge.build_pool(questions(225, 3), evenly(225, {0: 0.9, 1: 0.75, 2: 0.6}), 8)
+    assert len(pool.items) == 8 and "solves 75.0%, and 7" in pool.text and "of others in the same mix" in pool.text
 
 
 @settings(max_examples=60, deadline=None)
@@ -124,7 +161,7 @@ def test_the_suite_asks_the_pool_and_its_hash_tells():
         (b'{"prompt": "a", "choices": ["x", "y"], "answer": Infinity, "level": 1}', "line 1: needs two"),
         (b'{"prompt": "a", "choices": ["x", "y"], "answer": 2, "level": 1}', "line 1: needs two"),
         (b'{"prompt": "a", "choices": ["x", "x"], "answer": 0, "level": 1}', "line 1: needs two"),
-        (b'{"prompt": "a", "choices": ["x", "y"], "answer": 0, "level": 1}', "at least 2 on each level"),
+        (b'{"prompt": "a", "choices": ["x", "y"], "answer": 0, "level": 1}', "at least 3 on each level"),
     ],
 )
 def test_a_bad_file_is_named(tmp_path, content, message):

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Regex, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from phase8.artifact.write import load_artifact, write_artifact
 from phase8.codecs import get_codec
@@ -25,7 +25,7 @@ from phase8.config import VPTQConfig
 from phase8.errors import ArtifactError, ModelError, OutputError
 from phase8.export import export
 from phase8.model.source import ExpertFile, source_from_network
-from tests.tiny_model import tiny_model, tiny_tokenizer
+from tests.tiny_model import TEXT, tiny_model, tiny_tokenizer
 
 IDS = [0, 5, 371, 40, 41, 42, 300, 7, 7, 7, 19]
 LLAMA3 = {
@@ -231,6 +231,63 @@ def test_gguf_names_the_cut_or_says_that_it_cannot(tmp_path, cut, name, exact):
             assert [theirs(line)["input_ids"] for line in lines] == [mine(line)["input_ids"] for line in lines]
     else:
         assert "sample lines" in notes[0]
+
+
+def sentence_piece_tokenizer():
+    """As of the Llama 2 kind: `\u2581` for spaces, bytes for what is no token."""
+    raw = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    raw.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=special[:3], initial_alphabet=[])
+    raw.train_from_iterator([TEXT] * 5, trainer)
+    content = json.loads(raw.to_str())
+    learned = [token for token in content["model"]["vocab"] if token not in special]
+    content["model"]["vocab"] = {token: number for number, token in enumerate([*special, *learned])}
+    raw = Tokenizer.from_str(json.dumps(content))
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+def test_gguf_of_a_sentence_piece_tokenizer(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="the gguf library is not installed: pip install -e '.[export]'")
+    from phase8.export.gguf_tokenizer import join_by_scores
+
+    tokenizer = sentence_piece_tokenizer()
+    compressed(tmp_path / "artifact", tiny_model(tokenizer), tokenizer)
+    assert export(tmp_path / "artifact", tmp_path / "out", "gguf") == []
+    fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "llama"
+    assert fields["tokenizer.ggml.add_space_prefix"].contents() and fields["tokenizer.ggml.add_bos_token"].contents()
+    tokens, scores = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "scores"))
+    types = fields["tokenizer.ggml.token_type"].contents()
+    assert [types[n] for n in (0, 1, 2, 3, 258, 259)] == [2, 3, 3, 6, 6, 1]
+    numbers = {token: number for number, token in enumerate(tokens)}
+    for line in ("The old miller keeps geese.", "Nobody has  seen", "x"):
+        found = [numbers[piece] for piece in join_by_scores(" " + line, numbers, scores) if piece in numbers]
+        assert found == tokenizer(line)["input_ids"][1:] and len(found) < len(line) + 2
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    model = llama_cpp.Llama(str(tmp_path / "out" / "model.gguf"), n_ctx=96, n_threads=1, verbose=False)
+    for line in ("The old miller keeps geese.", "Nobody has  seen", "né 12"):
+        assert model.tokenize(line.encode()) == tokenizer(line)["input_ids"]
+    model.close()
+
+
+def test_gguf_has_the_chat_template_and_every_end_token(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="the gguf library is not installed: pip install -e '.[export]'")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    network = tiny_model(tokenizer)
+    network.generation_config.eos_token_id = [1, 7, 9, 11]
+    compressed(tmp_path / "artifact", network, tokenizer)
+    (note,) = export(tmp_path / "artifact", tmp_path / "out", "gguf")
+    assert "[11]" in note
+    fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
+    ends = [fields[f"tokenizer.ggml.{name}_token_id"].contents() for name in ("eos", "eot", "eom")]
+    assert ends == [1, 7, 9] and fields["tokenizer.ggml.bos_token_id"].contents() == 0
 
 
 def test_gguf_of_another_tokenizer_takes_numbers(artifact, tmp_path):

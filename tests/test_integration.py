@@ -90,6 +90,20 @@ def test_save_pretrained_gives_the_same_bytes(artifact, tmp_path):
     assert (tmp_path / "copy" / WEIGHTS_FILE).read_bytes() == (artifact / WEIGHTS_FILE).read_bytes()
 
 
+def test_torch_save_and_load(artifact, tmp_path):
+    network = AutoModelForCausalLM.from_pretrained(artifact)
+    torch.save(network, tmp_path / "whole.pt")
+    again = torch.load(tmp_path / "whole.pt", weights_only=False)
+    same_weights(again, network)
+    again.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / WEIGHTS_FILE).read_bytes() == (artifact / WEIGHTS_FILE).read_bytes()
+    with torch.no_grad():
+        again.model.norm.weight[3] += 1e-3  # it saves itself, not the network that it was made from
+    with pytest.raises(ModelError, match="changed after loading"):
+        again.save_pretrained(tmp_path / "changed")
+    network.save_pretrained(tmp_path / "first")
+
+
 def test_changed_weights_are_not_saved_as_the_old_ones(artifact, tmp_path):
     network = AutoModelForCausalLM.from_pretrained(artifact)
     with torch.no_grad():

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "phase8"
 LAYERS = [
     {"errors"},
     {"checks", "files", "limits", "world", "lossless"},
-    {"events", "cache"},
+    {"events"},
     {"codecs"},
     {"model"},
     {"artifact"},

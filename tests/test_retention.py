@@ -22,12 +22,12 @@ def pair(n, kept, *, accuracy=0.8, seed=0, **settings):
 
 
 def test_known_values():
-    result = retention(score([1, 1, 1, 0], chance=0.25), score([1, 1, 0, 0], chance=0.25))
+    result = retention(score([1, 1, 1, 0] * 10, chance=0.25), score([1, 1, 0, 0] * 10, chance=0.25))
     assert result.raw.value == pytest.approx(2 / 3)
     assert result.corrected.value == pytest.approx(0.5)
     assert result.difference.value == pytest.approx(-0.25)
-    assert (result.baseline, result.final, result.n) == (0.75, 0.5, 4)
-    assert result.baseline_stderr == pytest.approx(0.25)
+    assert (result.baseline, result.final, result.n) == (0.75, 0.5, 40)
+    assert result.baseline_stderr == pytest.approx((0.75 * 0.25 / 39) ** 0.5)
 
 
 def test_the_same_model_keeps_everything_exactly():
@@ -95,10 +95,20 @@ def test_nothing_to_keep_has_no_ratio():
     assert below_chance.raw.value == 2.0
 
 
-def test_draws_without_a_baseline_leave_the_interval_open():
-    result = retention(score([1, 0, 0], chance=0.25), score([1, 0, 0], chance=0.25))
-    assert result.corrected.value == pytest.approx(1.0)
-    assert result.corrected.low is None and result.corrected.high is None
+@pytest.mark.parametrize("final", [[0] * 200, [1] * 200, [1, 0, 0, 0] * 50, [0, 1, 1, 0] * 50])
+def test_what_is_not_above_chance_has_no_corrected_retention(final):
+    """0.255 of a four-way test, kept in part or doubled: 200 % and -700 % would be figures of chance."""
+    result = retention(score([1] * 51 + [0] * 149, chance=0.25), score(final, chance=0.25))
+    assert not result.informative and result.raw.value == pytest.approx(sum(final) / 51)
+    assert (result.corrected.value, result.corrected.low, result.corrected.high) == (None, None, None)
+
+
+@pytest.mark.parametrize("right", [0, 1, 199, 200])
+def test_a_figure_lies_in_its_own_interval(right):
+    final = score([1] * right + [0] * (200 - right), chance=0.25)
+    result = retention(score([1] * 160 + [0] * 40, chance=0.25), final)
+    for found in (result.raw, result.corrected, result.difference):
+        assert found.low <= found.value <= found.high
 
 
 def test_seeded():

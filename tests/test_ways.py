@@ -1,5 +1,7 @@
 """Scores and texts against a model asked one text at a time, without padding, packing or cache: the definition."""
 
+import math
+
 import pytest
 import torch
 from lm_eval.api.instance import Instance
@@ -7,6 +9,9 @@ from tiny_model import TEXT, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from phase8.benchmarks.lm import Phase8LM
+from phase8.benchmarks.perplexity import bits_per_byte
+from phase8.model.latency import measure_latency_ms
+from phase8.model.window import window
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 16, "factor": 4.0}
@@ -136,3 +141,54 @@ def test_generation_settings_that_change_the_distribution_hold_as_in_lm_eval(tok
     assert Phase8LM(model, tokenizer).generate_until(asked("generate_until", requests)) == theirs
     model.generation_config.repetition_penalty = None
     assert Phase8LM(model, tokenizer).generate_until(asked("generate_until", requests)) != theirs
+
+
+POSITIONS = {
+    "gpt2": (MODELS["learned_positions"][1], 96),
+    "opt": (MODELS["mask_as_positions"][1] | {"max_position_embeddings": 96}, 96),
+    "roberta": (
+        {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 96}, 93,
+    ),
+    "bart": ({"d_model": 32, "decoder_layers": 1, "decoder_attention_heads": 4, "max_position_embeddings": 96}, 96),
+    "biogpt": (
+        {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 96}, 96,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", POSITIONS)
+def test_the_window_is_what_learned_positions_hold(kind):
+    settings, expected = POSITIONS[kind]
+    config = AutoConfig.for_model(
+        kind, vocab_size=380, bos_token_id=0, eos_token_id=1, pad_token_id=2, is_decoder=True, **settings
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert window(model) == expected
+    ids = torch.arange(3, 4 + expected)[None]
+    with torch.no_grad():
+        model(input_ids=ids[:, :-1])
+        with pytest.raises((IndexError, RuntimeError)):
+            model(input_ids=ids)
+
+
+@pytest.mark.parametrize("name", ["llama", "state_space", "alibi", "learned_positions", "hybrid"])
+def test_the_time_per_token_is_measured_with_any_cache(name, tokenizer):
+    assert measure_latency_ms(build(name, tokenizer)) > 0.0
+
+
+def test_the_time_per_token_within_a_small_window():
+    settings = MODELS["learned_positions"][1] | {"n_positions": 6}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", vocab_size=380, **settings)).eval()
+    assert measure_latency_ms(model) > 0.0
+
+
+@pytest.mark.parametrize("name", ["mistral_window_16", "long_rope", "state_space", "not_causal"])
+def test_bits_per_byte_are_those_of_each_document_alone(name, tokenizer):
+    model = build(name, tokenizer)
+    documents = ["The miller", LONG[:20], LONG[:60], LONG[:130]]
+    found = bits_per_byte(model, tokenizer, documents)
+    bits = size = 0.0
+    for document in documents:
+        bits -= alone(model, tokenizer, "", document) / math.log(2)
+        size += len(document.encode())
+    assert found == pytest.approx(bits / size, rel=1e-4)

@@ -124,6 +124,10 @@ class SuiteResult:
             for rule, chosen in rows.items()
         }
 
+    def eudaimonia_score(self) -> Score | None:
+        """The score of eudaimonia, all rules together; None where it was not run."""
+        return self._standing_for(EUDAIMONIA)
+
     def edge_score(self) -> Score | None:
         """The score of edge of chaos; None where it was not run."""
         return self._standing_for(EDGE_OF_CHAOS)

@@ -29,6 +29,7 @@ from phase8.benchmarks.generation import Generator, Job
 from phase8.benchmarks.packing import Encoded, Plan, make_plan
 from phase8.benchmarks.scoring import Scorer
 from phase8.errors import BenchmarkError
+from phase8.model.window import window as context_window
 
 Progress = Callable[[int, int], None]
 """Called with (requests done, requests in all)."""
@@ -83,7 +84,8 @@ class Phase8LM(TemplateLM):
         self.shortened: tuple[int, int] | None = None
         """Tokens of an answer that a task asked for, and that it got, where it asked for more than there can be."""
         self._device = model.device
-        self._max_length = max_length or resolve_max_length(model.config, tokenizer, default=2048)
+        resolved = resolve_max_length(model.config, tokenizer, default=2048)
+        self._max_length = max_length or min(resolved, context_window(model) or resolved)
         if tokenizer.eos_token_id is None:
             raise BenchmarkError(
                 "the tokenizer has no end-of-text token", where="tokenizer.eos_token", fix="set eos_token in its config"

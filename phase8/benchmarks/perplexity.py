@@ -16,14 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phase8.benchmarks.scoring import WRONG_WAY, alike, forget_lengths, logits_of
 from phase8.errors import BenchmarkError
 from phase8.model.text import read_documents
+from phase8.model.window import window
 from phase8.world import corpus
 
 DOCUMENTS = 200
 """Of the embedded world's text."""
 HELD_OUT_SEED = 0
 MAX_WINDOW = 1024
+Piece = tuple[list[int], int]
+"""Token ids, and how many of the last are predicted."""
 MAX_BYTES = 1 << 20
 """Of a user's text; more would cost more time than the benchmarks, and tell little more."""
 
@@ -64,24 +68,42 @@ def bits_per_byte(model: Any, tokenizer: Any, documents: Sequence[str], *, batch
     if not size or start is None:
         what = "there is no text to measure on" if not size else "the tokenizer has no token that begins a text"
         raise BenchmarkError(what, where="perplexity", fix="give text, or a tokenizer with bos_token or eos_token")
-    window = min(MAX_WINDOW, getattr(model.config, "max_position_embeddings", None) or MAX_WINDOW)
+    longest = min(MAX_WINDOW, window(model) or MAX_WINDOW)
     pieces: list[tuple[list[int], int]] = []
     for document in documents:
         ids = [start, *tokenizer(document, add_special_tokens=False)["input_ids"]]
-        for at in range(0, len(ids) - 1, window):
-            end = min(at + window + 1, len(ids))
-            pieces.append((ids[max(0, end - window - 1) : end], end - at - 1))
+        for at in range(0, len(ids) - 1, longest):
+            end = min(at + longest + 1, len(ids))
+            pieces.append((ids[max(0, end - longest - 1) : end], end - at - 1))
     pieces.sort(key=lambda piece: len(piece[0]), reverse=True)  # alike in length, so little of a batch is padding
-    bits, done = 0.0, 0
-    while done < len(pieces):
-        batch = pieces[done : done + max(1, batch_tokens // len(pieces[done][0]))]
-        bits += _bits(model, batch)
-        done += len(batch)
-    return bits / size
+    return sum(_in_batches(model, pieces, batch_tokens)) / size
 
 
-def _bits(model: Any, pieces: Sequence[tuple[Sequence[int], int]]) -> float:
-    """Summed over the pieces; of each, so many of its last tokens are predicted from those before them."""
+def _in_batches(model: Any, pieces: Sequence[Piece], batch_tokens: int) -> list[float]:
+    """Bits of each piece; where company changes them (see `scoring.py`), each piece alone."""
+    found: list[float] = []
+    while len(found) < len(pieces):
+        batch = pieces[len(found) : len(found) + max(1, batch_tokens // len(pieces[len(found)][0]))]
+        try:
+            bits = _bits(model, batch)
+        except WRONG_WAY:
+            return _each_alone(model, pieces)
+        suspects = (
+            {0, len(batch) - 1} if len(batch) > 1 and (not found or len(found) + len(batch) == len(pieces)) else ()
+        )
+        if not all(alike(bits[place], _each_alone(model, [batch[place]])[0], model.dtype) for place in suspects):
+            return _each_alone(model, pieces)
+        found += bits
+    return found
+
+
+def _each_alone(model: Any, pieces: Sequence[Piece]) -> list[float]:
+    forget_lengths(model)
+    return [_bits(model, [piece])[0] for piece in pieces[::-1]][::-1]  # the shortest first: lengths are remembered
+
+
+def _bits(model: Any, pieces: Sequence[Piece]) -> list[float]:
+    """Of each piece; so many of its last tokens are predicted from those before them."""
     longest = max(len(ids) for ids, _ in pieces)
     ids_NT = torch.zeros(len(pieces), longest, dtype=torch.int64)
     scored_NT = torch.zeros(len(pieces), longest, dtype=torch.bool)
@@ -90,8 +112,9 @@ def _bits(model: Any, pieces: Sequence[tuple[Sequence[int], int]]) -> float:
         scored_NT[row, len(ids) - scored : len(ids)] = True
     ids_NT, scored_NT = ids_NT.to(model.device), scored_NT.to(model.device)
     # Padding stands to the right, where a causal model does not look; no mask is needed.
-    logits_NTV: Tensor = model(input_ids=ids_NT[:, :-1], use_cache=False).logits
+    logits_NTV: Tensor = logits_of(model, ids_NT[:, :-1])
     nats_M = torch.nn.functional.cross_entropy(
         logits_NTV[scored_NT[:, 1:]].float(), ids_NT[:, 1:][scored_NT[:, 1:]], reduction="none"
     )
-    return float(nats_M.double().sum()) / math.log(2)
+    per_piece = nats_M.double().split([scored for _, scored in pieces])
+    return [float(nats.sum()) / math.log(2) for nats in per_piece]

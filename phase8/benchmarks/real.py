@@ -146,11 +146,8 @@ def load_real_suite(
     notes: list[str] = []
     unsafe = [one for one in wanted.values() if one.task in UNSAFE and not run_generated_code]
     if unsafe:
-        missing += [f"{_role(one)}: {one.name} (benchmarks.run_generated_code is false)" for one in unsafe]
-        notes.append(
-            f"left out: {' and '.join(one.name for one in unsafe)}, because scoring runs programs that the model "
-            f"writes; {CONSENT} allows it, in a sandbox with limits on time, memory, processes and files"
-        )
+        why = f"scoring runs programs that the model writes; {CONSENT} allows it, in a sandbox with limits"
+        missing += [f"{_role(one)}: {one.name} ({why})" for one in unsafe]
     wanted = {task: one for task, one in wanted.items() if one not in unsafe}
     # All data are read and checked before anything else that takes time.
     local = read_all((one.data_folder for one in wanted.values()), directory) if directory is not None else None

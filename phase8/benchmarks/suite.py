@@ -121,8 +121,8 @@ def load_suite(
         for task in read_tasks(directory, known)
         if task.role != "expert" or (not skip_expert_benchmarks and set(task.experts) & set(experts))
     ]
+    covered = {task.stands_for for task in tasks}  # those left out below say so themselves
     tasks, unsafe = _without_unsafe(tasks)
-    covered = {task.stands_for for task in tasks}
     missing = [
         f"{expert}: {benchmark}"
         for expert in experts

@@ -6,26 +6,23 @@ Three things are not a matter of renaming:
   rows of the query and key matrices are put in that order, which leaves every score as it is. Example, D = 4: rows
   0 1 2 3 become 0 2 1 3. Llama 3's stretched frequencies go into a tensor `rope_freqs` of divisors.
 - **A tied head** is left out; llama.cpp then uses the embedding.
-- **The tokenizer.** A byte-level BPE is stored as its tokens (bytes spelt as GPT-2 does) and its merges. How text is
-  cut before merging is stored as a name only, one of those that llama.cpp has compiled in. If the tokenizer's cut has
-  no name there, the nearest is written, and the export says how often it differed on sample lines. The whole
-  `tokenizer.json` is stored too (`tokenizer.huggingface.json`). A tokenizer of another kind is left out ("none"): the
-  file opens and takes token numbers.
+- **The tokenizer** is described anew in llama.cpp's terms (`gguf_tokenizer.py`), with its chat template and its end
+  tokens. The whole `tokenizer.json` is stored too (`tokenizer.huggingface.json`).
 
 Numpy only; neither torch nor transformers is needed.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from phase8.artifact.read import strict_json
 from phase8.errors import ArtifactError, ModelError
 from phase8.export.extra import optional
+from phase8.export.gguf_tokenizer import Described, describe
 from phase8.files import read_bounded
 from phase8.runtime import Llama, load_model
 from phase8.runtime.llama import rotary_frequencies
@@ -44,45 +41,6 @@ _NAMES = {
 }
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
-_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-_GPT2 = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
-_LLAMA3 = {
-    "type": "Split",
-    "pattern": {
-        "Regex": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-        r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-    },
-    "behavior": "Isolated",
-    "invert": False,
-}
-CUTS: dict[str, list[dict[str, Any]]] = {
-    "gpt-2": [_GPT2],
-    "smollm": [{"type": "Digits", "individual_digits": True}, _GPT2],
-    "llama-bpe": [_LLAMA3, _BYTES],
-}
-"""llama.cpp's name of a cut -> the steps of a `tokenizers` pre-tokenizer that cuts alike."""
-
-SAMPLES = (
-    "Once upon a time there was a miller, who kept seven grey geese.",
-    "In 1984, 12345 of them (about 7.5 %) didn't fly.",
-    "def add(a, b):\n    if a > 10:\n        return a + b\n\n\treturn None",
-    "Question: what is 12 + 30?\nAnswer: 42\n\n\nQuestion:   next",
-    "Ça va? Größe, naïve café; 東京は大きい… \U0001f600!",
-    "A line that ends in blanks   \nand   another  one ",
-    'https://example.org/a_b?c=d&e=f "quoted" <tag/> #1 $x = {y: [z]};',
-    "ALL CAPS CamelCase snake_case kebab-case I'LL THEY'RE rock'n'roll",
-)
-
-
-class _Tokenizer(NamedTuple):
-    tokens: list[str]
-    types: list[int]
-    merges: list[str]
-    pre: str
-    starts: bool
-    ends: bool
-    notes: list[str]
-
 
 def write_gguf(artifact: Path, path: Path, *, dtype: str = "float32") -> list[str]:
     """Writes one GGUF file; see `phase8.export.export`, also for what it returns and raises."""
@@ -100,7 +58,7 @@ def write_gguf(artifact: Path, path: Path, *, dtype: str = "float32") -> list[st
     writer = gguf.GGUFWriter(path, "llama")
     _describe(gguf, writer, model, dtype, artifact.absolute().name)
     try:
-        found = _byte_level_bpe(gguf, raw, tokenizer, model.shape.vocab_size)
+        found = describe(raw, tokenizer, model.shape.vocab_size)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ArtifactError(
             f"the tokenizer is malformed: {type(error).__name__}: {error}",
@@ -108,7 +66,9 @@ def write_gguf(artifact: Path, path: Path, *, dtype: str = "float32") -> list[st
             fix="copy the directory anew",
         ) from error
     writer.add_string("tokenizer.huggingface.json", raw)
-    notes = _add_tokenizer(writer, found, config, model.shape.vocab_size)
+    notes = _add_tokenizer(writer, found)
+    notes += _add_special_tokens(writer, artifact, config, model)
+    notes += _add_chat_template(writer, artifact)
     kind = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
     for name, values in _tensors(model):
         wanted = gguf.GGMLQuantizationType[kind if values.ndim > 1 else "F32"]
@@ -180,81 +140,60 @@ def interleave(rows: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
 
 
-def _add_tokenizer(writer: Any, found: _Tokenizer | None, config: dict[str, Any], vocab_size: int) -> list[str]:
+def _add_tokenizer(writer: Any, found: Described | None) -> list[str]:
     if found is None:
         writer.add_tokenizer_model("none")
-        return ["The tokenizer is no byte-level BPE, so model.gguf has none: give token numbers, not text."]
-    writer.add_tokenizer_model("gpt2")
+        return [
+            "The tokenizer is neither a byte-level nor a SentencePiece-style BPE, so model.gguf has none: give token "
+            "numbers, not text."
+        ]
+    writer.add_tokenizer_model(found.model)
     writer.add_tokenizer_pre(found.pre)
     writer.add_token_list(found.tokens)
     writer.add_token_types(found.types)
-    writer.add_token_merges(found.merges)
+    if found.scores is None:
+        writer.add_token_merges(found.merges)
+    else:
+        writer.add_token_scores(found.scores)
+        writer.add_add_space_prefix(found.space_first)
     writer.add_add_bos_token(found.starts)
     writer.add_add_eos_token(found.ends)
-    for add, key in (
-        (writer.add_bos_token_id, "bos_token_id"),
-        (writer.add_eos_token_id, "eos_token_id"),
-        (writer.add_pad_token_id, "pad_token_id"),
+    return list(found.notes)
+
+
+def _add_special_tokens(writer: Any, artifact: Path, config: dict[str, Any], model: Llama) -> list[str]:
+    """The numbers of the tokens that begin, end and pad a text. GGUF has three places for tokens that end one."""
+
+    def number(value: Any) -> int | None:
+        value = value[0] if isinstance(value, list) and value else value
+        return value if type(value) is int and 0 <= value < model.shape.vocab_size else None
+
+    ends = [token for token in dict.fromkeys(model.shape.eos) if number(token) is not None]
+    settings = artifact / "generation_config.json"
+    config = config | (_json(settings)[1] if settings.is_file() else {})
+    for add, token in (
+        (writer.add_bos_token_id, number(config.get("bos_token_id"))),
+        (writer.add_pad_token_id, number(config.get("pad_token_id"))),
+        *zip((writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id), ends, strict=False),
     ):
-        number = config.get(key)
-        number = number[0] if isinstance(number, list) and number else number
-        if type(number) is int and 0 <= number < vocab_size:
-            add(number)
-    return found.notes
+        if token is not None:
+            add(token)
+    if len(ends) > 3:
+        return [f"GGUF names three tokens that end a text; {ends[3:]} end one in the artifact only."]
+    return []
 
 
-def _byte_level_bpe(gguf: Any, raw: str, content: dict[str, Any], vocab_size: int) -> _Tokenizer | None:
-    """What GGUF stores of a byte-level BPE; None for any other tokenizer."""
-    model, before = content["model"], content.get("pre_tokenizer") or {}
-    steps = before.get("pretokenizers", [before])
-    byte_level = any(step.get("type") == "ByteLevel" and not step.get("add_prefix_space") for step in steps)
-    if model.get("type") != "BPE" or not byte_level or content.get("normalizer") or model.get("byte_fallback"):
-        return None
-    special = {token["id"]: token for token in content.get("added_tokens", [])}
-    by_number = {number: text for text, number in model["vocab"].items()}
-    by_number |= {number: token["content"] for number, token in special.items()}
-    kinds = gguf.TokenType
-    tokens, types = [], []
-    for number in range(vocab_size):
-        tokens.append(by_number.get(number, f"[PAD{number}]"))
-        if number in special:
-            kind = kinds.CONTROL if special[number]["special"] else kinds.USER_DEFINED
-        else:
-            kind = kinds.NORMAL if number in by_number else kinds.UNUSED
-        types.append(int(kind))
-    merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-    after = content.get("post_processor") or {}
-    template: list[Any] = next((step["single"] for step in after.get("processors", [after]) if "single" in step), [])
-    around = ["SpecialToken" in piece for piece in template] or [False]
-    pre, notes = _name_of_cut(raw, steps, whole_words=bool(model.get("ignore_merges")))
-    return _Tokenizer(tokens, types, merges, pre, starts=around[0], ends=around[-1], notes=notes)
-
-
-def _name_of_cut(raw: str, steps: list[dict[str, Any]], *, whole_words: bool) -> tuple[str, list[str]]:
-    """The name of llama.cpp's cut that is the tokenizer's, or of the nearest, with a note.
-
-    Args:
-        whole_words: a word that is a token is not merged (`ignore_merges`); llama.cpp does so for `llama-bpe` only.
-    """
-
-    def essence(listed: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [{key: value for key, value in step.items() if key != "trim_offsets"} for step in listed]
-
-    for name, cut in CUTS.items():
-        if essence(steps) == essence(cut) and whole_words == (name == "llama-bpe"):
-            return name, []
-    from tokenizers import Tokenizer
-
-    mine = Tokenizer.from_str(raw)
-    alike = {}
-    for name, cut in CUTS.items():
-        listed = [{"trim_offsets": True, **step} if step["type"] == "ByteLevel" else step for step in cut]
-        other = Tokenizer.from_str(
-            json.dumps({**json.loads(raw), "pre_tokenizer": {"type": "Sequence", "pretokenizers": listed}})
-        )
-        alike[name] = sum(mine.encode(line).ids == other.encode(line).ids for line in SAMPLES)
-    name = max(alike, key=lambda key: alike[key])
-    return name, [
-        f"llama.cpp has no name for this tokenizer's way of cutting text; the nearest, {name!r}, gave the same tokens "
-        f"on {alike[name]} of {len(SAMPLES)} sample lines. Where it matters, give llama.cpp token numbers."
-    ]
+def _add_chat_template(writer: Any, artifact: Path) -> list[str]:
+    """The tokenizer's chat template, from either of the two places where transformers keeps it."""
+    path, settings = artifact / "chat_template.jinja", artifact / "tokenizer_config.json"
+    template: Any = None
+    if path.is_file():
+        template = read_bounded(path, _JSON_LIMIT, error=ArtifactError).decode("utf-8", "replace")
+    elif settings.is_file():
+        listed = _json(settings)[1]
+        template = listed.get("chat_template") if isinstance(listed, dict) else None
+    if isinstance(template, list):  # several by name
+        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
+    if isinstance(template, str) and template:
+        writer.add_chat_template(template)
+    return []

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from phase8.errors import ModelError
 from phase8.export.extra import optional
+from phase8.model.window import window
 
 _LIMIT_BYTES = 2**31 - 2**24
 """A protobuf message holds 2 GiB; a little is for the graph."""
@@ -43,7 +44,7 @@ def write_onnx(network: PreTrainedModel, path: Path) -> None:
         def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
             return self.network(input_ids=input_ids, use_cache=False).logits
 
-    longest = getattr(network.config, "max_position_embeddings", None) or 2**31 - 1
+    longest = window(network) or 2**31 - 1
     dims = {0: torch.export.Dim("batch", min=1), 1: torch.export.Dim("sequence", min=1, max=longest)}
     # Sizes other than 0 and 1, which the tracer would take for constants.
     example = torch.zeros((2, min(8, longest)), dtype=torch.long)

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from types import MethodType
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -130,7 +130,8 @@ class Phase8Quantizer(HfQuantizer):
         return [WeightConverter(f"^{_PAYLOAD}$", next(iter(self._decoded)), [operation], force_cpu=True)]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **settings: Any) -> PreTrainedModel:
-        vars(model).update(_weight_conversions=None, save_pretrained=MethodType(save_artifact, model))
+        # A bound method would be pickled by a name that the class does not have, and not load again.
+        vars(model).update(_weight_conversions=None, save_pretrained=partial(save_artifact, model))
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -155,7 +155,12 @@ def judge_final(
         _core_check("core", baseline, kept, 1.0 - max_accuracy_loss, "relative to the baseline"),
         _expert_check("experts", baseline, kept, experts, config.final_expert, "relative to the baseline"),
         _edge_check(baseline, final, config),
-        _worst("eudaimonia", _rule_checks(None, final, config.final_rule), config.final_rule, config.policy),
+        _worst(
+            "eudaimonia",
+            _rule_checks(baseline, final, config.final_rule, absolute=True),
+            config.final_rule,
+            config.policy,
+        ),
         _worst("no_benchmark_lost", benchmarks, config.abort_benchmark, config.policy),
         Check(
             name="latency_ms",
@@ -346,8 +351,10 @@ def _edge_check(baseline: SuiteResult, result: SuiteResult, config: GateConfig) 
     before, after = baseline.edge_score(), result.edge_score()
     if before is None or after is None:
         return sampled("edge_of_chaos", None, low, ceiling=high, note="not measured")
-    judged = reaches(before.value, low) and reaches(high, before.value)
-    if not judged:
+    judged = is_informative(before) and reaches(before.value, low) and reaches(high, before.value)
+    if not is_informative(before):
+        note = _not_above_chance(before)
+    elif not judged:
         note = f"not judged: the baseline's own {before.value:.3f} is outside {low:.2f} to {high:.2f}"
     else:
         note = f"has to stay within {low:.2f} to {high:.2f}"
@@ -370,19 +377,32 @@ def _band_note(score: Score, low: float, high: float) -> str:
     return f"; {score.n} items cannot show that a model is within it with confidence, that takes at least {needed}"
 
 
-def _rule_checks(baseline: SuiteResult | None, result: SuiteResult, threshold: float) -> list[Check]:
-    """A rule that the baseline breaks is not judged; with no baseline all are."""
+def _rule_checks(
+    baseline: SuiteResult, result: SuiteResult, threshold: float, *, absolute: bool = False
+) -> list[Check]:
+    """A rule that the baseline breaks is not judged, unless `absolute`; none is where the test says nothing of the
+    baseline."""
     checks = []
+    whole = baseline.eudaimonia_score()
+    telling = whole is not None and is_informative(whole)
     after_all = result.by_rule()
-    before_all = after_all if baseline is None else baseline.by_rule()
-    for rule, before in before_all.items():
+    for rule, before in baseline.by_rule().items():
         after = after_all[rule]
-        judged = baseline is None or reaches(before.value, threshold)
+        judged = telling and (absolute or reaches(before.value, threshold))
         note = f"{before.value:.3f} -> {after.value:.3f}"
-        if not judged:
+        if whole is not None and not telling:
+            note = _not_above_chance(whole)
+        elif not judged:
             note = f"not judged: the baseline's own {before.value:.3f} is below {threshold:.2f}"
         checks.append(sampled(f"rule/{rule}", _measured_and_drawn(after)[0], threshold, note=note, judged=judged))
     return checks
+
+
+def _not_above_chance(baseline: Score) -> str:
+    return (
+        f"not judged: the baseline's {baseline.value:.3f} on {baseline.task} is not above chance "
+        f"({baseline.chance:.3f}) by two standard errors"
+    )
 
 
 def _abort_reason(
@@ -400,7 +420,7 @@ def _abort_reason(
             reasons.append(f"MMLU and GSM8K together keep {check.value:.1%}, less than {check.threshold:.0%}")
         elif check.name == "first_expert":
             reasons.append(f"the first expert keeps {check.value:.1%}, less than {check.threshold:.0%}")
-    broken = _rule_checks(None, result, config.abort_rule)
+    broken = _rule_checks(baseline, result, config.abort_rule, absolute=True)
     if config.policy is GatePolicy.not_worse:
         broken = list(decide(broken, config.policy))
     for check in broken:

@@ -69,6 +69,7 @@ def sampled(
     unbounded_D = np.isnan(draws_D)
     low = float(np.quantile(np.where(unbounded_D, -np.inf, draws_D), SIGNIFICANCE, method="lower"))
     high = float(np.quantile(np.where(unbounded_D, np.inf, draws_D), 1 - SIGNIFICANCE, method="higher"))
+    low, high = min(low, value), max(high, value)  # the draws smooth, and may all lie on one side of a figure of 0 or 1
     p = _share(unbounded_D | (draws_D >= threshold))
     if ceiling is not None:
         p = min(1.0, 2 * min(p, _share(unbounded_D | (draws_D <= ceiling))))

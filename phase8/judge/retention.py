@@ -25,6 +25,11 @@ from phase8.judge.resample import DRAWS, mean_draws
 LEVEL = 0.95
 STANDARD_ERRORS = 2.0
 """How far above chance a baseline must be to tell anything."""
+WAYS_OUT = (
+    "Ways on: benchmarks=core with data that this model can answer; held-out text of its own kind to watch "
+    "(benchmarks.perplexity_text=FILE) with calibration_text=FILE; gates.min_informative lowered, where fewer are "
+    "enough for you; one stage without a verdict: `python -m phase8 encode MODEL OUT --stage vptq`"
+)
 TYPICAL_DISCORDANCE = 0.125
 """Share of items that a moderately compressed model answers otherwise than the baseline; sets `items_needed`."""
 
@@ -54,6 +59,7 @@ class Retention:
     final_stderr: float
     raw: Estimate
     corrected: Estimate
+    """Undefined where the benchmark is not informative: what little is above chance is chance's own."""
     difference: Estimate
     """`final - baseline`, a score, not a ratio."""
     informative: bool
@@ -98,7 +104,10 @@ def uninformative_core(baseline: SuiteResult, needed: int) -> str:
         f"({', '.join(one.task for one in idle)}): they cannot tell what compression does to this model"
     )
     if telling < needed:
-        text += f"; {telling} informative ones are too few for a verdict ({needed} needed), so no gate can pass"
+        text += (
+            f"; {telling} informative ones are too few for a verdict ({needed} needed), so no gate can pass by them. "
+            f"{WAYS_OUT}"
+        )
     return text
 
 
@@ -109,7 +118,10 @@ def retention(baseline: Score, final: Score, *, seed: int = 0, draws: int = DRAW
         BenchmarkError: the two scores are not of the same items.
     """
     base_D, final_D = mean_draws([baseline, final], seed=seed, draws=draws)
-    chance = baseline.chance
+    chance, informative = baseline.chance, is_informative(baseline)
+    corrected = _estimate(
+        _ratio(final.value - chance, baseline.value - chance), _ratios(final_D - chance, base_D - chance)
+    )
     return Retention(
         task=baseline.task,
         role=baseline.role,
@@ -122,11 +134,9 @@ def retention(baseline: Score, final: Score, *, seed: int = 0, draws: int = DRAW
         final=final.value,
         final_stderr=final.stderr,
         raw=_estimate(_ratio(final.value, baseline.value), _ratios(final_D, base_D)),
-        corrected=_estimate(
-            _ratio(final.value - chance, baseline.value - chance), _ratios(final_D - chance, base_D - chance)
-        ),
+        corrected=corrected if informative else Estimate(value=None, low=None, high=None),
         difference=_estimate(final.value - baseline.value, final_D - base_D),
-        informative=is_informative(baseline),
+        informative=informative,
     )
 
 
@@ -217,6 +227,7 @@ def _estimate(value: float | None, draws_D: np.ndarray) -> Estimate:
     tail = (1 - LEVEL) / 2
     low = float(np.quantile(np.where(unbounded, -np.inf, draws_D), tail, method="lower"))
     high = float(np.quantile(np.where(unbounded, np.inf, draws_D), 1 - tail, method="higher"))
+    low, high = min(low, value), max(high, value)  # the draws smooth, and may all lie on one side of a figure of 0 or 1
     return Estimate(value=value, low=low if math.isfinite(low) else None, high=high if math.isfinite(high) else None)
 
 

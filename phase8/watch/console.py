@@ -223,7 +223,7 @@ class ConsoleListener:
             self._line(f"{self._name(stage.name)}: going no further down: {'; '.join(reasons[:2])}{more}", style="red")
 
     def _resolution(self, items: list[int]) -> None:
-        """What the smallest benchmark can tell, and what one point would take."""
+        """What the smallest of the benchmarks that tell anything can tell, and what one point would take."""
         if not items:
             return
         points = 100 * resolution(min(items))
@@ -240,7 +240,7 @@ class ConsoleListener:
             ]
             if scores:
                 self._line(f"Baseline: {', '.join(scores)}")
-                self._resolution([result.n for result in stage.last.results.values() if result.n])
+                self._resolution([r.n for r in stage.last.results.values() if r.n and r.informative])
         attempt = stage.last
         if attempt is None:
             return
@@ -324,11 +324,14 @@ class ConsoleListener:
         self.console.print()
         level = str(result.get("compression_level", "")) or "none"
         stopped = "interrupted; " if result.get("interrupted") is True else ""
-        self._line(f"{stopped}level reached: {wording.words(level)}", style="bold")
+        reached = (
+            f"level reached: {self._name(BY_LEVEL[level])}" if level in BY_LEVEL else "no artifact passed its gate"
+        )
+        self._line(f"{stopped}{reached}", style="bold")
         self._line(f"report: {_short(str(Path(self.view.run_dir) / 'report.html'))}")
         artifact = self._artifact(level)
         if artifact is None:
-            self._line("no artifact passed its gate; the input model stays the answer")
+            self._line("the input model stays the answer")
             return
         self._line("try next:")
         for command in (
