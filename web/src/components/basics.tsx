@@ -3,10 +3,9 @@
 
 import { useEffect, useId, useRef, type ButtonHTMLAttributes, type ReactNode } from "react";
 
-import type { RunState } from "@/lib/api";
+import type { ErrorText, RunState } from "@/lib/api";
 import type { StageState } from "@/lib/derive";
 import { stageColour, stageTitle } from "@/lib/stages";
-import type { ServerError } from "@/lib/types";
 import { Icon, type IconName } from "./icons";
 
 /** One of the page's parts: a region with a heading. */
@@ -135,7 +134,7 @@ export function RunStateLabel({ state }: { state: RunState }) {
 }
 
 /** An error as the server words it: what, where, how to mend it. */
-export function ErrorBox({ error, retry }: { error: ServerError; retry?: () => void }) {
+export function ErrorBox({ error, retry }: { error: ErrorText; retry?: () => void }) {
   return (
     <div role="alert" className="rounded-lg border border-poor bg-card p-4">
       <p className="font-semibold text-poor first-letter:uppercase">{error.what}</p>

@@ -5,17 +5,16 @@ import { useRouter } from "next/navigation";
 import { useState, type FormEvent } from "react";
 
 import { Button, Dialog, ErrorBox } from "@/components/basics";
-import type { RunSummary } from "@/lib/api";
+import type { ErrorText, RunSummary } from "@/lib/api";
 import { live } from "@/lib/live";
 import { asError, download, send } from "@/lib/rest";
-import type { ServerError } from "@/lib/types";
 import { StartForm } from "./start";
 
 type Asked = "abort" | "start" | "export" | null;
 
 export function Controls({ summary }: { summary: RunSummary }) {
   const [asked, setAsked] = useState<Asked>(null);
-  const [error, setError] = useState<ServerError | null>(null);
+  const [error, setError] = useState<ErrorText | null>(null);
   const [busy, setBusy] = useState(false);
   const router = useRouter();
   const { run, state, steerable } = summary;
@@ -83,7 +82,7 @@ export function Controls({ summary }: { summary: RunSummary }) {
 
 function AbortForm({ run, done }: { run: string; done: () => void }) {
   const [reason, setReason] = useState("");
-  const [error, setError] = useState<ServerError | null>(null);
+  const [error, setError] = useState<ErrorText | null>(null);
   const submit = async (event: FormEvent) => {
     event.preventDefault();
     try {
@@ -122,7 +121,7 @@ function AbortForm({ run, done }: { run: string; done: () => void }) {
 }
 
 function ExportForm({ summary, done }: { summary: RunSummary; done: () => void }) {
-  const [error, setError] = useState<ServerError | null>(null);
+  const [error, setError] = useState<ErrorText | null>(null);
   const fetchIt = async (format: "csv" | "json") => {
     try {
       await download(`/export/${summary.run}?format=${format}`, `${summary.name.replaceAll("/", "_")}.${format}`);
@@ -156,7 +155,7 @@ const SPEEDS = [1, 5, 20, 100, 500];
 
 function ReplayControls({ summary }: { summary: RunSummary }) {
   const [position, setPosition] = useState(0);
-  const [error, setError] = useState<ServerError | null>(null);
+  const [error, setError] = useState<ErrorText | null>(null);
   const change = async (body: { speed?: number; position?: number }) => {
     try {
       live.update(await send<RunSummary>("PATCH", `/replay/${summary.run}`, body));

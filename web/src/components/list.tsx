@@ -6,12 +6,11 @@ import { useRouter } from "next/navigation";
 import { useEffect, useMemo, useState } from "react";
 
 import { Button, Dialog, Empty, ErrorBox, RunStateLabel, Skeleton } from "@/components/basics";
-import type { RunState, RunSummary, StageSummary } from "@/lib/api";
+import type { ErrorText, RunList as RunListAnswer, RunState, RunSummary, StageSummary } from "@/lib/api";
 import { moment, percent, seconds, size, times } from "@/lib/format";
 import { useConnection, useSummaries } from "@/lib/live";
 import { asError, get } from "@/lib/rest";
 import { levelTitle, stageColour, stageTitle } from "@/lib/stages";
-import type { ServerError } from "@/lib/types";
 import { Icon } from "./icons";
 import { StartForm } from "./start";
 
@@ -32,8 +31,8 @@ export function RunList() {
   const [query, setQuery] = useState("");
   const [state, setState] = useState("");
   const [limit, setLimit] = useState(PAGE);
-  const [found, setFound] = useState<{ runs: RunSummary[]; total: number } | null>(null);
-  const [error, setError] = useState<ServerError | null>(null);
+  const [found, setFound] = useState<RunListAnswer | null>(null);
+  const [error, setError] = useState<ErrorText | null>(null);
   const [chosen, setChosen] = useState<readonly string[]>([]);
   const [starting, setStarting] = useState(false);
   const [again, setAgain] = useState(0);
@@ -44,7 +43,7 @@ export function RunList() {
   useEffect(() => {
     const stop = new AbortController();
     const ask = setTimeout(() => {
-      get<{ runs: RunSummary[]; total: number }>(`/runs?query=${encodeURIComponent(query)}&limit=${limit}${state && `&state=${state}`}`, stop.signal).then(
+      get<RunListAnswer>(`/runs?query=${encodeURIComponent(query)}&limit=${limit}${state && `&state=${state}`}`, stop.signal).then(
         (answer) => {
           setFound(answer);
           setError(null);

@@ -5,38 +5,19 @@ import { useRouter } from "next/navigation";
 import { useEffect, useMemo, useState, type FormEvent } from "react";
 
 import { Button, ErrorBox, Skeleton } from "@/components/basics";
-import type { RunSummary } from "@/lib/api";
+import type { ErrorText, RunSummary, Setting, SettingsOf, Startable, Started } from "@/lib/api";
 import { figure } from "@/lib/format";
 import { asError, get, send } from "@/lib/rest";
 import { stageTitle } from "@/lib/stages";
-import type { ServerError } from "@/lib/types";
 
 type Value = boolean | number | string | null;
-
-interface Setting {
-  name: string;
-  type: "bool" | "int" | "float" | "text" | "choice";
-  default: Value;
-  choices: string[] | null;
-  low: number | null;
-  high: number | null;
-  nullable: boolean;
-  help: string;
-  group: string;
-}
-
-interface Offer {
-  variants: string[];
-  models: string[];
-  experiments: string[];
-  settings: Setting[];
-}
 
 const REMEMBERED = "phase8-start";
 const GATE_STAGES = ["seedlm", "vptq", "hyper"];
 
 interface Chosen {
   variant: string;
+  model: string;
   experiment: string;
   settings: Record<string, Value>;
 }
@@ -48,12 +29,12 @@ function remembered(): Chosen {
   } catch {
     // damaged: begin anew
   }
-  return { variant: "default", experiment: "", settings: {} };
+  return { variant: "default", model: "", experiment: "", settings: {} };
 }
 
 export function StartForm({ from, done }: { from: RunSummary | null; done: () => void }) {
-  const [offer, setOffer] = useState<Offer | null>(null);
-  const [error, setError] = useState<ServerError | null>(null);
+  const [offer, setOffer] = useState<Startable | null>(null);
+  const [error, setError] = useState<ErrorText | null>(null);
   const [chosen, setChosen] = useState<Chosen>(remembered);
   const [search, setSearch] = useState("");
   const [busy, setBusy] = useState(false);
@@ -61,7 +42,7 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
 
   useEffect(() => {
     const stop = new AbortController();
-    get<Offer>("/settings", stop.signal).then(setOffer, (caught) => stop.signal.aborted || setError(asError(caught)));
+    get<Startable>("/settings", stop.signal).then(setOffer, (caught) => stop.signal.aborted || setError(asError(caught)));
     return () => stop.abort();
   }, []);
 
@@ -76,13 +57,13 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
   const fill = async () => {
     if (from === null) return;
     try {
-      const { settings } = await get<{ settings: Record<string, unknown> }>(`/runs/${from.run}/config`);
+      const { settings } = await get<SettingsOf>(`/runs/${from.run}/config`);
       const taken: Record<string, Value> = {};
       for (const [name, value] of Object.entries(settings)) {
         const setting = known.get(name);
         if (setting !== undefined && (value === null || typeof value !== "object") && value !== setting.default) taken[name] = value as Value;
       }
-      setChosen({ variant: offer?.variants.includes(from.compressor) ? from.compressor : "default", experiment: "", settings: taken });
+      setChosen({ model: offer?.models.includes(from.model) ? from.model : "", variant: offer?.variants.includes(from.compressor) ? from.compressor : "default", experiment: "", settings: taken });
     } catch (caught) {
       setError(asError(caught));
     }
@@ -94,8 +75,9 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
     const settings = Object.fromEntries(Object.entries(chosen.settings).filter(([name]) => known.has(name)));
     localStorage.setItem(REMEMBERED, JSON.stringify({ ...chosen, settings }));
     try {
-      const { job } = await send<{ job: string }>("POST", "/start", {
+      const { job } = await send<Started>("POST", "/start", {
         variant: chosen.variant,
+        ...(offer?.models.includes(chosen.model) ? { model: chosen.model } : {}),
         experiment: chosen.experiment || null,
         settings,
       });
@@ -108,6 +90,9 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
   };
 
   if (offer === null) return error === null ? <Skeleton className="h-72" /> : <ErrorBox error={error} />;
+  if (!offer.available) {
+    return <ErrorBox error={{ what: "nothing can be started from here", where: "the directory in which the dashboard was started", fix: "start the dashboard in a checkout of the project, beside run.py" }} />;
+  }
   const retries = Number(valueOf("max_retries") ?? 0);
   const field = (name: string, label: string) => {
     const setting = known.get(name);
@@ -120,7 +105,15 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
   const changed = Object.entries(chosen.settings).filter(([name]) => known.has(name));
   return (
     <form onSubmit={submit} className="space-y-4">
-      <div className="grid gap-3 sm:grid-cols-2">
+      <div className="grid gap-3 sm:grid-cols-3">
+        <label className="block text-[0.85rem] font-medium">
+          Model
+          <select className="field mt-1 block w-full font-normal" value={offer.models.includes(chosen.model) ? chosen.model : offer.models[0]} onChange={(event) => setChosen({ ...chosen, model: event.target.value })}>
+            {offer.models.map((name) => (
+              <option key={name}>{name}</option>
+            ))}
+          </select>
+        </label>
         <label className="block text-[0.85rem] font-medium">
           Variant
           <select className="field mt-1 block w-full font-normal" value={chosen.variant} onChange={(event) => setChosen({ ...chosen, variant: event.target.value })}>

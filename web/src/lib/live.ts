@@ -5,11 +5,11 @@
 import { useEffect, useSyncExternalStore } from "react";
 import { io, type Socket } from "socket.io-client";
 
-import type { RunSummary } from "./api";
+import type { ErrorText, RunSummary } from "./api";
 import { list, num, obj, text } from "./read";
 import { setToken, token } from "./rest";
 import { EMPTY, fold, type RunView } from "./store";
-import type { RunEvent, ServerError } from "./types";
+import type { RunEvent } from "./types";
 
 export type Connection = "connecting" | "connected" | "disconnected" | "unauthorized";
 const ACK_TIMEOUT_MS = 20_000;
@@ -36,7 +36,7 @@ export interface LiveRun {
   view: RunView;
   summary: RunSummary | null;
   loading: boolean;
-  error: ServerError | null;
+  error: ErrorText | null;
 }
 
 const NEW: LiveRun = { view: EMPTY, summary: null, loading: true, error: null };

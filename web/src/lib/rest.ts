@@ -1,6 +1,6 @@
 /** The server's REST calls: the token, the header that other sites cannot send, errors that say what, where and how. */
 import { obj, text } from "./read";
-import type { ServerError } from "./types";
+import type { ErrorText } from "./api";
 
 const KEY = "phase8-token";
 export const BASE = "/api/phase8";
@@ -23,13 +23,13 @@ export function setToken(value: string): void {
 export class RestError extends Error {
   constructor(
     readonly status: number,
-    readonly error: ServerError,
+    readonly error: ErrorText,
   ) {
     super(error.what);
   }
 }
 
-const UNREACHABLE: ServerError = {
+const UNREACHABLE: ErrorText = {
   what: "the server does not answer",
   where: BASE,
   fix: "start it again with `python -m phase8 dashboard`; this page goes on by itself",
@@ -87,7 +87,7 @@ export function save(blob: Blob, name: string): void {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
-export function asError(error: unknown): ServerError {
+export function asError(error: unknown): ErrorText {
   if (error instanceof RestError) return error.error;
   return { what: error instanceof Error ? error.message : String(error), where: "this page", fix: "load it again" };
 }

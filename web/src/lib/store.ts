@@ -10,7 +10,8 @@
 import { Immer } from "immer";
 
 import { list, num, numbers, obj, pair, text, type Json } from "./read";
-import type { RunEvent } from "./types";
+import type { BenchmarkResult, CheckResult, Limits as RunLimits, QualityGate, RunStart } from "./events";
+import { fields, type Fields, type RunEvent } from "./types";
 
 export interface Score {
   task: string;
@@ -207,45 +208,50 @@ export function fold(view: RunView, events: readonly RunEvent[]): RunView {
 function take(view: RunView, event: RunEvent): void {
   view.firstTime ??= event.time;
   view.lastTime = event.time;
-  const data = event.data;
   switch (event.kind) {
     case "run_start":
-      runStart(view, data);
+      runStart(view, fields(event, "run_start"));
       return;
     case "run_resumed":
       view.paused = view.aborted = view.failure = view.result = null;
       return;
-    case "paused":
+    case "paused": {
+      const data = fields(event, "paused");
       view.paused = { time: event.time, step: text(data.step), reason: text(data.reason) };
       return;
+    }
     case "resumed":
       view.paused = null;
       return;
-    case "aborted":
+    case "aborted": {
+      const data = fields(event, "aborted");
       view.aborted = { by: text(data.by), reason: text(data.reason) };
       view.paused = null;
       return;
-    case "failed":
+    }
+    case "failed": {
+      const data = fields(event, "failed");
       view.failure = { what: text(data.what), where: text(data.where), fix: text(data.fix) };
       view.current = view.activity = view.paused = null;
       return;
+    }
     case "phase_complete":
-      view.result = data;
+      view.result = event.data;
       view.current = view.activity = view.paused = null;
       return;
   }
   if (event.stage !== null) stageEvent(view, event, event.stage);
 }
 
-function runStart(view: RunView, data: Json): void {
+function runStart(view: RunView, data: Fields<RunStart>): void {
   view.model = text(data.model);
   view.compressor = text(data.compressor);
   view.parameters = num(data.parameters);
   view.originalBytes = num(data.original_bytes);
   view.planned = list(data.stages).map(text);
   view.titles = Object.fromEntries(Object.entries(obj(data.titles)).map(([name, title]) => [name, text(title)]));
-  const limits = obj(data.limits);
-  const of = (name: string, fallback: number) => num(limits[name]) ?? fallback;
+  const limits: Fields<RunLimits> = obj(data.limits);
+  const of = (name: keyof RunLimits, fallback: number) => num(limits[name]) ?? fallback;
   view.limits = {
     core: { ...SPECIFIED.core, ...numbers(limits.core) },
     expert: { ...SPECIFIED.expert, ...numbers(limits.expert) },
@@ -299,16 +305,16 @@ function attemptOf(view: RunView, name: string, number: number | null): Attempt 
 }
 
 function stageEvent(view: RunView, event: RunEvent, name: string): void {
-  const data = event.data;
   if (event.kind === "log") return;
-  const attempt = attemptOf(view, name, num(data.attempt));
+  const attempt = attemptOf(view, name, num(event.data.attempt));
   switch (event.kind) {
     case "stage_start":
       attempt.started = event.time;
       view.current = name;
       view.activity = null;
       break;
-    case "activity":
+    case "activity": {
+      const data = fields(event, "activity");
       view.activity = {
         stage: name,
         step: text(data.step),
@@ -318,17 +324,23 @@ function stageEvent(view: RunView, event: RunEvent, name: string): void {
         secondsLeft: num(data.seconds_left),
       };
       break;
-    case "step_complete":
+    }
+    case "step_complete": {
+      const data = fields(event, "step_complete");
       attempt.steps[text(data.step)] = num(data.seconds) ?? 0;
       if (view.activity?.stage === name && view.activity.step === text(data.step)) view.activity = null;
       break;
-    case "compression_progress":
+    }
+    case "compression_progress": {
+      const data = fields(event, "compression_progress");
       attempt.bytes = num(data.compressed_bytes);
       attempt.ratio = num(data.ratio);
       attempt.bitsPerWeight = num(data.bits_per_weight);
       attempt.groups = numbers(data.groups);
       break;
+    }
     case "training_progress": {
+      const data = fields(event, "training_progress");
       const step = num(data.step);
       if (step === null) break;
       // A resumed training begins again at an earlier step.
@@ -340,25 +352,30 @@ function stageEvent(view: RunView, event: RunEvent, name: string): void {
       attempt.curve = [];
       break;
     case "benchmark_result": {
-      const score = readScore(data);
+      const score = readScore(fields(event, "benchmark_result"));
       attempt.results[score.task] = score;
       break;
     }
     case "quality_gate":
-      attempt.gate = readGate(data);
+      attempt.gate = readGate(fields(event, "quality_gate"));
       break;
-    case "recommendation":
+    case "recommendation": {
+      const data = fields(event, "recommendation");
       attempt.recommendation = {
         action: text(data.action),
         reason: text(data.reason),
         adjustments: obj(data.adjustments),
       };
       break;
-    case "retry_start":
+    }
+    case "retry_start": {
+      const data = fields(event, "retry_start");
       attempt.adjustments = obj(data.adjustments);
       view.current = name;
       break;
-    case "stage_complete":
+    }
+    case "stage_complete": {
+      const data = fields(event, "stage_complete");
       attempt.complete = true;
       attempt.passed = data.passed === true;
       attempt.final = data.final !== false;
@@ -368,10 +385,11 @@ function stageEvent(view: RunView, event: RunEvent, name: string): void {
       if (view.current === name) view.current = null;
       view.activity = null;
       break;
+    }
   }
 }
 
-function readScore(data: Json): Score {
+function readScore(data: Fields<BenchmarkResult>): Score {
   const parts: Score["parts"] = {};
   for (const [name, part] of Object.entries(obj(data.parts))) {
     parts[name] = { score: num(obj(part).score), n: num(obj(part).n) };
@@ -399,7 +417,7 @@ function readScore(data: Json): Score {
 /** The conditions of a gate, or the success criteria of a result. */
 export function readChecks(value: unknown): Check[] {
   return list(value).map((raw) => {
-    const check = obj(raw);
+    const check: Fields<CheckResult> = obj(raw);
     return {
       name: text(check.name),
       value: num(check.value),
@@ -413,7 +431,7 @@ export function readChecks(value: unknown): Check[] {
   });
 }
 
-function readGate(data: Json): Gate {
+function readGate(data: Fields<QualityGate>): Gate {
   return {
     passed: data.passed === true,
     abort: text(data.abort) || null,

@@ -1,7 +1,9 @@
 /**
- * What comes from the server, as the page sees it. The exact shapes are generated into `api.ts` and `events.ts`; the
- * log of a killed or older run may lack fields, so that the store reads event data field by field.
+ * Events as the page takes them. The exact fields of each kind are generated into `events.ts`; but the log of a killed
+ * or later run may lack some, so that values are read one by one: `fields` lets only known names through, as unknown.
  */
+import type { EventData, Kind } from "./events";
+
 export interface RunEvent {
   /** Line of the log, from 0. */
   seq: number;
@@ -12,8 +14,9 @@ export interface RunEvent {
   data: Record<string, unknown>;
 }
 
-export interface ServerError {
-  what: string;
-  where: string;
-  fix: string;
+export type Fields<T> = { readonly [F in keyof T]?: unknown };
+
+/** The data of an event of this kind: its fields by name, each to be read with `num`, `text` and so on. */
+export function fields<K extends Kind>(event: RunEvent, _kind: K): Fields<EventData[K]> {
+  return event.data as Fields<EventData[K]>;
 }

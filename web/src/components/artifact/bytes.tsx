@@ -3,9 +3,9 @@
 
 import { ResponsiveContainer, Treemap } from "recharts";
 
+import type { Node } from "@/lib/api";
 import { integer, percent, size } from "@/lib/format";
 import { stageColour } from "@/lib/stages";
-import type { Node } from "./types";
 
 interface Field {
   name: string;

@@ -10,9 +10,8 @@ import { Empty, ErrorBox, Part, Skeleton, StageMark } from "@/components/basics"
 import { figure, integer, settings, size, times } from "@/lib/format";
 import { asError, get } from "@/lib/rest";
 import { stageTitle } from "@/lib/stages";
-import type { ServerError } from "@/lib/types";
+import type { ArtifactDetail, ArtifactLine, Artifacts, ErrorText } from "@/lib/api";
 import { Talk } from "./talk";
-import type { ArtifactEntry, ArtifactInfo } from "./types";
 
 const Bytes = dynamic(() => import("./bytes").then((found) => found.Bytes), { ssr: false, loading: () => <Skeleton className="h-80" /> });
 
@@ -27,20 +26,20 @@ export function ArtifactPage() {
 }
 
 function Artifact({ run, name }: { run: string; name: string }) {
-  const [found, setFound] = useState<ArtifactInfo | null>(null);
-  const [others, setOthers] = useState<ArtifactEntry[]>([]);
-  const [error, setError] = useState<ServerError | null>(null);
+  const [found, setFound] = useState<ArtifactDetail | null>(null);
+  const [others, setOthers] = useState<ArtifactLine[]>([]);
+  const [error, setError] = useState<ErrorText | null>(null);
   useEffect(() => {
     const stop = new AbortController();
     const path = `/artifacts/${encodeURIComponent(run)}`;
-    get<ArtifactInfo>(`${path}/${encodeURIComponent(name)}`, stop.signal).then(
+    get<ArtifactDetail>(`${path}/${encodeURIComponent(name)}`, stop.signal).then(
       (answer) => {
         setFound(answer);
         document.title = `${answer.name} · Phase 8`;
       },
       (caught) => stop.signal.aborted || setError(asError(caught)),
     );
-    get<{ artifacts: ArtifactEntry[] }>(path, stop.signal).then((answer) => setOthers(answer.artifacts), () => undefined);
+    get<Artifacts>(path, stop.signal).then((answer) => setOthers(answer.artifacts), () => undefined);
     return () => stop.abort();
   }, [run, name]);
   return (
@@ -105,7 +104,7 @@ function Fact({ name, value }: { name: string; value: string }) {
   );
 }
 
-function Tensors({ found }: { found: ArtifactInfo }) {
+function Tensors({ found }: { found: ArtifactDetail }) {
   const [query, setQuery] = useState("");
   const rows = useMemo(() => {
     const wanted = query.trim().toLowerCase();

@@ -8,7 +8,7 @@ import { percent, seconds } from "@/lib/format";
 import { num, obj, text } from "@/lib/read";
 import { asError, call } from "@/lib/rest";
 import { BASELINE } from "@/lib/stages";
-import type { ServerError } from "@/lib/types";
+import type { ErrorText } from "@/lib/api";
 
 type Side = "original" | "compressed";
 
@@ -47,7 +47,7 @@ export function Talk({ run, name, stage }: { run: string; name: string; stage: s
   const [asked, setAsked] = useState<string | null>(null);
   const [answers, setAnswers] = useState<Record<Side, Answer>>({ original: NO_ANSWER, compressed: NO_ANSWER });
   const [state, setState] = useState("");
-  const [error, setError] = useState<ServerError | null>(null);
+  const [error, setError] = useState<ErrorText | null>(null);
   const stop = useRef<AbortController | null>(null);
   useEffect(() => () => stop.current?.abort(), []);
 

@@ -4,20 +4,21 @@
 import { CartesianGrid, ErrorBar, ReferenceLine, ResponsiveContainer, Scatter, ScatterChart, Tooltip, XAxis, YAxis } from "recharts";
 
 import { Empty, HiddenTable } from "@/components/basics";
+import type { FrontierPoint } from "@/lib/api";
 import { percent, size, times } from "@/lib/format";
+import { pair } from "@/lib/read";
 import { stageColour, stageTitle } from "@/lib/stages";
-import type { FrontierPoint } from "./types";
 
-type Point = FrontierPoint & { core_retention: number; spread: [number, number] | undefined; letter: string };
+type Point = FrontierPoint & { spread: [number, number] | undefined; letter: string };
 
 export function Frontier({ points, letters }: { points: FrontierPoint[]; letters: Record<string, string> }) {
   const known: Point[] = points
-    .filter((point): point is FrontierPoint & { core_retention: number } => point.core_retention !== null && point.ratio > 0)
-    .map((point) => ({
-      ...point,
-      letter: letters[point.run] ?? "?",
-      spread: point.core_retention_interval === null ? undefined : [point.core_retention - point.core_retention_interval[0], point.core_retention_interval[1] - point.core_retention],
-    }));
+    .filter((point) => point.ratio > 0)
+    .map((point) => {
+      const bounds = pair(point.core_retention_interval);
+      const spread: [number, number] | undefined = bounds === null ? undefined : [point.core_retention - bounds[0], bounds[1] - point.core_retention];
+      return { ...point, letter: letters[point.run] ?? "?", spread };
+    });
   if (known.length === 0) return <Empty>None of these runs has measured a stage yet</Empty>;
   const line = known.filter((point) => point.on_frontier).sort((a, b) => a.ratio - b.ratio);
   const high = Math.max(...known.map((point) => point.ratio)) * 1.6;
@@ -50,7 +51,7 @@ export function Frontier({ points, letters }: { points: FrontierPoint[]; letters
           times(point.ratio),
           size(point.bytes),
           percent(point.core_retention),
-          point.passed === null ? "not asked" : point.passed ? "passed" : "failed",
+          point.passed ? "passed" : "failed",
           point.on_frontier ? "yes" : "no",
         ])}
       />
@@ -63,8 +64,8 @@ function Dot({ cx, cy, payload }: { cx?: number; cy?: number; payload?: Point })
   const colour = stageColour(payload.stage);
   return (
     <g>
-      <circle cx={cx} cy={cy} r={8} fill={payload.passed === false ? "var(--card)" : colour} stroke={colour} strokeWidth={2} />
-      <text x={cx} y={cy + 3.5} textAnchor="middle" fontSize={10} fontWeight={700} fill={payload.passed === false ? "var(--ink)" : "var(--card)"}>
+      <circle cx={cx} cy={cy} r={8} fill={!payload.passed ? "var(--card)" : colour} stroke={colour} strokeWidth={2} />
+      <text x={cx} y={cy + 3.5} textAnchor="middle" fontSize={10} fontWeight={700} fill={!payload.passed ? "var(--ink)" : "var(--card)"}>
         {payload.letter}
       </text>
     </g>
@@ -83,7 +84,7 @@ function Tip({ payload }: { payload?: readonly { payload?: Point }[] }) {
       <p className="num">
         {times(point.ratio)}, {size(point.bytes)}, {percent(point.core_retention)}
       </p>
-      <p className="text-soft">{point.passed === null ? "gate not asked" : point.passed ? "gate passed" : "gate failed"}</p>
+      <p className="text-soft">{point.passed ? "gate passed" : "gate failed"}</p>
     </div>
   );
 }

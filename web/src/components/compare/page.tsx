@@ -7,12 +7,11 @@ import { useRouter, useSearchParams } from "next/navigation";
 import { useEffect, useState } from "react";
 
 import { Button, Empty, ErrorBox, Part, RunStateLabel, Skeleton, StageName } from "@/components/basics";
-import type { RunSummary } from "@/lib/api";
+import type { Comparison, Difference, ErrorText, RunList, RunSummary } from "@/lib/api";
 import { benchmark, figure, percent, points, size, times } from "@/lib/format";
+import { pair as interval } from "@/lib/read";
 import { asError, get } from "@/lib/rest";
 import { levelTitle, stageColour } from "@/lib/stages";
-import type { ServerError } from "@/lib/types";
-import { letter, type Comparison, type Difference } from "./types";
 
 const Frontier = dynamic(() => import("./frontier").then((found) => found.Frontier), {
   ssr: false,
@@ -23,7 +22,7 @@ export function ComparePage() {
   const ids = (useSearchParams().get("runs") ?? "").split(",").filter((id) => id !== "");
   const key = ids.join(",");
   const [found, setFound] = useState<Comparison | null>(null);
-  const [error, setError] = useState<ServerError | null>(null);
+  const [error, setError] = useState<ErrorText | null>(null);
 
   useEffect(() => {
     setError(null);
@@ -58,13 +57,24 @@ export function ComparePage() {
   );
 }
 
+/** Runs are told apart by a letter; colour stays the stages'. */
+function letter(index: number): string {
+  return String.fromCharCode(65 + (index % 26));
+}
+
+/** `94.3 % to 99.8 %`; nothing where there is no interval. */
+function spread(value: unknown, write: (bound: number) => string): string {
+  const known = interval(value);
+  return known === null ? "" : `${write(known[0])} to ${write(known[1])}`;
+}
+
 /** Adds a run to the comparison. */
 function Picker({ ids }: { ids: string[] }) {
   const [runs, setRuns] = useState<RunSummary[]>([]);
   const router = useRouter();
   useEffect(() => {
     const stop = new AbortController();
-    get<{ runs: RunSummary[] }>("/runs?limit=100", stop.signal).then((answer) => setRuns(answer.runs), () => undefined);
+    get<RunList>("/runs?limit=100", stop.signal).then((answer) => setRuns(answer.runs), () => undefined);
     return () => stop.abort();
   }, []);
   const others = runs.filter((run) => !ids.includes(run.run));
@@ -130,11 +140,7 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
                   <td className="cell num text-right">{times(run.ratio)}</td>
                   <td className="cell num text-right">
                     {percent(run.core_retention)}
-                    {run.core_retention_interval !== null && (
-                      <span className="ml-1.5 text-[0.8rem] text-soft">
-                        {percent(run.core_retention_interval[0])} to {percent(run.core_retention_interval[1])}
-                      </span>
-                    )}
+                    <span className="ml-1.5 text-[0.8rem] text-soft">{spread(run.core_retention_interval, percent)}</span>
                   </td>
                   <td className="cell text-right">
                     <Button kind="quiet" icon="cross" className="min-h-0! p-1!" aria-label={`Leave out ${run.name}`} onClick={() => without(run.run)} />
@@ -219,12 +225,8 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
                         ) : (
                           <div className="min-w-36">
                             <span className="num font-medium">{percent(kept.retention)}</span>
-                            {kept.retention_interval !== null && (
-                              <span className="num ml-1.5 text-[0.8rem] text-soft">
-                                {percent(kept.retention_interval[0])} to {percent(kept.retention_interval[1])}
-                              </span>
-                            )}
-                            <Whisker value={kept.retention} interval={kept.retention_interval} stage={kept.stage} />
+                            <span className="num ml-1.5 text-[0.8rem] text-soft">{spread(kept.retention_interval, percent)}</span>
+                            <Whisker value={kept.retention} bounds={interval(kept.retention_interval)} stage={kept.stage} />
                           </div>
                         )}
                       </td>
@@ -262,7 +264,8 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
               </thead>
               <tbody>
                 {order(found.differences).map((row) => {
-                  const told = row.interval !== null && (row.interval[0] > 0 || row.interval[1] < 0);
+                  const bounds = interval(row.interval);
+                  const told = bounds !== null && (bounds[0] > 0 || bounds[1] < 0);
                   return (
                     <tr key={`${row.task} ${row.a} ${row.b}`} className={told ? "font-semibold" : ""}>
                       <th scope="row" className="cell text-left font-[inherit]">
@@ -273,7 +276,7 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
                       </td>
                       <td className="cell num text-right">{points(row.difference)}</td>
                       <td className="cell num text-right">
-                        {row.interval === null ? "–" : `${points(row.interval[0])} to ${points(row.interval[1])}`}
+                        {spread(row.interval, points) || "–"}
                       </td>
                       <td className="cell font-normal text-soft">{row.paired ? "paired" : "not paired"}</td>
                     </tr>
@@ -301,10 +304,10 @@ function Letter({ children }: { children: React.ReactNode }) {
 }
 
 /** A retention with its interval on a scale from 0 to 110 %. */
-function Whisker({ value, interval, stage }: { value: number | null; interval: [number, number] | null; stage: string }) {
+function Whisker({ value, bounds, stage }: { value: number | null; bounds: [number, number] | null; stage: string }) {
   const at = (share: number) => 100 * Math.min(1, Math.max(0, share / 1.1));
   if (value === null) return null;
-  const [low, high] = interval ?? [value, value];
+  const [low, high] = bounds ?? [value, value];
   return (
     <svg viewBox="0 0 100 8" preserveAspectRatio="none" className="keeps-colour mt-1 h-2 w-full" aria-hidden="true">
       <line x1={0} x2={100} y1={4} y2={4} stroke="var(--line)" strokeWidth={1} vectorEffect="non-scaling-stroke" />

@@ -128,7 +128,7 @@ function Head({ view, summary }: { view: RunView; summary: RunSummary }) {
 /** What came out, once the run has ended; a decision to take, where it waits for one. */
 function Verdict({ view, summary }: { view: RunView; summary: RunSummary }) {
   if (view.failure !== null || summary.state === "failed") {
-    const failure = view.failure ?? { what: summary.error ?? "the run ended with an error", where: "", fix: "" };
+    const failure = view.failure ?? summary.error ?? { what: "the run ended with an error", where: "", fix: "" };
     return <ErrorBox error={failure} />;
   }
   if (summary.state === "lost") {
