@@ -79,9 +79,9 @@ class Served:
 
 @contextmanager
 def served(runs: Path, **options: Any) -> Iterator[Served]:
-    """Serves the runs below a directory on a free port of the loopback address."""
+    """Serves the runs below a directory on a port of the loopback address, by default one that is free."""
     chosen = Options(runs=(runs,), **{"project": REPOSITORY, "port": 0, **options})
-    listening = bind("127.0.0.1", 0)
+    listening = bind("127.0.0.1", chosen.port)
     server = Server(chosen)
     config = uvicorn.Config(server.app, log_level="warning", lifespan="on", timeout_graceful_shutdown=1)
     running = uvicorn.Server(config)
