@@ -181,7 +181,10 @@ export function Dialog({
   useEffect(() => {
     const dialog = ref.current;
     if (dialog === null) return;
-    if (open && !dialog.open) dialog.showModal();
+    if (open && !dialog.open) {
+      dialog.showModal();
+      dialog.querySelector<HTMLElement>("[data-first]")?.focus(); // else the button that closes has the focus
+    }
     if (!open && dialog.open) dialog.close();
   }, [open]);
   return (

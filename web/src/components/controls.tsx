@@ -106,7 +106,7 @@ function AbortForm({ run, done }: { run: string; done: () => void }) {
           value={reason}
           onChange={(event) => setReason(event.target.value)}
           className="field mt-1 block w-full font-normal"
-          autoFocus
+          data-first
         />
       </label>
       {error && <ErrorBox error={error} />}
