@@ -61,7 +61,7 @@ class Served:
         except urllib.error.HTTPError as error:
             return Answer(error.code, error.headers, error.read())
 
-    def wait(self, path: str, until: Any, seconds: float = 15.0) -> Any:
+    def wait(self, path: str, until: Any, seconds: float = 120.0) -> Any:
         """Asks until `until(answer)` is true; fails after some time."""
         end = time.monotonic() + seconds
         while True:

@@ -58,7 +58,7 @@ def test_the_right_token_opens(closed):
 def test_sockets_need_the_token(closed):
     async def connect(auth):
         client = socketio.AsyncClient(reconnection=False)
-        await client.connect(closed.url, transports=["websocket"], auth=auth, wait_timeout=5)
+        await client.connect(closed.url, transports=["websocket"], auth=auth, wait_timeout=60)
         await client.disconnect()
 
     for auth in (None, {}, {"token": "wrong"}, {"token": ["x"]}, "text"):
@@ -91,7 +91,7 @@ def test_the_own_page_is_let_in(opened):
 def test_a_socket_of_a_page_from_elsewhere_is_refused(opened):
     async def connect(origin):
         client = socketio.AsyncClient(reconnection=False)
-        await client.connect(opened.url, transports=["websocket"], headers={"Origin": origin}, wait_timeout=5)
+        await client.connect(opened.url, transports=["websocket"], headers={"Origin": origin}, wait_timeout=60)
         await client.disconnect()
 
     with pytest.raises(socketio.exceptions.ConnectionError):
@@ -115,7 +115,7 @@ def test_a_preflight_is_not_answered(opened):
 def test_long_bodies_are_refused(opened):
     assert opened.ask("start", "POST", b"x" * 70_000).status == 413
     place = urlsplit(opened.url)
-    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=10)
+    connection = http.client.HTTPConnection(place.hostname, place.port, timeout=60)
     try:  # without a length, in pieces
         connection.putrequest("POST", "/api/phase8/start")
         for name, value in (("X-Phase8", "1"), ("Content-Type", "application/json"), ("Transfer-Encoding", "chunked")):
