@@ -268,7 +268,13 @@ def test_gguf_of_a_sentence_piece_tokenizer(tmp_path):
     for line in ("The old miller keeps geese.", "Nobody has  seen", "a"):
         found = [numbers[piece] for piece in join_by_scores(" " + line, numbers, scores) if piece in numbers]
         assert found == tokenizer(line)["input_ids"][1:] and len(found) < len(line) + 2
+
+
+def test_llama_cpp_cuts_text_as_a_sentence_piece_tokenizer(tmp_path):
     llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    tokenizer = sentence_piece_tokenizer()
+    compressed(tmp_path / "artifact", tiny_model(tokenizer), tokenizer)
+    export(tmp_path / "artifact", tmp_path / "out", "gguf")
     model = llama_cpp.Llama(str(tmp_path / "out" / "model.gguf"), n_ctx=96, n_threads=1, verbose=False)
     for line in ("The old miller keeps geese.", "Nobody has  seen", "né 12"):
         assert model.tokenize(line.encode()) == tokenizer(line)["input_ids"]
