@@ -436,3 +436,27 @@ def test_final_criteria_follow_the_policy():
     assert criteria(GatePolicy.point)["core"] is True
     assert criteria(GatePolicy.confident)["core"] is False
     assert criteria(GatePolicy.not_worse)["no_benchmark_lost"] is True
+
+
+@pytest.mark.parametrize("after", [0.0, 0.30, 0.49, 0.80])
+def test_a_test_that_the_baseline_guesses_judges_nothing(after):
+    """Eudaimonia at 0.53 of a two-way choice, edge of chaos at 0.26 of a four-way one."""
+    baseline, result = suite(rule=0.53, edge=0.26), suite(rule=after, edge=after)
+    verdict = judge(result, baseline=baseline)
+    for check in (verdict.check("edge_of_chaos"), *(verdict.check(f"rule/{rule}") for rule in RULES)):
+        assert check.passed is None and "not above chance" in check.note
+    assert verdict.abort is None and verdict.passed
+    final = judge_final(
+        baseline, result, original_bytes=100, compressed_bytes=1, latency_ms=1.0, config=GateConfig(),
+        max_accuracy_loss=0.16, min_ratio=40, target_ratio=280,
+    )  # fmt: skip
+    assert {check.name: check.passed for check in final}["eudaimonia"] is None
+
+
+def test_sixteen_pairs_do_not_show_that_a_rule_is_known():
+    few = suite(rule=0.74)
+    few.scores["mini_rules"] = replace(few.scores["mini_rules"], items=(0.74,) * 16, labels=RULES * 4)
+    broken = suite(rule=0.2)
+    broken.scores["mini_rules"] = replace(broken.scores["mini_rules"], items=(0.2,) * 16, labels=RULES * 4)
+    verdict = judge(broken, baseline=few)
+    assert verdict.passed and verdict.check("rule/harm").passed is None
