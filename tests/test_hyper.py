@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from phase8.codecs.base import EncodedTensor, Stream
-from phase8.codecs.hyper import HyperCodec, ergodic, fourier, manifold, manifold_search, polynomial
+from phase8.codecs.hyper import HyperCodec, encode_winding, ergodic, fourier, manifold, manifold_search, polynomial
 from phase8.codecs.hyper import decode as decoder
-from phase8.codecs.hyper import encode as codec
 from phase8.codecs.matrices import HeldMatrix
 from phase8.config import Axis, HyperConfig, Trajectory, Winding
 from phase8.errors import ArtifactError, CodecError, ConfigError
@@ -544,8 +543,8 @@ def test_cut_into_runs_the_streams_are_the_same(monkeypatch, classes: int, side:
     weights = {"a": gaussian(281, 67), "b": gaussian(30, 31, sigma=0.2, seed=1), "c": gaussian(128, 129, seed=2)}
     config = HyperConfig(dims=2, grid=63, classes=classes, side=side)
     whole = CODEC.encode(weights, config, importance={}, seed=0)
-    monkeypatch.setattr(codec, "_AT_ONCE", 1)
-    rows = [len(run) for run in codec._runs(HeldMatrix(weights["a"]), 2)]
+    monkeypatch.setattr(encode_winding, "AT_ONCE", 1)
+    rows = [len(run) for run in encode_winding._runs(HeldMatrix(weights["a"]), 2)]
     assert rows == [4096, 9414 - 4096], "the last run is the longer one"
     cut = CODEC.encode(weights, config, importance={}, seed=0)
     assert same_streams(whole, cut)
