@@ -30,7 +30,7 @@ from torch import Tensor
 from phase8.codecs import get_codec
 from phase8.codecs.base import Importance
 from phase8.codecs.pools import pools
-from phase8.config import CodebookSource, SeedLMConfig, Sharing, VPTQConfig
+from phase8.config import SeedLMConfig, Sharing, VPTQConfig
 from phase8.files import write_atomic
 from phase8.model.importance import collect_importance
 from phase8.model.source import load_source
@@ -93,10 +93,6 @@ def variants() -> list[tuple[str, str, Any]]:
             add(f"v {v}, product of {product} x K {size}", vector_dim=v, product=product, codebook_size=size)
         for v, size in ((4, 32), (8, 1024)):
             add(f"v {v}, residual 2 x K {size}", vector_dim=v, codebook_size=size, num_codebooks=2)
-        seeded = {"codebook_source": CodebookSource.seeded}
-        for v, size in ((4, 256), (4, 1024), (6, 4096), (8, 65536)):
-            add(f"v {v}, K {size} from a seed", vector_dim=v, codebook_size=size, **seeded)
-        add("v 8, residual 2 x K 1024 from a seed", vector_dim=8, codebook_size=1024, num_codebooks=2, **seeded)
         for layers in (1, 2):
             for size in (128, 256):
                 add(f"v 4, K {size}, {layers} layer(s) of a kind share", codebook_size=size, share_layers=layers)

@@ -47,7 +47,7 @@ import torch
 from phase8.artifact.read import parse, strict_json
 from phase8.artifact.write import file_bytes
 from phase8.codecs import EncodedGroup, get_codec
-from phase8.config import Axis, CodebookSource, HyperConfig, SeedLMConfig, Trajectory, VPTQConfig, Winding
+from phase8.config import Axis, HyperConfig, SeedLMConfig, Trajectory, VPTQConfig, Winding
 from phase8.errors import ArtifactError
 from phase8.files import write_atomic
 from phase8.lossless import entropy
@@ -88,21 +88,6 @@ CODECS: dict[str, list[tuple[str, Any]]] = {
         )
     ],
     "vptq product": [("vptq", VPTQConfig(codebook_size=10, vector_dim=6, product=3, num_codebooks=2))],
-    "vptq seeded": [
-        (
-            "vptq",
-            VPTQConfig(
-                codebook_size=30,
-                vector_dim=4,
-                product=2,
-                num_codebooks=2,
-                codebook_source=CodebookSource.seeded,
-                outlier_columns=0.1,
-                outlier_vector_dim=1,
-                outlier_codebook_size=14,
-            ),
-        )
-    ],
     "hyper winding": [("hyper", HyperConfig(dims=3, grid=60, classes=2, winding=Winding.reciprocal))],
     "hyper published": [("hyper", HyperConfig(dims=2, grid=1600, classes=3, winding=Winding.power, side=0.1))],
     "hyper polynomial": [("hyper", HyperConfig(trajectory_type=Trajectory.polynomial, block_size=16, degree=4))],

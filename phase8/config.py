@@ -18,14 +18,14 @@ from phase8.codecs.hyper.settings import Axis, HyperConfig, Trajectory, Winding
 from phase8.codecs.seedlm.settings import SeedLMConfig, SeedSearch
 from phase8.codecs.settings import StageSettings, check_limit
 from phase8.codecs.stages import NAMES, STAGES
-from phase8.codecs.vptq.settings import CodebookSource, Sharing, VPTQConfig
+from phase8.codecs.vptq.settings import Sharing, VPTQConfig
 from phase8.errors import ConfigError
 from phase8.judge.settings import GateConfig, GatePolicy, GateReference, StageThresholds
 from phase8.model.settings import ModelConfig
 from phase8.train.settings import GrokfastConfig, GrokfastVariant, OptimizerConfig, Precision
 
 __all__ = [
-    "EXPERTS", "STAGES", "Axis", "BenchmarkSuite", "BenchmarksConfig", "CodebookSource", "CompressionConfig",
+    "EXPERTS", "STAGES", "Axis", "BenchmarkSuite", "BenchmarksConfig", "CompressionConfig",
     "EdgePool", "GateConfig", "GatePolicy", "GateReference", "GrokfastConfig", "GrokfastVariant", "HyperConfig",
     "LoggerConfig", "ModelConfig", "OptimizerConfig", "PathsConfig", "Precision", "SeedLMConfig", "SeedSearch",
     "Sharing", "StageThresholds", "Trajectory", "VPTQConfig", "WandbMode", "Winding",

@@ -17,7 +17,6 @@ from phase8.benchmarks.probes import choice_sensitivity, probes_of
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, load_suite
 from phase8.codecs import get_codec
 from phase8.config import (
-    CodebookSource,
     CompressionConfig,
     GrokfastConfig,
     HyperConfig,
@@ -46,7 +45,6 @@ HYPERS = {
 }
 VPTQS = {
     "vptq product": replace(CONFIG.vptq, product=2),
-    "vptq seeded": replace(CONFIG.vptq, codebook_source=CodebookSource.seeded),
 }
 STAGES = {
     "seedlm": ("seedlm", CONFIG),

@@ -22,7 +22,6 @@ from phase8.artifact.write import contents, write_artifact
 from phase8.codecs import Importance, get_codec
 from phase8.codecs.pools import pools
 from phase8.config import (
-    CodebookSource,
     CompressionConfig,
     GateConfig,
     GrokfastConfig,
@@ -143,11 +142,11 @@ OUTLIERS = replace(STAGES["vptq"], outlier_columns=0.1, outlier_vector_dim=4, ou
 
 
 PRODUCT = replace(STAGES["vptq"], product=2, num_codebooks=2)
-SEEDED = replace(OUTLIERS, product=2, codebook_source=CodebookSource.seeded)
+TOGETHER = replace(OUTLIERS, product=2)
 
 
 @pytest.mark.parametrize(
-    ("stage", "config"), [*STAGES.items(), ("vptq", OUTLIERS), ("vptq", PRODUCT), ("vptq", SEEDED)]
+    ("stage", "config"), [*STAGES.items(), ("vptq", OUTLIERS), ("vptq", PRODUCT), ("vptq", TOGETHER)]
 )
 def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage, config):
     found = config.candidates()
@@ -164,7 +163,7 @@ def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage, co
 def test_candidates_can_be_cut_into_their_parts():
     assert {c.vector_dim for c in PRODUCT.candidates()} == {2, 4, 6, 8, 16}
     assert {c.vector_dim for c in replace(PRODUCT, vector_dim=12, product=3).candidates()} == {6, 12}
-    assert {c.vector_dim for c in SEEDED.candidates()} == {4, 8, 16}
+    assert {c.vector_dim for c in TOGETHER.candidates()} == {4, 8, 16}
 
 
 NAMES = [f"model.layers.{n}.mlp.{kind}_proj.weight" for n in range(5) for kind in ("up", "down")]

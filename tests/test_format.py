@@ -23,11 +23,8 @@ from hypothesis import strategies as st
 from experiments.fuzz import samples, take_apart
 from phase8.artifact import read as container
 from phase8.artifact.write import file_bytes
-from phase8.codecs import splitmix
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Stream
-from phase8.codecs.vptq import decode as vptq
 from phase8.config import HyperConfig, SeedLMConfig, Trajectory, VPTQConfig
-from phase8.errors import ArtifactError
 from phase8.lossless import entropy
 from phase8.lossless.bitpack import narrowest
 
@@ -185,30 +182,16 @@ def read_seedlm(settings: dict, shape: list[int], shared: dict, own: dict) -> li
     return weights
 
 
-def seeded_number(seed: int, n: int) -> tuple[int, np.float32]:
-    z = (n + seed * 2**32 + 1) * 0x9E3779B97F4A7C15 % 2**64
-    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    z = (z ^ z >> 27) * 0x94D049BB133111EB % 2**64
-    z = z ^ z >> 31
-    total = sum(z // 2**shift % 2**16 for shift in (0, 16, 32, 48))
-    return z, F32(total - 131070) * F32(14529495 * 2.0**-39)
-
-
 def read_vptq(settings: dict, shape: list[int], shared: dict, own: dict) -> list[np.float32]:
     v, (rows, columns), books = settings["vector_dim"], shape, []
     product = settings.get("product", 1)
     u, sizes = v // product, settings["codebook_sizes"]
-    counts = {f"codebook_{m}": size * v for m, size in enumerate(sizes)}
+    roles = [f"codebook_{m}" for m in range(len(sizes))]
     special = own.get("outlier_column", [])
     if "outliers" in settings:
-        counts["outlier_codebook"] = settings["outliers"][1] * settings["outliers"][2]
-    n = 0
-    for role, count in counts.items():
-        if "codebook_seed" in settings:
-            gain = half(shared[f"{role}_gain"][0])
-            books.append([seeded_number(settings["codebook_seed"], n + i)[1] * gain for i in range(count)])
-            n += count
-        elif settings["codebook_bits"] == 16:
+        roles.append("outlier_codebook")
+    for role in roles:
+        if settings["codebook_bits"] == 16:
             books.append([half(bits) for bits in shared[role]])
         else:
             step = half(shared[f"{role}_step"][0])
@@ -380,7 +363,7 @@ def made():
 
 NAMES = [
     "plain", "seedlm 4 bit", "seedlm 1 bit", "vptq 8 bit", "vptq residual", "vptq outliers", "vptq product",
-    "vptq seeded", "hyper winding", "hyper published", "hyper polynomial", "hyper fourier", "hyper manifold",
+    "hyper winding", "hyper published", "hyper polynomial", "hyper fourier", "hyper manifold",
     "hyper depth", "hyper fourier depth",
     "all codecs",
 ]  # fmt: skip
@@ -429,15 +412,6 @@ def test_the_entropy_coded_stream_on_the_page() -> None:
     assert re.search(r"B = (.*)\):", PAGE)[1] == "0, 15868103, 16529275, 16777216"
 
 
-def test_the_generated_numbers_on_the_page() -> None:
-    listed = [line.split() for line in re.findall(r"[0-9a-f]{16} [0-9a-f]{8}", example("seeded"))]
-    assert len(listed) == 4
-    for n, (z, bits) in enumerate(listed):
-        found, number = seeded_number(3, n)
-        assert (f"{found:016x}", f"{int(number.view(np.uint32)):08x}") == (z, bits)
-        assert splitmix.bell(3, n, 1)[0] == number
-
-
 def test_limits_and_tables_on_the_page_are_those_of_the_code() -> None:
     from phase8.codecs import streams
     from phase8.codecs.hyper import decode as hyper
@@ -459,13 +433,6 @@ def test_limits_and_tables_on_the_page_are_those_of_the_code() -> None:
     assert f"version {container.VERSION}" in PAGE.splitlines()[0]
 
 
-def seeded_group(seed: int) -> None:
-    try:
-        vptq.settings_of({"vector_dim": 4, "codebook_seed": seed, "codebook_sizes": [2]})
-    except ArtifactError as error:
-        raise ValueError("needs another seed") from error
-
-
 def manifold(**settings) -> HyperConfig:
     return HyperConfig(trajectory_type=Trajectory.manifold, **{"block_size": 64} | settings)
 
@@ -480,7 +447,6 @@ def manifold(**settings) -> HyperConfig:
         (lambda n: SeedLMConfig(exponent_bits=n), 2, 8),
         (lambda n: VPTQConfig(vector_dim=n), 1, 1024),
         (lambda n: VPTQConfig(num_codebooks=n), 1, 16),
-        (seeded_group, 0, 2147483647),
         (lambda n: HyperConfig(trajectory_type=Trajectory.polynomial, degree=n), 0, 1024),
         (lambda n: HyperConfig(trajectory_type=Trajectory.polynomial, coefficient_bits=n), 2, 16),
         (lambda n: manifold(inputs=n), 1, 32),

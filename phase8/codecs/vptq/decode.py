@@ -19,10 +19,6 @@ with entries and an index of its own. `codebook_m` holds Q codebooks of K_m entr
 
     codebook_m[q, index_m[g Q + q, j], i]
 
-Codebooks from a seed: with the setting `codebook_seed` in place of `codebook_bits` no entry is stored. Those of all
-codebooks, in the order in which they would be stored (the outliers' last), are the numbers 0, 1, .. of that seed
-(`phase8.codecs.splitmix.bell`), times their codebook's `codebook_m_gain` [1] or `outlier_codebook_gain` [1], float16.
-
 Shape legend: as in `phase8.codecs.vptq.encode`; T outlier columns.
 """
 
@@ -35,9 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from phase8.codecs.splitmix import bell
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, Stream, finite, float16_values, matrix_size
-from phase8.codecs.vptq.settings import MAX_SEED, VPTQConfig
+from phase8.codecs.vptq.settings import VPTQConfig
 from phase8.errors import ArtifactError, ConfigError
 
 EIGHT_BIT_OFFSET = 128
@@ -51,9 +46,7 @@ class Settings:
     sizes: list[int]
     product: int = 1
     bits: int = 8
-    """Width of a stored entry's numbers, where entries are stored."""
-    seed: int | None = None
-    """What the entries are generated from; None where they are stored."""
+    """Width of an entry's numbers."""
     share: int = 0
     """Outlier columns, in thousandths of all; 0: none, and no codebook for them."""
     outlier_v: int = 1
@@ -75,27 +68,24 @@ def settings_of(settings: Mapping[str, Any]) -> Settings:
     Raises:
         ArtifactError: a setting is missing, unknown or out of range.
     """
-    seeded = "codebook_seed" in settings
-    source = "codebook_seed" if seeded else "codebook_bits"
     v: Any = settings.get("vector_dim")
     sizes: Any = settings.get("codebook_sizes")
     product: Any = settings.get("product", 1)
     outliers: Any = settings.get("outliers", [])
-    chosen: Any = settings.get(source)
+    chosen: Any = settings.get("codebook_bits")
     counts = [v, product, *sizes] if isinstance(sizes, list) else []
     if "outliers" in settings:
         counts += outliers if isinstance(outliers, list) and len(outliers) == 3 else [None]
-    known = {"vector_dim", "codebook_sizes", source} | settings.keys() & {"product", "outliers"}
+    known = {"vector_dim", "codebook_sizes", "codebook_bits"} | settings.keys() & {"product", "outliers"}
     if (
         set(settings) != known
         or len(counts) < 3
         or not all(type(count) is int and count >= 1 for count in counts)
         or ("product" in settings and product == 1)
         or type(chosen) is not int
-        or (seeded and not 0 <= chosen <= MAX_SEED)
     ):
         raise ArtifactError(f"impossible settings {dict(settings)}", where="vptq group", fix="write the file anew")
-    found = Settings(v, sizes, product, 8 if seeded else chosen, chosen if seeded else None, *outliers)
+    found = Settings(v, sizes, product, chosen, *outliers)
     try:
         # A codebook of one entry is possible: the encoder never writes more entries than there are vectors.
         VPTQConfig(
@@ -133,9 +123,6 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         raise ArtifactError("a codebook has more entries than there are vectors to code", where="vptq group")
     shared = {}
     for role, extents in found.books().items():
-        if found.seed is not None:
-            shared[f"{role}_gain"] = (1, 16)
-            continue
         shared[role] = (math.prod(extents), found.bits)
         if found.bits == 8:
             shared[f"{role}_step"] = (1, 16)
@@ -152,27 +139,15 @@ def codebooks(group: EncodedGroup) -> list[np.ndarray]:
     Raises:
         ArtifactError: an entry is NaN or infinite.
     """
-    settings, units = settings_of(group.settings), unit_codebooks(group.settings)
+    settings = settings_of(group.settings)
     books = []
     for role, extents in settings.books().items():
-        if settings.seed is not None:
-            books.append(units[role] * float16_stream(group.shared, f"{role}_gain")[0])
-        elif settings.bits == 16:
+        if settings.bits == 16:
             books.append(float16_stream(group.shared, role).reshape(extents))
         else:
             codes = group.shared[role].values.astype(np.float32) - EIGHT_BIT_OFFSET
             books.append((codes * float16_stream(group.shared, f"{role}_step")[0]).reshape(extents))
     return books
-
-
-def unit_codebooks(settings: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The generated codebooks before their gains, by role, in the shapes of `codebooks`; none where they are stored."""
-    found, units, begin = settings_of(settings), {}, 0
-    if found.seed is not None:
-        for role, extents in found.books().items():
-            units[role] = bell(found.seed, begin, math.prod(extents)).reshape(extents)
-            begin += units[role].size
-    return units
 
 
 def float16_stream(streams: Mapping[str, Stream], role: str) -> np.ndarray:

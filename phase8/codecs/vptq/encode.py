@@ -33,10 +33,6 @@ Product codebooks (Jegou, Douze and Schmid 2011): `product` cuts a vector into Q
 codebook above is then Q codebooks, one for each part, with an index each. A part of a vector is coded on its own, so
 the loop is the same; Q multiplies the rate, and the entries that one vector can be, K^Q.
 
-Codebooks from a seed: with `codebook_source=seeded` the entries are bell-shaped pseudo-random numbers
-(`phase8.codecs.splitmix`) which every reader generates anew; a codebook costs a gain of 16 bits. The gain minimises the
-weighted squared error: choose the nearest entries c, set the gain to sum w <x, c> / sum w <c, c>, repeat.
-
 Memory: codebooks are fitted to at most `FITTED_VECTORS` vectors, spread over all, and the loop, which treats every row
 on its own, takes a strip of rows at a time. So whatever a matrix's size, no more than that and the indices are held;
 with several codebooks also what the ones before left over.
@@ -67,19 +63,16 @@ from phase8.codecs.base import (
     Stream,
     Trainable,
     float16_bits,
-    float16_values,
     round_through,
 )
 from phase8.codecs.matrices import AT_ONCE, Matrix, extremes, in_parts, matrices, size_of
 from phase8.codecs.vptq.decode import (
     EIGHT_BIT_OFFSET,
     codebooks,
-    float16_stream,
     parts,
     settings_of,
-    unit_codebooks,
 )
-from phase8.codecs.vptq.kmeans import kmeans, nearest
+from phase8.codecs.vptq.kmeans import kmeans
 from phase8.codecs.vptq.settings import VPTQConfig
 from phase8.errors import CodecError
 from phase8.lossless.bitpack import narrowest
@@ -96,8 +89,6 @@ SMALLEST_FLOAT16 = 2.0**-24
 FITTED_VECTORS = 1 << 19
 """Vectors that codebooks are fitted to, where there are more: 512 for each of 1024 entries; larger codebooks get 32 for
 each."""
-GAIN_VECTORS = 1 << 14
-"""Vectors that the gain of a seeded codebook is fitted to: one number needs few."""
 
 
 class VPTQCodec:
@@ -456,9 +447,8 @@ class _Fit:
         self._config, self._matrices = config, matrices
         self._generator = np.random.default_rng(seed)
         self._streams: dict[str, dict[str, Stream]] = {}
-        self.settings: dict[str, JSON] = config.stored({str(n): m.shape for n, m in enumerate(matrices)}, seed=seed)
+        self.settings: dict[str, JSON] = config.stored({str(n): m.shape for n, m in enumerate(matrices)})
         self.books = settings_of(self.settings).books()
-        self._units = unit_codebooks(self.settings)
 
     def learn(self, role: str, left: Sequence[Tensor] = ()) -> Tensor:
         """Fits the codebook of this role, float32 [Q, K, U] as a reader decodes it, and notes its streams.
@@ -470,7 +460,7 @@ class _Fit:
         """
         product, size, u = self.books[role]
         v = product * u
-        most = GAIN_VECTORS if self._units else max(FITTED_VECTORS, 32 * size)
+        most = max(FITTED_VECTORS, 32 * size)
         runs = []
         for number, m in enumerate(self._matrices):
             columns = slice(0, m.outliers) if role == "outlier_codebook" else slice(m.outliers, m.shape[1])
@@ -483,11 +473,6 @@ class _Fit:
             (np.ascontiguousarray(x_NV[:, q * u : (q + 1) * u]), np.ascontiguousarray(mass_NQ[:, q]))
             for q in range(product)
         ]
-        if self._units:
-            unit_QKU = self._units[role]
-            gain = float16_bits(np.array([_gain(parts, unit_QKU, self._config.kmeans_iterations)]))
-            self._streams[role] = {"_gain": Stream(values=gain, bits=16)}
-            return torch.from_numpy(unit_QKU * float16_values(gain)[0])
         entries = [
             kmeans(
                 x_NU, size, iterations=self._config.kmeans_iterations, generator=self._generator, weights_N=mass_N
@@ -531,32 +516,6 @@ class _Fit:
         return x_NV.numpy(), mass_NQ.numpy()
 
 
-def _gain(parts: Sequence[tuple[np.ndarray, np.ndarray]], unit_QKU: np.ndarray, iterations: int) -> float:
-    """The factor on generated entries, float16, at which neither entries nor factor change any more, or nearly so.
-
-    Args:
-        parts: vectors [N, U] and weights [N] of every part.
-        unit_QKU: the entries.
-        iterations: most steps.
-    """
-    _, size, u = unit_QKU.shape
-    mass = sum(float(mass_N.sum(dtype=np.float64)) for _, mass_N in parts) * u
-    energy = sum(float((mass_N[:, None] * x_NU.astype(np.float64) ** 2).sum()) for x_NU, mass_N in parts)
-    # What an ideal codebook of this rate leaves over is missing from its entries' variance.
-    gain = np.float16((energy / mass * (1 - size ** (-2 / u))) ** 0.5) if mass > 0 else np.float16(0)
-    for _ in range(iterations):
-        product = square = 0.0
-        for (x_NU, mass_N), unit_KU in zip(parts, unit_QKU, strict=True):
-            chosen_NU = unit_KU[nearest(x_NU, unit_KU * np.float32(gain))[0]].astype(np.float64)
-            product += float((mass_N[:, None] * x_NU * chosen_NU).sum())
-            square += float((mass_N[:, None] * chosen_NU**2).sum())
-        found = np.float16(product / square) if square > 0 else gain
-        if found == gain:
-            break
-        gain = found
-    return float(gain)
-
-
 def _round_codebook(entries: Tensor, bits: int) -> tuple[Tensor, dict[str, Stream]]:
     """Returns entries as a reader decodes them, float32, and their streams by the suffix to the codebook's role."""
     entries = entries.detach()
@@ -573,7 +532,7 @@ def _round_codebook(entries: Tensor, bits: int) -> tuple[Tensor, dict[str, Strea
 
 
 class _VPTQTrainable(Trainable):
-    """Codebooks float32 [Q, K, U], or generated ones' gains [1], and one scale per matrix, rounded straight-through."""
+    """Codebooks float32 [Q, K, U] and one scale per matrix, rounded straight-through."""
 
     relative_step = 0.01
 
@@ -583,12 +542,7 @@ class _VPTQTrainable(Trainable):
         self._group, self._settings = group, settings_of(group.settings)
         self._roles, product = list(self._settings.books()), self._settings.product
         tensors = [parts(name, tensor, self._settings) for name, tensor in group.tensors.items()]
-        if self._settings.seed is None:
-            values = [torch.from_numpy(book.copy()) for book in codebooks(group)]
-        else:
-            values = [torch.from_numpy(float16_stream(group.shared, f"{role}_gain")) for role in self._roles]
-            for m, unit_QKU in enumerate(unit_codebooks(group.settings).values()):
-                self.register_buffer(f"unit_{m}", torch.from_numpy(unit_QKU), persistent=False)
+        values = [torch.from_numpy(book.copy()) for book in codebooks(group)]
         self.codebooks = nn.ParameterList([nn.Parameter(value) for value in values])
         self.scales = nn.Parameter(torch.tensor([float(found.scale) for found in tensors]))
         for t, found in enumerate(tensors):
@@ -605,11 +559,7 @@ class _VPTQTrainable(Trainable):
 
     def _entries(self) -> list[Tensor]:
         """The codebooks, [Q K, U] each."""
-        if self._settings.seed is None:
-            books = [round_through(c, _round_codebook(c, self._settings.bits)[0]) for c in self.codebooks]
-        else:
-            gains = [round_through(gain, gain.detach().half().float()) for gain in self.codebooks]
-            books = [getattr(self, f"unit_{m}") * gain for m, gain in enumerate(gains)]
+        books = [round_through(c, _round_codebook(c, self._settings.bits)[0]) for c in self.codebooks]
         return [book_QKU.flatten(0, 1) for book_QKU in books]
 
     def weights(self) -> dict[str, Tensor]:
@@ -638,12 +588,8 @@ class _VPTQTrainable(Trainable):
         scales = self.scales.detach().cpu().half()
         stored, values = {}, [scales]
         for role, parameter in zip(self._roles, self.codebooks, strict=True):
-            if self._settings.seed is None:
-                rounded, streams = _round_codebook(parameter.cpu(), self._settings.bits)
-                stored |= {role + suffix: stream for suffix, stream in streams.items()}
-            else:
-                rounded = parameter.detach().cpu().half()
-                stored[f"{role}_gain"] = Stream(values=float16_bits(rounded), bits=16)
+            rounded, streams = _round_codebook(parameter.cpu(), self._settings.bits)
+            stored |= {role + suffix: stream for suffix, stream in streams.items()}
             values.append(rounded)
         if not all(torch.isfinite(x).all() for x in values):
             raise CodecError(

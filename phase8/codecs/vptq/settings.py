@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 from phase8.checks import require
 from phase8.codecs.settings import Shapes, StageSettings, check_limit
 
-MAX_SEED = (1 << 31) - 1
-
 
 class Sharing(Enum):
     """Which matrices share a codebook."""
@@ -19,15 +17,6 @@ class Sharing(Enum):
     tensor = "tensor"
     kind = "kind"
     model = "model"
-
-
-class CodebookSource(Enum):
-    """Where the entries of a codebook come from."""
-
-    learned = "learned"
-    """Fitted to the weights and stored."""
-    seeded = "seeded"
-    """Generated from a seed, which costs no bytes; only a gain per codebook is fitted and stored."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +36,8 @@ class VPTQConfig(StageSettings):
     share_layers: int = 0
     """Only matrices of so many consecutive layers share them; 0: of all layers. With `share=model`, 1 is one set of
     codebooks per layer."""
-    codebook_source: CodebookSource = CodebookSource.learned
     codebook_bits: int = 8
-    """16: float16 entries; 8: 8-bit entries with one float16 scale per codebook. Seeded entries are not stored."""
+    """16: float16 entries; 8: 8-bit entries with one float16 scale per codebook."""
     hessian_damping: float = 1.0
     """Added to the Hessian's diagonal, in units of its mean. The paper's 0.01 fits the layers' outputs more closely;
     after reconstruction 1.0 came out better (experiments/LOG.md)."""
@@ -132,23 +120,15 @@ class VPTQConfig(StageSettings):
         indices = self.num_codebooks * self.product
         return indices * max(1, (self.codebook_size - 1).bit_length()) / self.vector_dim
 
-    def stored(self, shapes: Shapes, *, seed: int = 0) -> dict[str, Any]:
-        """See `StageSettings`. No codebook has more entries than there are vectors.
-
-        Args:
-            seed: what entries are generated from, where they are not stored.
-        """
+    def stored(self, shapes: Shapes) -> dict[str, Any]:
+        """See `StageSettings`. No codebook has more entries than there are vectors."""
         v, few = self.vector_dim, self.outlier_vector_dim
         vectors = own = 0
         for rows, columns in shapes.values():
             padded, outliers = -(-rows // v) * v, columns * self.outlier_share // 1000
             vectors += (columns - outliers) * padded // v
             own += outliers * padded // few
-        stored: dict[str, Any] = {"vector_dim": v}
-        if self.codebook_source is CodebookSource.learned:
-            stored["codebook_bits"] = self.codebook_bits
-        else:
-            stored["codebook_seed"] = seed & MAX_SEED
+        stored: dict[str, Any] = {"vector_dim": v, "codebook_bits": self.codebook_bits}
         stored["codebook_sizes"] = [min(self.codebook_size, vectors)] * self.num_codebooks
         if self.product > 1:
             stored["product"] = self.product
