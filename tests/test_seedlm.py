@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Stream
+from phase8.codecs.seedlm import bank, lfsr, seed_search
 from phase8.codecs.seedlm import encode as seedlm
-from phase8.codecs.seedlm import lfsr, seed_search
 from phase8.codecs.seedlm.encode import SeedLMCodec
 from phase8.config import SeedLMConfig, SeedSearch
 from phase8.errors import ArtifactError, CodecError, ConfigError
@@ -112,7 +112,7 @@ def test_error_on_gaussian_weights(setting: tuple[int, int, int], largest: float
 @pytest.mark.parametrize("setting", [pytest.param((12, 4, 4), marks=pytest.mark.slow), (8, 3, 1), (8, 3, 4)])
 def test_fast_search_loses_at_most_one_percent(setting: tuple[int, int, int]) -> None:
     block_size, latent_dim, bits = setting
-    blocks = torch.randn(8500, block_size, generator=torch.Generator().manual_seed(3)) * seed_search.limit(bits) / 2.5
+    blocks = torch.randn(8500, block_size, generator=torch.Generator().manual_seed(3)) * bank.limit(bits) / 2.5
     assert len(blocks) >= seed_search._LEAST_BLOCKS, "too few blocks for the lists to be used"
     config = SeedLMConfig(block_size=block_size, latent_dim=latent_dim, bits=bits)
     fast = search_error(blocks, config, 1000)
@@ -167,7 +167,7 @@ def test_weighted_search_finds_the_optimum() -> None:
 
 @pytest.mark.parametrize("bits", [1, 4])
 def test_threads_do_not_change_the_result(bits: int) -> None:
-    blocks = torch.randn(8500, 8, generator=torch.Generator().manual_seed(13)) * seed_search.limit(bits) / 2.5
+    blocks = torch.randn(8500, 8, generator=torch.Generator().manual_seed(13)) * bank.limit(bits) / 2.5
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 3):

@@ -15,10 +15,10 @@ from phase8.artifact.read import WEIGHTS_FILE, read_artifact
 from phase8.artifact.write import load_artifact, write_artifact
 from phase8.cli import main
 from phase8.codecs import get_codec, matrices
-from phase8.codecs.hyper import encode as hyper
+from phase8.codecs.hyper import coding, encode_winding
 from phase8.codecs.pools import pools
 from phase8.codecs.seedlm import encode as seedlm
-from phase8.codecs.vptq import encode as vptq
+from phase8.codecs.vptq import matrix
 from phase8.config import CompressionConfig, HyperConfig, SeedLMConfig, Sharing, VPTQConfig
 from phase8.errors import CodecError, ModelError
 from phase8.model.source import load_source, unique_parameters
@@ -120,10 +120,10 @@ def test_no_large_matrix_is_ever_read_as_a_whole(tiny_model_dir, tmp_path, stage
         return part(self, name, begin, end)
 
     monkeypatch.setattr(streaming.Checkpoint, "part", counted)
-    for module in (streaming, matrices, vptq, seedlm):
+    for module in (streaming, matrices, matrix, seedlm):
         monkeypatch.setattr(module, "AT_ONCE", limit)
-    for limited in ("_AT_ONCE", "_SEARCHED"):
-        monkeypatch.setattr(hyper, limited, 4)
+    for module, limited in ((coding, "AT_ONCE"), (encode_winding, "AT_ONCE"), (encode_winding, "_SEARCHED")):
+        monkeypatch.setattr(module, limited, 4)
     encode_checkpoint(tiny_model_dir, tmp_path / "b", stage, CONFIG)
     assert max(asked) <= limit and sum(asked) > 2 * read_artifact(tmp_path / "a").parameter_count
     wanted, found = (read_artifact(tmp_path / name).decode() for name in "ab")

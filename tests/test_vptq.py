@@ -16,7 +16,7 @@ from phase8.allocation.packed import packed_bits
 from phase8.artifact.read import parse
 from phase8.artifact.write import file_bytes
 from phase8.codecs.base import EncodedGroup, Importance, Stream
-from phase8.codecs.vptq import encode as vptq
+from phase8.codecs.vptq import books, matrix
 from phase8.codecs.vptq.decode import codebooks
 from phase8.codecs.vptq.encode import VPTQCodec
 from phase8.config import VPTQConfig
@@ -135,7 +135,7 @@ def test_strips_of_rows_give_the_same_streams(
     importance = {"a": Importance(hessian_II=_correlated_hessian(40), row_O=row)} if calibrated else {}
     whole = VPTQCodec().encode(weights, config, importance=importance, seed=0)
     for at_once in (1, 40 * 4 * 7):  # one vector of every column, and seven
-        monkeypatch.setattr(vptq, "AT_ONCE", at_once)
+        monkeypatch.setattr(matrix, "AT_ONCE", at_once)
         strips = VPTQCodec().encode(weights, config, importance=importance, seed=0)
         assert strips.settings == whole.settings
         for role, stream in whole.shared.items():
@@ -394,13 +394,13 @@ def test_codebooks_are_fitted_to_a_sample_of_many_vectors(monkeypatch: pytest.Mo
     weights = {"a": _gaussian(203, 90), "b": _gaussian(64, 50, seed=1)}
     config = replace(SMALL, codebook_size=8, product=product, outlier_columns=0.1, outlier_codebook_size=8)
     counts: list[int] = []
-    original = vptq.kmeans
+    original = books.kmeans
 
     def counted(x_ND: np.ndarray, k: int, **rest: object) -> object:
         counts.append(len(x_ND))
         return original(x_ND, k, **rest)
 
-    monkeypatch.setattr(vptq, "kmeans", counted)
+    monkeypatch.setattr(books, "kmeans", counted)
     hessians = {name: Importance(hessian_II=_correlated_hessian(w.shape[1])) for name, w in weights.items()}
 
     def error() -> float:
@@ -412,11 +412,11 @@ def test_codebooks_are_fitted_to_a_sample_of_many_vectors(monkeypatch: pytest.Mo
     ordinary = 51 * 81 + 16 * 45
     assert counts == [51 * 2 * 9 + 16 * 2 * 5] + [ordinary] * (2 * product)
     counts.clear()
-    monkeypatch.setattr(vptq, "FITTED_VECTORS", 1500)
+    monkeypatch.setattr(books, "FITTED_VECTORS", 1500)
     assert error() < 1.1 * whole
     assert counts[0] == 51 * 2 * 9 + 16 * 2 * 5 and all(1300 < count <= 1500 for count in counts[1:])
     counts.clear()
-    monkeypatch.setattr(vptq, "FITTED_VECTORS", 10)
+    monkeypatch.setattr(books, "FITTED_VECTORS", 10)
     error()
     assert all(200 < count <= 32 * 8 for count in counts)
 

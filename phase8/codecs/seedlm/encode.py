@@ -11,7 +11,7 @@ at K + exponent_bits + P * bits bits for C weights. Deviations from the paper, e
 - e = ceil(log2(max|t| / limit)) with limit = 2^(b-1) - 1/2 (the paper's rule, read literally, uses the codes -2 .. 2
   only), and e - 1 beside it, whichever errs less.
 
-`seed_search.py` finds seed, exponent and codes, for runs of at most 4 million weights, which span small
+`seed_search.py` (with `bank.py`, `cells.py`) finds seed, exponent and codes, for runs of at most 4 million weights, which span small
 matrices and cut large ones: beside the streams, memory does not grow with the matrices. Coefficients of
 1 bit are searched jointly with the seed (the paper rounds the pseudo-inverse's coefficients, which at 1 bit costs 20 %
 more squared error).
@@ -35,8 +35,9 @@ from phase8.codecs import decoders
 from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Progress, Stream, Trainable, round_through
 from phase8.codecs.matrices import AT_ONCE, Matrix, extremes, in_parts, matrices, size_of
 from phase8.codecs.seedlm import lfsr
+from phase8.codecs.seedlm.bank import codes_of, limit
 from phase8.codecs.seedlm.decode import code_values, config_of, parts
-from phase8.codecs.seedlm.seed_search import codes_of, limit, search
+from phase8.codecs.seedlm.seed_search import search
 from phase8.codecs.seedlm.settings import SeedLMConfig
 from phase8.codecs.streams import bfloat16_values
 from phase8.errors import CodecError
