@@ -78,6 +78,9 @@ def test_round_trip():
     assert CompressionConfig.from_dict(config.to_dict()) == config
     assert config.grokfast.variant.value == "as_printed"
     assert (config.seedlm.latent_dim, config.seedlm.block_size, config.seedlm.bits) == (16, 512, 2)
+    vptq = config.vptq  # a vector is four parts of 16 weights, each with a codebook of 256 entries and an index
+    assert (vptq.vector_dim // vptq.product, vptq.product, vptq.codebook_size, vptq.num_codebooks) == (16, 4, 256, 1)
+    assert vptq.bits_per_weight() == 4 * 8 / 64
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ at K + exponent_bits + P * bits bits for C weights. Deviations from the paper, e
 - e = ceil(log2(max|t| / limit)) with limit = 2^(b-1) - 1/2 (the paper's rule, read literally, uses the codes -2 .. 2
   only), and e - 1 beside it, whichever errs less.
 
-`seed_search.py` (with `bank.py`, `cells.py`) finds seed, exponent and codes, for runs of at most 4 million weights, which span small
-matrices and cut large ones: beside the streams, memory does not grow with the matrices. Coefficients of
-1 bit are searched jointly with the seed (the paper rounds the pseudo-inverse's coefficients, which at 1 bit costs 20 %
-more squared error).
+`seed_search.py` (with `bank.py`, `cells.py`) finds seed, exponent and codes, for runs of at most 4 million weights,
+which span small matrices and cut large ones: beside the streams, memory does not grow with the matrices. Coefficients
+of 1 bit are searched jointly with the seed (the paper rounds the pseudo-inverse's coefficients, which at 1 bit costs 20
+% more squared error).
 
 Example: C = 4, P = 2, K = 3, seed 4: V = [[2, 5], [6, 7], [3, 1], [4, 2]] and U = (V - 4) / 3; codes (3, -1) with
 e = -1 and scale 1 give U (1.5, -0.5) = (-1.17, 0.5, 0, 0.33).
