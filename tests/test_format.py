@@ -526,3 +526,15 @@ def test_the_library_the_loop_and_the_page_read_alike(stream: tuple[np.ndarray, 
     assert answers[0] == answers[1]
     if damaged == blob:
         assert answers[0] == values.tolist() == read_ans(blob, bits, values.size)
+
+
+def test_the_decoders_bounds_are_those_on_the_page() -> None:
+    from phase8.codecs.hyper.decode import BOUNDS as HYPER
+    from phase8.codecs.seedlm.decode import BOUNDS as SEEDLM
+
+    text = " ".join(PAGE.split()).replace("2^31 - 1", str(2**31 - 1)).replace("2^24", str(2**24))
+    for bounds in (SEEDLM, *HYPER.values()):
+        for name, (low, high) in bounds.items():
+            if name == "block_size" and low == 0:
+                low = 1  # and 0 for a whole tensor, as the page goes on
+            assert re.search(rf"`{name}`( \w)? \({low} to {high}\b", text), (name, low, high)

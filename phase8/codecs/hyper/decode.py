@@ -31,17 +31,39 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from phase8.codecs.bounds import whole_numbers
 from phase8.codecs.hyper import fourier, manifold, polynomial, winding
-from phase8.codecs.hyper.settings import MANIFOLD, Axis, HyperConfig, Trajectory, Winding
+from phase8.codecs.hyper.settings import Axis, Trajectory, Winding
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, finite, float16_values, size_of
-from phase8.errors import ArtifactError, ConfigError
+from phase8.errors import ArtifactError
 
 MAX_EXPONENT = 60
+_SERIES = {"degree": (0, 1024), "block_size": (0, 1 << 24), "coefficient_bits": (2, 16)}
+_MANIFOLD = {
+    "inputs": (1, 32),
+    "width": (1, 64),
+    "depth": (1, 3),
+    "frequency": (1, 65536),
+    "network_seed": (0, (1 << 31) - 1),
+    "block_size": (1, 4096),
+    "coefficient_bits": (2, 16),
+}
+_WINDING = {"dims": (1, 1024), "grid": (2, 65535), "classes": (0, 15)}
+BOUNDS = {
+    kind: {**own, "exponent": (-MAX_EXPONENT, MAX_EXPONENT)}
+    for kind, own in {
+        Trajectory.polynomial: _SERIES,
+        Trajectory.fourier: _SERIES,
+        Trajectory.manifold: _MANIFOLD,
+        Trajectory.ergodic: _WINDING,
+    }.items()
+}
 MAX_SIZE = 1 << 28
 """Most weights of one matrix: a whole-tensor series has a few coefficients at any size, so shapes need a bound."""
 MAX_DEPTH = 256
@@ -51,32 +73,68 @@ _OfBlocks = Callable[[str, EncodedTensor, np.float32], np.ndarray]
 """(name, tensor, scale with the group's exponent) -> the weights of all blocks, float32, flat."""
 
 
-def config_of(settings: Mapping[str, Any]) -> tuple[HyperConfig, int]:
-    """The settings of a group as a checked config, and the exponent of its scales.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """The checked settings of a group; those of other trajectories stay at 0."""
+
+    trajectory_type: Trajectory
+    exponent: int
+    """Every scale is a float16 times 2^exponent."""
+    axis: Axis = Axis.block
+    winding: Winding = Winding.primes
+    degree: int = 0
+    block_size: int = 0
+    coefficient_bits: int = 0
+    dims: int = 0
+    grid: int = 0
+    classes: int = 0
+    inputs: int = 0
+    width: int = 0
+    depth: int = 0
+    frequency: int = 0
+    network_seed: int = 0
+
+
+def settings_of(settings: Mapping[str, Any]) -> Settings:
+    """Checks the settings of a group.
 
     Raises:
         ArtifactError: a setting is missing, unknown or out of range.
     """
-    ergodic = settings.get("trajectory") == "ergodic"
-    names: tuple[str, ...] = ("degree", "block_size", "coefficient_bits")
-    if ergodic:
-        names = ("dims", "grid", "classes")
-    elif settings.get("trajectory") == "manifold":
-        names = MANIFOLD
-    depth = settings.get("axis") == Axis.depth.value
-    known = {"trajectory", "exponent", *names} | ({"winding"} if ergodic else set()) | ({"axis"} if depth else set())
-    numbers: dict[str, Any] = {name: settings.get(name) for name in names}
-    exponent: Any = settings.get("exponent")
-    whole = all(type(value) is int for value in (exponent, *numbers.values()))
-    if set(settings) != known or not whole or abs(exponent) > MAX_EXPONENT:
-        raise ArtifactError("the hyper codec's settings are missing, unknown or out of range", where=", ".join(names))
     try:
-        trajectory = Trajectory(settings["trajectory"])
-        if trajectory is Trajectory.ergodic:
-            numbers["winding"] = Winding(settings["winding"])
-        return HyperConfig(trajectory_type=trajectory, axis=Axis.depth if depth else Axis.block, **numbers), exponent
-    except (ValueError, ConfigError) as error:
-        raise ArtifactError(f"the hyper codec's settings are out of range: {error}", where="settings") from error
+        kind = Trajectory(settings.get("trajectory"))
+    except ValueError as error:
+        raise ArtifactError(
+            f"impossible settings: trajectory is {settings.get('trajectory')!r}",
+            where="hyper group",
+            fix=f"known: {', '.join(each.value for each in Trajectory)}",
+        ) from error
+    words: dict[str, Any] = {}
+    if kind is Trajectory.ergodic:
+        words = {"winding": Winding}
+    elif kind is not Trajectory.manifold and "axis" in settings:
+        words = {"axis": Axis}
+    if set(settings) != {"trajectory", *BOUNDS[kind], *words}:
+        raise ArtifactError("settings of a hyper group are missing or unknown", where=", ".join(BOUNDS[kind]))
+    numbers = whole_numbers(settings, BOUNDS[kind], "hyper group")
+    try:
+        chosen = {name: kinds(settings[name]) for name, kinds in words.items()}
+    except ValueError as error:
+        raise ArtifactError(f"impossible settings: {error}", where="hyper group", fix="write the file anew") from error
+    found = Settings(trajectory_type=kind, **numbers, **chosen)
+    if "axis" in words and found.axis is not Axis.depth:
+        raise ArtifactError("impossible settings: the axis is told where it is the usual one", where="hyper group")
+    if kind is Trajectory.manifold:
+        work = (found.inputs + (found.depth - 1) * found.width) * found.width
+        possible = work <= 256 * found.block_size
+    elif kind is Trajectory.ergodic or found.axis is Axis.depth or not found.block_size:
+        possible = True
+    else:
+        family = polynomial if kind is Trajectory.polynomial else fourier
+        possible = found.degree <= family.max_degree(found.block_size)
+    if not possible:
+        raise ArtifactError(f"impossible settings {dict(settings)}", where="hyper group", fix="write the file anew")
+    return found
 
 
 def rows(trajectory: Trajectory, degree: int, length: int, used: int | None = None) -> Iterator[np.ndarray]:
@@ -92,7 +150,7 @@ def terms(trajectory: Trajectory, degree: int, length: int) -> int:
     return 1 + 2 * min(degree, fourier.max_degree(length))
 
 
-def stacks(config: HyperConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[list[str], int]]:
+def stacks(config: Settings, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[list[str], int]]:
     """Stack and place of every tensor that has partners in other layers; none where the series are not over depth.
 
     A tensor's layer is the first part of its name, between dots, that is 1 to 9 decimal digits. Tensors of one shape
@@ -123,7 +181,7 @@ def stacks(config: HyperConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[s
 
 def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """See `phase8.codecs.decoders`."""
-    config, _ = config_of(settings)
+    config = settings_of(settings)
     tensors, shared = {}, {}
     winds = config.trajectory_type is Trajectory.ergodic
     sizes = {name: size_of(shape, name) for name, shape in shapes.items()}
@@ -154,7 +212,7 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     return Layout(tensors=tensors, shared=shared)
 
 
-def geometry(group: EncodedGroup, config: HyperConfig) -> tuple[np.ndarray, np.float32, np.ndarray]:
+def geometry(group: EncodedGroup, config: Settings) -> tuple[np.ndarray, np.float32, np.ndarray]:
     """Centroid [K], side, shrinks [M] of a winding.
 
     Raises:
@@ -182,10 +240,10 @@ def codes_of(tensor: EncodedTensor, name: str, role: str, limit: int) -> np.ndar
 
 def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
     """See `phase8.codecs.decoders`."""
-    config, exponent = config_of(group.settings)
+    config = settings_of(group.settings)
     kinds = {Trajectory.ergodic: _winding, Trajectory.manifold: _manifold}
     of_blocks = kinds.get(config.trajectory_type, _series)(group, config)
-    unit, places = np.float32(2.0**exponent), stacks(config, group.shapes)
+    unit, places = np.float32(2.0**config.exponent), stacks(config, group.shapes)
     for name, tensor in group.tensors.items():
         size = math.prod(tensor.shape)
         if not size:
@@ -197,7 +255,7 @@ def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
         yield name, flat[:size].reshape(tensor.shape)
 
 
-def _winding(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
+def _winding(group: EncodedGroup, config: Settings) -> _OfBlocks:
     centroid, side, shrink = geometry(group, config)
     widths = side / np.concatenate([np.ones(1, dtype=np.float32), shrink])
     direction = winding.steps(config.dims, config.grid, config.winding)
@@ -216,7 +274,7 @@ def _winding(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
     return of_blocks
 
 
-def _manifold(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
+def _manifold(group: EncodedGroup, config: Settings) -> _OfBlocks:
     top = (1 << (config.coefficient_bits - 1)) - 1
     first = manifold.places(config.inputs, config.width, config.depth)[-1]
 
@@ -236,7 +294,7 @@ def _manifold(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
     return of_blocks
 
 
-def _series(group: EncodedGroup, config: HyperConfig) -> _OfBlocks:
+def _series(group: EncodedGroup, config: Settings) -> _OfBlocks:
     kind, degree = config.trajectory_type, config.degree
     top = (1 << (config.coefficient_bits - 1)) - 1
 
@@ -264,7 +322,7 @@ def over_depth(kind: Trajectory, degree: int, depth: int) -> np.ndarray:
     return basis_TL
 
 
-def _member(group: EncodedGroup, config: HyperConfig, names: list[str], place: int, unit: np.float32) -> np.ndarray:
+def _member(group: EncodedGroup, config: Settings, names: list[str], place: int, unit: np.float32) -> np.ndarray:
     """The weights of one member of a stack, float32, flat."""
     top = (1 << (config.coefficient_bits - 1)) - 1
     basis_TL = over_depth(config.trajectory_type, config.degree, len(names))

@@ -41,7 +41,7 @@ from phase8.codecs.base import (
 from phase8.codecs.hyper.decode import (
     MAX_EXPONENT,
     MAX_SIZE,
-    config_of,
+    settings_of,
 )
 from phase8.codecs.hyper.encode_depth import TrainableDepth, planes_of
 from phase8.codecs.hyper.encode_manifold import TrainableManifold, encode_manifold
@@ -101,14 +101,14 @@ class HyperCodec:
             ArtifactError: as `decode`.
         """
         self.decode(group)
-        config, exponent = config_of(group.settings)
+        config = settings_of(group.settings)
         if config.trajectory_type is Trajectory.ergodic:
-            return TrainableWinding(group, config, exponent)
+            return TrainableWinding(group, config)
         if config.trajectory_type is Trajectory.manifold:
-            return TrainableManifold(group, config, exponent)
+            return TrainableManifold(group, config)
         if config.axis is Axis.depth:
-            return TrainableDepth(group, config, exponent)
-        return TrainableSeries(group, config, exponent)
+            return TrainableDepth(group, config)
+        return TrainableSeries(group, config)
 
 
 CODEC = HyperCodec()

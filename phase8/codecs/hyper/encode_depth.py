@@ -20,6 +20,7 @@ from phase8.codecs.hyper.coding import (
     with_coefficients,
 )
 from phase8.codecs.hyper.decode import (
+    Settings,
     over_depth,
     scale_of,
     stacks,
@@ -65,13 +66,13 @@ class TrainableDepth(Trainable):
 
     relative_step = 0.003
 
-    def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
+    def __init__(self, group: EncodedGroup, config: Settings) -> None:
         super().__init__()
-        self._group, self._exponent = group, exponent
+        self._group, self._exponent = group, config.exponent
         self._top = (1 << (config.coefficient_bits - 1)) - 1
         self._places = stacks(config, group.shapes)
         alone = {name: tensor for name, tensor in group.tensors.items() if name not in self._places}
-        self.alone = TrainableSeries(replace(group, tensors=alone), config, exponent)
+        self.alone = TrainableSeries(replace(group, tensors=alone), config)
         self.coefficients, self.step_gain = nn.ParameterList(), nn.ParameterList()
         self._plane_of: dict[str, int] = {}
         for name, (names, place) in self._places.items():

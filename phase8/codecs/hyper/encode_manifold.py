@@ -27,6 +27,7 @@ from phase8.codecs.hyper.coding import (
     with_coefficients,
 )
 from phase8.codecs.hyper.decode import (
+    Settings,
     scale_of,
 )
 from phase8.codecs.hyper.settings import HyperConfig
@@ -65,9 +66,9 @@ class TrainableManifold(Trainable):
 
     relative_step = 0.01
 
-    def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
+    def __init__(self, group: EncodedGroup, config: Settings) -> None:
         super().__init__()
-        self._group, self._exponent = group, exponent
+        self._group, self._exponent = group, config.exponent
         self._top = (1 << (config.coefficient_bits - 1)) - 1
         self._network = manifold_search.Network(config)
         self.coefficients, self.scale_gain = nn.ParameterList(), nn.ParameterList()

@@ -27,6 +27,7 @@ from phase8.codecs.hyper.coding import (
     with_coefficients,
 )
 from phase8.codecs.hyper.decode import (
+    Settings,
     rows,
     scale_of,
 )
@@ -76,9 +77,9 @@ def encode_series(
 class TrainableSeries(Trainable):
     """Coefficients in units of the step, [B, D], rounded straight-through; a gain near 1 on each tensor's step."""
 
-    def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
+    def __init__(self, group: EncodedGroup, config: Settings) -> None:
         super().__init__()
-        self._group, self._exponent = group, exponent
+        self._group, self._exponent = group, config.exponent
         self._top = (1 << (config.coefficient_bits - 1)) - 1
         self.coefficients, self.step_gain = nn.ParameterList(), nn.ParameterList()
         self._basis_of: list[str] = []

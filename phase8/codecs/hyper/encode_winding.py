@@ -29,6 +29,7 @@ from phase8.codecs.hyper.coding import (
     shapes_of,
 )
 from phase8.codecs.hyper.decode import (
+    Settings,
     geometry,
     scale_of,
 )
@@ -105,9 +106,9 @@ class TrainableWinding(Trainable):
 
     relative_step = 0.3
 
-    def __init__(self, group: EncodedGroup, config: HyperConfig, exponent: int) -> None:
+    def __init__(self, group: EncodedGroup, config: Settings) -> None:
         super().__init__()
-        self._group, self._exponent = group, exponent
+        self._group, self._exponent = group, config.exponent
         centroid, side, shrink = geometry(group, config)
         self.centroid = nn.Parameter(torch.from_numpy(centroid.copy()))
         self.side_gain = nn.Parameter(torch.ones(1))

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from phase8.codecs.bounds import whole_numbers
 from phase8.codecs.seedlm import lfsr
-from phase8.codecs.seedlm.settings import STORED, SeedLMConfig
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, bfloat16_values, finite, matrix_size
-from phase8.errors import ArtifactError, ConfigError
+from phase8.errors import ArtifactError
 
+BOUNDS = {"block_size": (1, 4096), "latent_dim": (1, 64), "bits": (1, 8), "seed_bits": (4, 20), "exponent_bits": (2, 8)}
+MAX_TABLE = 1 << 26
+"""latent_dim^2 2^seed_bits at most."""
 _ELEMENTS_AT_ONCE = 1 << 20
 
 
@@ -30,23 +33,33 @@ def code_values(codes, bits: int):
     return 2 * codes - (2 * half - 1) if bits <= 2 else codes - half
 
 
-def config_of(settings: Mapping[str, Any]) -> SeedLMConfig:
-    """The settings of a group as a checked config.
+class Settings(NamedTuple):
+    """The checked settings of a group."""
+
+    block_size: int
+    latent_dim: int
+    bits: int
+    seed_bits: int
+    exponent_bits: int
+
+
+def settings_of(settings: Mapping[str, Any]) -> Settings:
+    """Checks the settings of a group.
 
     Raises:
         ArtifactError: a setting is missing, unknown or out of range.
     """
-    if set(settings) != set(STORED):
+    if set(settings) != set(BOUNDS):
         raise ArtifactError("the settings of a seedlm group are not the known ones", where=str(sorted(settings)))
-    try:
-        return SeedLMConfig(**settings)
-    except ConfigError as error:
-        raise ArtifactError(f"a seedlm group has impossible settings: {error.what}") from error
+    found = Settings(**whole_numbers(settings, BOUNDS, "seedlm group"))
+    if found.latent_dim > found.block_size or found.latent_dim**2 << found.seed_bits > MAX_TABLE:
+        raise ArtifactError(f"a seedlm group has impossible settings: {dict(settings)}", where="seedlm group")
+    return found
 
 
 def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """See `phase8.codecs.decoders`."""
-    config = config_of(settings)
+    config = settings_of(settings)
     tensors = {}
     for name, shape in shapes.items():
         count = -(-matrix_size(shape, name) // config.block_size)
@@ -59,9 +72,7 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     return Layout(tensors=tensors)
 
 
-def parts(
-    name: str, tensor: EncodedTensor, config: SeedLMConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:
+def parts(name: str, tensor: EncodedTensor, config: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:
     """Takes apart a tensor that fits its layout.
 
     Returns:
@@ -80,7 +91,7 @@ def parts(
 
 def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
     """See `phase8.codecs.decoders`."""
-    config = config_of(group.settings)
+    config = settings_of(group.settings)
     block_size, latent_dim = config.block_size, config.latent_dim
     numbers, start = lfsr.wave(config.seed_bits, block_size * latent_dim)
     at_once = max(1, _ELEMENTS_AT_ONCE // block_size)

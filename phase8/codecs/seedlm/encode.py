@@ -36,7 +36,7 @@ from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Progress
 from phase8.codecs.matrices import AT_ONCE, Matrix, extremes, in_parts, matrices, size_of
 from phase8.codecs.seedlm import lfsr
 from phase8.codecs.seedlm.bank import codes_of, limit
-from phase8.codecs.seedlm.decode import code_values, config_of, parts
+from phase8.codecs.seedlm.decode import code_values, parts, settings_of
 from phase8.codecs.seedlm.seed_search import search
 from phase8.codecs.seedlm.settings import SeedLMConfig
 from phase8.codecs.streams import bfloat16_values
@@ -203,7 +203,7 @@ class _SeedLMTrainable(Trainable):
     def __init__(self, group: EncodedGroup) -> None:
         super().__init__()
         decoders.check(group)
-        self._group, self._config = group, config_of(group.settings)
+        self._group, self._config = group, settings_of(group.settings)
         config = self._config
         self._names = list(group.tensors)
         coefficients, scales = [], []

@@ -31,11 +31,21 @@ from typing import Any
 
 import numpy as np
 
+from phase8.codecs.bounds import whole_numbers
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Layout, Stream, finite, float16_values, matrix_size
-from phase8.codecs.vptq.settings import VPTQConfig
-from phase8.errors import ArtifactError, ConfigError
+from phase8.errors import ArtifactError
 
 EIGHT_BIT_OFFSET = 128
+BOUNDS = {
+    "vector_dim": (1, 1024),
+    "product": (1, 1024),
+    "codebooks": (1, 16),
+    "smallest codebook": (1, 65536),
+    "largest codebook": (1, 65536),
+    "outlier columns": (0, 500),  # thousandths of all
+    "outlier_vector_dim": (1, 1024),
+    "outlier codebook": (0, 65536),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,20 +96,19 @@ def settings_of(settings: Mapping[str, Any]) -> Settings:
     ):
         raise ArtifactError(f"impossible settings {dict(settings)}", where="vptq group", fix="write the file anew")
     found = Settings(v, sizes, product, chosen, *outliers)
-    try:
-        # A codebook of one entry is possible: the encoder never writes more entries than there are vectors.
-        VPTQConfig(
-            vector_dim=v,
-            product=product,
-            codebook_bits=found.bits,
-            num_codebooks=len(sizes),
-            codebook_size=max(2, *sizes),
-            outlier_columns=found.share / 1000,
-            outlier_vector_dim=found.outlier_v,
-            outlier_codebook_size=max(2, found.outlier_size),
-        )
-    except ConfigError as error:
-        raise ArtifactError(f"a vptq group has impossible settings: {error.what}") from error
+    values = {
+        "vector_dim": v,
+        "product": product,
+        "codebooks": len(sizes),
+        "smallest codebook": min(sizes),
+        "largest codebook": max(sizes),
+        "outlier columns": found.share,
+        "outlier_vector_dim": found.outlier_v,
+        "outlier codebook": found.outlier_size,
+    }
+    whole_numbers(values, BOUNDS, "vptq group")
+    if v % product or v % found.outlier_v or found.bits not in (8, 16):
+        raise ArtifactError(f"a vptq group has impossible settings: {dict(settings)}", where="vptq group")
     return found
 
 
