@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,76 +16,182 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from phase8.config import CompressionConfig, WandbMode
-from phase8.events import EventLog, StepComplete
-from phase8.files import make_directory, write_atomic
+from phase8.errors import ConfigError, OutputError, Phase8Error
+from phase8.events import Event, EventLog, Failed, Listener, RunStart, StepComplete, read_events
+from phase8.files import make_directory, read_bounded, write_atomic
+from phase8.run.signals import EndOnSignal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from phase8.model.source import SourceModel
+    from phase8.run.journal import Journal
+
+MAX_CONFIG_BYTES = 1 << 20
 
 
 def run_configured(
-    config: CompressionConfig, source: SourceModel | None = None, *, console: bool = True
+    config: CompressionConfig,
+    source: SourceModel | None = None,
+    *,
+    console: bool = True,
+    listeners: Sequence[Listener] = (),
 ) -> dict[str, Any]:
     """Runs the whole pipeline with console, report and tracking; returns the content of `result.json`.
 
     Args:
         source: a model in memory; None loads `config.model`.
         console: show progress on the terminal.
+        listeners: called with every event; one may raise `RunStopped` to end the run in order.
 
     Raises:
-        Phase8Error: bad settings, model or output directory.
+        Phase8Error: bad settings, model or output directory, or a directory that holds a run already.
     """
+    from phase8.run.journal import Journal
+
     run_dir = make_directory(Path(config.paths.output_dir))
-    cache_dir = make_directory(Path(config.paths.cache_dir))
+    with EndOnSignal() as ending, EventLog(run_dir / "events.jsonl") as events:
+        if any(isinstance(event.data, RunStart) for event in read_events(events.path)):
+            raise OutputError(
+                "the directory holds a run already",
+                where=str(run_dir),
+                fix=f"go on with it: python run.py 'resume={run_dir}'; or choose another with hydra.run.dir "
+                "(in Python: paths.output_dir)",
+            )
+        write_atomic(run_dir / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        return _run(config, source, events, Journal(run_dir), ending, console, listeners)
+
+
+def resume(
+    run_dir: Path | str,
+    source: SourceModel | None = None,
+    *,
+    console: bool = True,
+    listeners: Sequence[Listener] = (),
+) -> dict[str, Any]:
+    """Goes on with a run that was killed or ended early, with its own settings; see `phase8.run.journal`.
+
+    Args:
+        run_dir: the run's directory.
+        source: the model, where it came from memory.
+        console, listeners: as in `run_configured`; listeners that have a `view` are fed the events so far.
+
+    Returns:
+        The content of `result.json`.
+
+    Raises:
+        Phase8Error: there is no run to go on with, it has ended, another process is at it, or its model has changed.
+    """
+    from phase8.run.journal import Journal
+
+    run_dir = Path(run_dir)
+    past = read_events(run_dir / "events.jsonl")
+    with EndOnSignal() as ending, EventLog(run_dir / "events.jsonl") as events:
+        past = read_events(events.path)
+        journal = Journal(run_dir, past)
+        if journal.ended is not None and not journal.ended.interrupted:
+            raise ConfigError(
+                "this run has come to its end: there is nothing to go on with",
+                where=f"resume={run_dir}",
+                fix=f"its result is in {run_dir / 'result.json'}; start a new run for other settings",
+            )
+        raw = read_bounded(run_dir / "config.yaml", MAX_CONFIG_BYTES, error=ConfigError)
+        try:
+            settings = yaml.safe_load(raw)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"not YAML: {error}", where=str(run_dir / "config.yaml"), fix="restore it") from error
+        config = CompressionConfig.from_dict(settings)
+        config = replace(config, paths=replace(config.paths, output_dir=str(run_dir)))
+        clean_up(run_dir)
+        return _run(config, source, events, journal, ending, console, listeners, past)
+
+
+def clean_up(run_dir: Path) -> None:
+    """Removes what a run that ended early left: its result and report, and what it was writing."""
+    for name in ("result.json", "report.html"):
+        (run_dir / name).unlink(missing_ok=True)
+        for path in run_dir.glob(f".{name}.*"):
+            path.unlink()
+    for pattern in ("artifacts/.*", "state/*/.*"):
+        for path in run_dir.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _run(
+    config: CompressionConfig,
+    source: SourceModel | None,
+    events: EventLog,
+    journal: Journal,
+    ending: EndOnSignal,
+    console: bool,
+    listeners: Sequence[Listener],
+    past: Sequence[Event] = (),
+) -> dict[str, Any]:
+    """Runs with the log open; a report is written whatever happens."""
+    run_dir, cache_dir = Path(config.paths.output_dir), make_directory(Path(config.paths.cache_dir))
     if not config.model.path.count("/") == 1 or Path(config.model.path).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
     os.environ.setdefault("HF_HOME", str(cache_dir.absolute() / "huggingface"))
-    write_atomic(run_dir / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-    with EventLog(run_dir / "events.jsonl") as events:
-        screen = None
-        if console:
-            from phase8.watch.console import ConsoleListener
+    with ExitStack() as open_listeners:
 
-            screen = ConsoleListener()
-            events.subscribe(screen)
+        def subscribe(listener: Any) -> None:
+            for event in past if hasattr(listener, "view") else ():
+                listener.view.feed(event)
+            events.subscribe(listener)
+
         try:
+            if console:
+                from phase8.watch.console import ConsoleListener
+
+                subscribe(open_listeners.enter_context(ConsoleListener()))
+            for listener in listeners:
+                subscribe(listener)
             begin = time.monotonic()
-            from transformers.utils import logging as transformers_logging
-
-            from phase8.model.source import load_source
-            from phase8.run.pipeline import Pipeline, check_device, set_threads
-
-            transformers_logging.set_verbosity_error()
-            transformers_logging.disable_progress_bar()
-
-            set_threads(config.threads)
-            check_device(config.device)
-            if source is None:
-                source = load_source(config.model.path, experts_path=config.model.experts, device=config.device)
+            source = _loaded(config, source)
             seconds = time.monotonic() - begin
-            tracker = None
             if config.logger.mode is not WandbMode.disabled:
                 from phase8.watch.tracking import WandbTracker
 
-                tracker = WandbTracker(config.to_dict(), run_dir=run_dir)
-                events.subscribe(tracker)
-            try:
-                events.emit(StepComplete(step="start", seconds=seconds), "baseline")
-                pipeline = Pipeline(config=config, source=source, run_dir=run_dir, cache_dir=cache_dir, events=events)
-                result = pipeline.run()
-            finally:
-                if tracker is not None:
-                    tracker.close()
-        finally:
-            if screen is not None:
-                screen.close()
-            from phase8.watch.report import write_report
+                subscribe(open_listeners.enter_context(WandbTracker(config.to_dict(), run_dir=run_dir)))
+            from phase8.run.pipeline import Pipeline
 
-            write_report(run_dir)
-    return result
+            events.emit(StepComplete(step="start", seconds=seconds), "baseline")
+            return Pipeline(config, source, run_dir, cache_dir, events, journal, ending).run()
+        except Exception as error:
+            ending.hold()
+            events.emit(failed(error))
+            raise
+        finally:
+            ending.hold()
+            try:
+                open_listeners.close()
+            finally:
+                from phase8.watch.report import write_report
+
+                write_report(run_dir)
+
+
+def _loaded(config: CompressionConfig, source: SourceModel | None) -> SourceModel:
+    from transformers.utils import logging as transformers_logging
+
+    from phase8.model.source import load_source
+    from phase8.run.machine import check_device, set_threads
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    set_threads(config.threads)
+    check_device(config.device)
+    if source is None:
+        source = load_source(config.model.path, experts_path=config.model.experts, device=config.device)
+    return source
+
+
+def failed(error: Exception) -> Failed:
+    """The event of an error that ends the process."""
+    if isinstance(error, Phase8Error):
+        return Failed(error=type(error).__name__, what=error.what, where=error.where, fix=error.fix)
+    return Failed(error=type(error).__name__, what=str(error))
 
 
 class FinalCompressionPhase:

@@ -67,7 +67,8 @@ LIMITS = Limits(
 
 def run_start(run_dir: Path | str, **changes: Any) -> RunStart:
     return RunStart(**{
-        "run_dir": str(run_dir), "compressor": "default", "model": "invented", "parameters": 4_206_080,
+        "run_dir": str(run_dir), "compressor": "default", "model": "invented", "model_hash": "0",
+        "parameters": 4_206_080,
         "original_bytes": ORIGINAL_BYTES, "stages": STAGES, "seed": 0, "limits": LIMITS, "pid": 1, "host": "nowhere",
         **changes,
     })  # fmt: skip

@@ -12,6 +12,7 @@ from phase8.config import CompressionConfig
 from phase8.events import EventLog, Log, read_events
 from phase8.model.source import ExpertFile
 from phase8.run import pipeline
+from phase8.run import stage as stages
 from phase8.run.pipeline import Pipeline
 
 GOOD, NEAR, POOR = suite(), suite(0.945), suite(0.85)
@@ -22,14 +23,14 @@ def descend(tmp_path, monkeypatch):
     """Runs a pipeline whose attempts score as given, by stage; returns which attempts ran, and the run."""
     monkeypatch.setattr(pipeline, "build_result", lambda **_: {})
     monkeypatch.setattr(pipeline, "phase_complete", lambda _: Log(level="info", text="the end"))
-    monkeypatch.setattr(Pipeline, "_measure_baseline", lambda self: setattr(self, "baseline", suite()))
-    monkeypatch.setattr(Pipeline, "_latency", lambda self: None)
-    monkeypatch.setattr(Pipeline, "_sensitivity", lambda self, *_: {})
+    monkeypatch.setattr(pipeline, "measure_baseline", lambda run: setattr(run, "baseline", suite()))
+    monkeypatch.setattr(pipeline, "measure_latency_ms", lambda _: None)
+    monkeypatch.setattr(stages, "measure_sensitivity", lambda *_: {})
 
     def run(results, **settings):
         done = []
 
-        def attempt(self, stage, number, config, stage_input):
+        def attempt(run, stage, number, config, stage_input):
             done.append((stage, number, stage_input and stage_input.stage, config))
             result = results[stage][number - 1]
             verdict = judge(result, stage=stage, stage_input=stage_input and stage_input.result)
@@ -37,8 +38,10 @@ def descend(tmp_path, monkeypatch):
                 stage=stage, number=number, directory=tmp_path, result=result, verdict=verdict, recommendation=None
             )
 
-        monkeypatch.setattr(Pipeline, "_attempt", attempt)
-        source = SimpleNamespace(name="made up", parameter_count=1, original_bytes=4, experts=ExpertFile())
+        monkeypatch.setattr(stages, "make_attempt", attempt)
+        source = SimpleNamespace(
+            name="made up", content_hash="", parameter_count=1, original_bytes=4, experts=ExpertFile(), network=None
+        )
         events = EventLog(tmp_path / "events.jsonl")
         made = Pipeline(CompressionConfig(**settings), source, tmp_path, tmp_path, events)
         made.run()

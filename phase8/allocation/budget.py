@@ -11,8 +11,11 @@ coding cannot exceed.
 
 from __future__ import annotations
 
+import io
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +29,8 @@ from phase8.codecs import EncodedGroup, Importance, get_codec
 from phase8.codecs.base import Progress
 from phase8.codecs.pools import pools
 from phase8.codecs.settings import StageSettings
-from phase8.errors import ConfigError
+from phase8.errors import ArtifactError, ConfigError
+from phase8.files import read_bounded, write_atomic
 from phase8.model.source import SourceModel, in_place
 from phase8.train.divergence import tensor_sensitivity
 
@@ -44,6 +48,10 @@ _CLOSE = 0.005
 _NAME_BYTES = 40
 """What a tensor's name, shape and streams take in the manifest at most, deflated and in base64."""
 _GROUP_BYTES = 400
+
+
+_FOUND = fields(Measurement)
+MAX_MEASUREMENT_BYTES = 1 << 28
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -148,6 +156,45 @@ class Allocator:
         alone_T = np.array([max(per_weight[name], 0.0) * self.matrices[name].numel() for name in found.names])
         relative_TS = found.distortion_TS / np.maximum(found.energy_T, 1e-300)[:, None]
         self._impact_TS = _impact_of(alone_T, relative_TS[:, reference])[:, None] * relative_TS**_GROWTH
+
+    @property
+    def measured(self) -> bool:
+        """Whether `measure` or `read` has been called."""
+        return self._measured is not None
+
+    def write(self, path: Path) -> None:
+        """Writes what `measure` found, completely or not at all.
+
+        Raises:
+            OutputError: the disk is full or the place is not writable.
+        """
+        assert self._measured is not None and self._impact_TS is not None, "call measure first"
+        content = io.BytesIO()
+        np.savez(content, impact_TS=self._impact_TS, **{f.name: getattr(self._measured, f.name) for f in _FOUND})
+        write_atomic(path, content.getvalue())
+
+    def read(self, path: Path, importance: Mapping[str, Importance]) -> bool:
+        """Takes what `write` wrote in place of `measure`; returns True.
+
+        Args:
+            importance: as for `measure`.
+
+        Raises:
+            ArtifactError: the file is missing, damaged or of another model.
+        """
+        raw = read_bounded(path, MAX_MEASUREMENT_BYTES, error=ArtifactError)
+        try:
+            with np.load(io.BytesIO(raw), allow_pickle=False) as content:
+                values = {name: content[name] for name in content.files}
+            found = Measurement(**{f.name: values[f.name] for f in _FOUND} | {"names": values["names"].tolist()})
+            impact_TS = values["impact_TS"]
+        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ArtifactError(f"not a measurement: {error}", where=str(path)) from error
+        expected = len(self.matrices), len(self._settings)
+        if sorted(found.names) != sorted(self.matrices) or impact_TS.shape != expected:
+            raise ArtifactError("the measurement is of other matrices or settings", where=str(path))
+        self._measured, self._impact_TS, self._importance = found, impact_TS, importance
+        return True
 
     def uniform(self, config: StageSettings) -> list[EncodedGroup]:
         """All matrices with one of the candidate settings."""

@@ -76,6 +76,8 @@ class RunStart(Data):
     run_dir: str
     compressor: str
     model: str
+    model_hash: str
+    """Of its weights and tokenizer."""
     parameters: int
     original_bytes: int
     """FP32 bytes of all parameters, tied ones once."""
@@ -133,6 +135,8 @@ class StepComplete(Data):
     step: str
     seconds: float
     attempt: int = 1
+    round: int = 1
+    """Within a byte budget an attempt may encode and train several times."""
     peak_memory_mb: float | None = None
     """Largest resident memory of the process so far."""
 

@@ -75,12 +75,13 @@ def build_result(
     source: SourceModel,
     baseline: SuiteResult | None,
     attempts: Mapping[str, list[Attempt]],
-    interrupted: bool,
+    stopped: str,
     latency_ms: float | None,
     seconds: float,
     peak_memory_mb: float,
 ) -> dict[str, Any]:
-    """Returns the content of `result.json`; floats that are not finite become null.
+    """Returns the content of `result.json`; floats that are not finite become null. `stopped` says why the run ended
+    early, where it did.
 
     The final figures are those of the attempt that passed last; where none passed, the Phase 7 model itself is the
     answer: ratio 1, retention 1.
@@ -153,7 +154,8 @@ def build_result(
         "recommended_hardware": recommended_hardware(source.parameter_count),
         "stages": {stage: _stage(tries, baseline, config.gates) for stage, tries in attempts.items()},
         "model": {"name": source.name, "hash": source.content_hash, "parameters": source.parameter_count},
-        "interrupted": interrupted,
+        "interrupted": bool(stopped),
+        "stopped": stopped,
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb,
     }
