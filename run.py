@@ -141,6 +141,36 @@ def main(composed: DictConfig) -> dict[str, float] | None:
     return figures(result)
 
 
+def resumed(arguments: list[str]) -> bool:
+    """Goes on with a run where `resume=RUN_DIR` is given; Hydra has no part in it, for the run keeps its settings.
+
+    Raises:
+        Phase8Error: there is nothing to go on with, or something else is given too.
+    """
+    asked = [word for word in arguments if word.startswith("resume=")]
+    if not asked:
+        return False
+    if len(arguments) > 1:
+        raise ConfigError(
+            "a resumed run keeps its settings",
+            where=" ".join(word for word in arguments if word != asked[0]),
+            fix=f"give {asked[0]} alone, or start a new run",
+        )
+    from phase8.api import resume
+
+    if resume(asked[0].removeprefix("resume="))["interrupted"]:
+        sys.exit(INTERRUPTED)
+    return True
+
+
+def flush_output() -> None:
+    """Where nobody reads the output any more (`| head -1`), Python's own flush at the end would be one more error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def fail(error: Phase8Error) -> None:
     """Prints an error for a person and ends the program."""
     print(f"error: {error}", file=sys.stderr)
@@ -149,12 +179,15 @@ def fail(error: Phase8Error) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.argv[1:] = expand_study(sys.argv[1:])
-        check_overrides(sys.argv[1:])
-        check_output(sys.argv[1:])
-        main()
+        if not resumed(sys.argv[1:]):
+            sys.argv[1:] = expand_study(sys.argv[1:])
+            check_overrides(sys.argv[1:])
+            check_output(sys.argv[1:])
+            main()
     except Phase8Error as problem:
         fail(problem)
     except KeyboardInterrupt:
         print("interrupted before the run began", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    finally:
+        flush_output()

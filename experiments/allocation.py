@@ -30,7 +30,7 @@ from phase8.files import write_atomic
 from phase8.model.importance import collect_importance
 from phase8.model.source import SourceModel, as_parameters, load_source
 from phase8.model.text import token_sequences
-from phase8.run.pipeline import CALIBRATION_SEED
+from phase8.run.calibration import CALIBRATION_SEED
 from phase8.train.divergence import mean_kl
 
 RESULTS = Path(__file__).parent / "results"

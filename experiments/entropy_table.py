@@ -30,7 +30,6 @@ import argparse
 import json
 import math
 import struct
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,13 +44,13 @@ from phase8.artifact.write import file_bytes
 from phase8.codecs.stages import NAMES
 from phase8.codecs.streams import EncodedGroup
 from phase8.config import CompressionConfig, HyperConfig, WandbMode, Winding
-from phase8.events import EventLog
 from phase8.files import write_atomic
 from phase8.lossless.bitpack import narrowest, packed_bytes
 from phase8.lossless.entropy import CODINGS
 from phase8.lossless.entropy import encode as entropy_encode
 from phase8.model.source import load_source
-from phase8.run.pipeline import Pipeline
+from phase8.run.calibration import Calibration
+from phase8.run.groups import encode_all
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
@@ -193,12 +192,11 @@ def encode(name: str, config: CompressionConfig, stages: tuple[str, ...] = NAMES
     """Pools per stage."""
     source = load_source(config.model.path)
     found = {}
-    with tempfile.TemporaryDirectory() as folder, EventLog(Path(folder) / "events.jsonl") as events:
-        pipeline = Pipeline(config=config, source=source, run_dir=Path(folder), cache_dir=Path(folder), events=events)
-        for stage in stages:
-            groups = pipeline._encode(stage, config)
-            found[stage] = pools_of(groups, stage, source.parameter_count)
-            print(f"{name} {stage}: {sum(pool['stored'] for pool in found[stage]):,} bytes", flush=True)
+    calibration = Calibration(source)
+    for stage in stages:
+        groups = encode_all(source, calibration, stage, config)
+        found[stage] = pools_of(groups, stage, source.parameter_count)
+        print(f"{name} {stage}: {sum(pool['stored'] for pool in found[stage]):,} bytes", flush=True)
     return found
 
 

@@ -4,8 +4,8 @@
 
 A run of all stages on a tiny model (with a retry, or within a byte budget) is done once without interruption. Then runs
 are started as child processes, and each is sent SIGKILL after a time drawn uniformly from the uninterrupted run's
-duration; `resume` goes on with it, and is killed again with the same chance, until the run ends by itself. Its artifacts
-are compared with the uninterrupted run's, byte by byte, and what its result says, but for times and memory.
+duration; `resume` goes on with it, and is killed in the same way, until the run ends by itself. Its artifacts are
+compared with the uninterrupted run's, byte by byte, and what its result says, but for times and memory.
 
 Children are forked, so that a run costs no imports; what a kill does to the files is the same. For the same reason the
 scores are not lm-eval's: an item counts as solved where the network's likeliest token is the original's.
@@ -257,8 +257,8 @@ def report(rows: list[tuple[str, int, int, int, float, int]], kills: Counter[str
     lines = [
         "# Kills",
         "",
-        "`python experiments/kills.py --kills 100 --seed 0 --out experiments/results/kills.md`: a tiny model's run is sent",
-        "SIGKILL at moments drawn uniformly from its duration, and gone on with by `resume`, until it ends.",
+        "`python experiments/kills.py --kills 100 --seed 0 --out experiments/results/kills.md`: a tiny model's run is",
+        "sent SIGKILL at moments drawn uniformly from its duration, and gone on with by `resume`, until it ends.",
         "",
         "| run | kills | runs | the same bytes and result | uninterrupted, s | files compared |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

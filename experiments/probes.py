@@ -25,7 +25,8 @@ from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
 from phase8.model.source import load_source
 from phase8.model.text import token_sequences
-from phase8.run.pipeline import CALIBRATION_SEED, PROTECTED_SHARE, SENSITIVITY_SEQUENCES
+from phase8.run.calibration import CALIBRATION_SEED
+from phase8.run.sensitivity import PROTECTED_SHARE, SENSITIVITY_SEQUENCES
 from phase8.train.divergence import tensor_sensitivity
 
 RATES = ((64, 1), (256, 2))

@@ -32,7 +32,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -146,9 +145,9 @@ def encode_run(model: Path, out: Path, stage: str, threads: int) -> dict[str, An
 
     from phase8.artifact.write import write_artifact
     from phase8.config import CompressionConfig
-    from phase8.events import EventLog
     from phase8.model.source import load_source
-    from phase8.run.pipeline import Pipeline
+    from phase8.run.calibration import Calibration
+    from phase8.run.groups import encode_all
 
     torch.set_num_threads(threads)
     clock.step("import")
@@ -156,11 +155,10 @@ def encode_run(model: Path, out: Path, stage: str, threads: int) -> dict[str, An
     source = load_source(str(model))
     clock.step("load")
     config = CompressionConfig()
-    with tempfile.TemporaryDirectory() as folder, EventLog(Path(folder) / "events.jsonl") as events:
-        pipeline = Pipeline(config=config, source=source, run_dir=Path(folder), cache_dir=Path(folder), events=events)
-        pipeline._importance(tuple(source.matrices()), config)
-        clock.step("calibrate")
-        groups = pipeline._encode(stage, config)
+    calibration = Calibration(source)
+    calibration.importance(config)
+    clock.step("calibrate")
+    groups = encode_all(source, calibration, stage, config)
     clock.step("encode")
     artifact = write_artifact(out, groups, source, stage=stage)
     clock.step("write")

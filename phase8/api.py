@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from phase8.config import CompressionConfig, WandbMode
+from phase8.config import CompressionConfig, PathsConfig, WandbMode
 from phase8.errors import ConfigError, OutputError, Phase8Error
 from phase8.events import Event, EventLog, Failed, Listener, RunStart, StepComplete, read_events
-from phase8.files import make_directory, read_bounded, write_atomic
+from phase8.files import fresh_directory, make_directory, read_bounded, write_atomic
 from phase8.run.signals import EndOnSignal
 
 if TYPE_CHECKING:
@@ -241,7 +241,11 @@ class FinalCompressionPhase:
             source = replace(source, experts=ExpertFile.read(Path(self.expert_config)))
         elif self.expert_config is not None:
             source = replace(source, experts=ExpertFile.from_dict(dict(self.expert_config), where="expert_config"))
-        return run_configured(self.config, source, console=sys.stdout.isatty())
+        config = self.config
+        if config.paths.output_dir == PathsConfig().output_dir:  # nobody chose one: each run gets its own
+            own = fresh_directory(config.paths.output_dir)
+            config = replace(config, paths=replace(config.paths, output_dir=str(own)))
+        return run_configured(config, source, console=sys.stdout.isatty())
 
 
 class CompressionOrchestrator:

@@ -39,7 +39,8 @@ from phase8.errors import ConfigError
 from phase8.events import read_events
 from phase8.model.importance import collect_importance
 from phase8.model.source import load_source
-from phase8.run.pipeline import Pipeline
+from phase8.run import optimise
+from phase8.run.budget import size_of
 from phase8.train.divergence import mean_kl
 from tests.tiny_model import tiny_tokenizer
 
@@ -378,14 +379,14 @@ def test_a_run_keeps_its_limit_after_training(model, tmp_path, small_grid):
 def test_training_that_adds_bytes_is_repeated_with_less(model, tmp_path, monkeypatch, small_grid):
     sizes = []
 
-    def grown(self, stage, groups, config):
+    def grown(run, stage, attempt, groups, config):
         """Training that takes the file above the limit, the first time."""
-        sizes.append(self._size(groups, stage))
+        sizes.append(size_of(groups, run.source, stage))
         pad = torch.rand(28_000 - sizes[0] + 400).bfloat16().float()
         noise = get_codec("plain").encode({"pad": pad}, None, importance={}, seed=0)
-        return [*groups, noise] if len(sizes) == 1 else groups, config.grokfast.variant
+        return [*groups, noise] if len(sizes) == 1 else groups, config.grokfast.variant.value
 
-    monkeypatch.setattr(Pipeline, "_optimise", grown)
+    monkeypatch.setattr(optimise, "_optimise", grown)
     stages = {name: replace(config, enabled=name == "vptq") for name, config in STAGES.items()}
     stages["vptq"] = replace(stages["vptq"], budget_bytes=28_000)
     result = run_configured(run_settings(tmp_path, **stages), model, console=False)

@@ -1,0 +1,227 @@
+"""A run that ends before its end goes on where it was, and comes to the same bytes and the same result."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from synthetic_run import run_start
+
+from experiments import kills
+from phase8 import api
+from phase8.errors import ConfigError, ModelError, OutputError, RunStopped
+from phase8.events import EventLog, read_events
+from phase8.run import score
+from phase8.run.control import Control, write_control
+from phase8.run.signals import EndOnSignal
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def source():
+    return kills.tiny_source()
+
+
+@pytest.fixture(autouse=True)
+def quick_scores(source, monkeypatch):
+    monkeypatch.setattr(score, "evaluate", score.evaluate)  # put back afterwards
+    kills.score_quickly(source)
+
+
+class Gone(BaseException):
+    """The process is no more: nothing is written from here on."""
+
+
+def die_after(events: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets a process write so many events and no more; what it wrote is on disk, as after a kill."""
+    left, write = [events], EventLog._write
+
+    def writing(self, line):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Gone
+        write(self, line)
+
+    monkeypatch.setattr(EventLog, "_write", writing)
+
+
+def kinds(run_dir: Path) -> list[str]:
+    return [event.kind for event in read_events(run_dir / "events.jsonl")]
+
+
+@pytest.mark.parametrize("case", kills.CASES)
+def test_a_run_cut_at_random_events_comes_to_the_same_end(case, source, tmp_path, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    api.run_configured(kills.settings(case, whole, tmp_path / "cache"), source, console=False)
+    rng, settings = random.Random(case), kills.settings(case, cut, tmp_path / "cache2")
+    for process in range(8):
+        with monkeypatch.context() as limited:
+            if process < 7:
+                die_after(rng.randrange(5, 60), limited)
+            try:
+                if (cut / "events.jsonl").exists() and "run_start" in kinds(cut):
+                    api.resume(cut, source, console=False)
+                else:
+                    api.run_configured(settings, source, console=False)
+            except Gone:
+                continue
+        break
+    assert kills.outcome(cut) == kills.outcome(whole)
+    events = read_events(cut / "events.jsonl")
+    assert sum(event.kind == "run_resumed" for event in events) >= 3
+    steps = [(e.stage, e.data.attempt, e.data.step, e.data.round) for e in events if e.kind == "step_complete"]
+    again = {step for step, n in Counter(steps).items() if n > 1 and step[2] not in ("start", "load")}
+    )
+    again = {step for step, count in finished.items() if count > 1 and step[2] not in ("start", "load")}
+    assert not again, "a finished step was done again"
+    assert kinds(cut).count("phase_complete") == 1 and kinds(cut)[-1] == "phase_complete"
+    left = {path.name for path in (cut / "state").glob("*/*")}
+    assert left <= {"scores.json", "attempt.json"}, "products of finished steps are deleted"
+
+
+@pytest.mark.slow
+def test_a_run_survives_being_killed(tmp_path):
+    """The same with SIGKILL at random moments."""
+    command = [sys.executable, str(ROOT / "experiments" / "kills.py"), "--kills", "8", "--seed", "3"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=environment)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
+def test_what_cannot_be_gone_on_with_is_refused(source, tmp_path):
+    run_dir = tmp_path / "run"
+    settings = kills.settings("budget", run_dir, tmp_path / "cache")
+    settings = replace(settings, grokfast=replace(settings.grokfast, iterations=0))
+
+    def stop(event):
+        if event.kind == "stage_complete" and event.stage == "baseline":
+            raise RunStopped("enough seen", by="study")
+
+    result = api.run_configured(settings, source, console=False, listeners=[stop])
+    assert result["interrupted"] and result["stopped"] == "enough seen"
+    aborted = [event.data for event in read_events(run_dir / "events.jsonl") if event.kind == "aborted"]
+    assert [(data.by, data.reason) for data in aborted] == [("study", "enough seen")]
+    with pytest.raises(OutputError, match="holds a run already"):
+        api.run_configured(settings, source, console=False)
+    with EventLog(run_dir / "events.jsonl"), pytest.raises(OutputError, match="another process"):
+        api.resume(run_dir, source, console=False)
+    with pytest.raises(Exception, match="cannot read the event log"):
+        api.resume(tmp_path / "nothing", source, console=False)
+    api.resume(run_dir, source, console=False)
+    assert json.loads((run_dir / "result.json").read_text())["interrupted"] is False
+    with pytest.raises(ConfigError, match="come to its end"):
+        api.resume(run_dir, source, console=False)
+
+
+def test_another_model_is_refused(source, tmp_path):
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    settings = kills.settings("budget", run_dir, tmp_path / "cache")
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(settings.to_dict()))
+    with EventLog(run_dir / "events.jsonl") as log:
+        log.emit(run_start(run_dir, model_hash="another"))
+    (run_dir / "result.json").write_text("{}")
+    with pytest.raises(ModelError, match="not the one that this run began with"):
+        api.resume(run_dir, source, console=False)
+    assert not (run_dir / "result.json").exists(), "an old result does not lie beside a run that goes on"
+    assert kinds(run_dir)[-1] == "failed"
+
+
+# Control file and signals
+
+
+def test_pause_and_run(tmp_path):
+    with EventLog(tmp_path / "events.jsonl") as log:
+        control = Control(tmp_path, log)
+        control.look("encode", "vptq")
+        write_control(tmp_path, "pause", "lunch")
+        timer = threading.Timer(0.5, write_control, (tmp_path, "run"))
+        timer.start()
+        control._next_look = 0.0
+        control.look("encode", "vptq")
+        timer.join()
+    told = read_events(tmp_path / "events.jsonl")[1:]
+    assert [(event.kind, event.stage) for event in told] == [("paused", "vptq"), ("resumed", "vptq")]
+    assert told[0].data.reason == "lunch" and told[1].data.paused_s > 0
+
+
+def test_abort_and_nonsense(tmp_path):
+    with EventLog(tmp_path / "events.jsonl") as log:
+        control = Control(tmp_path, log)
+        for content in ("{", "[]", '{"state": "dance"}', "[" * 10_000):
+            (tmp_path / "control.json").write_text(content)
+            control._next_look = 0.0
+            control.look("encode")
+        assert [event.data.level for event in read_events(tmp_path / "events.jsonl")[1:]] == ["warning"] * 4
+        write_control(tmp_path, "abort", "wrong model")
+        control._next_look = 0.0
+        with pytest.raises(RunStopped, match="wrong model") as stopped:
+            control.look("encode")
+        assert stopped.value.by == "control"
+    with pytest.raises(ValueError, match="dance"):
+        write_control(tmp_path, "dance")
+
+
+def test_a_look_is_rare(tmp_path, monkeypatch):
+    """Between two looks at the file no call is made at all."""
+    with EventLog(tmp_path / "events.jsonl") as log:
+        control, looks = Control(tmp_path, log), []
+        monkeypatch.setattr(os, "stat", lambda path, **_: looks.append(path) or (_ for _ in ()).throw(OSError))
+        now = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        for step in range(1000):
+            now[0] = 1.0 + step * 0.001
+            control.look("optimise")
+    assert 4 <= len(looks) <= 6
+
+
+def test_an_abort_keeps_the_last_artifact(source, tmp_path):
+    run_dir = tmp_path / "run"
+
+    def wish(event):
+        if event.kind == "stage_complete" and event.stage == "seedlm":
+            write_control(run_dir, "abort", "seen enough")
+
+    config = kills.settings("retry", run_dir, tmp_path / "cache")
+    result = api.run_configured(config, source, console=False, listeners=[wish])
+    assert result["interrupted"] and result["stopped"] == "seen enough" and result["compression_level"] == "seedlm"
+    assert (run_dir / "report.html").exists() and kinds(run_dir)[-2:] == ["aborted", "phase_complete"]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_every_signal_ends_the_run_in_order_and_once(name):
+    before = signal.getsignal(getattr(signal, name))
+    with EndOnSignal() as ending:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(getattr(signal, name))
+        for again in ("SIGINT", "SIGTERM", "SIGHUP"):
+            signal.raise_signal(getattr(signal, again))  # ignored: the result is being written
+        assert ending.name == name
+    assert signal.getsignal(getattr(signal, name)) is before
+
+
+def test_what_outlives_its_terminal_goes_on():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with EndOnSignal():
+            signal.raise_signal(signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_resume_on_the_command_line_takes_no_settings(tmp_path):
+    command = [sys.executable, str(ROOT / "run.py"), f"resume={tmp_path}", "seed=3"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert ended.returncode == 2 and "a resumed run keeps its settings" in ended.stderr
