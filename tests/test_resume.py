@@ -83,8 +83,6 @@ def test_a_run_cut_at_random_events_comes_to_the_same_end(case, source, tmp_path
     assert sum(event.kind == "run_resumed" for event in events) >= 3
     steps = [(e.stage, e.data.attempt, e.data.step, e.data.round) for e in events if e.kind == "step_complete"]
     again = {step for step, n in Counter(steps).items() if n > 1 and step[2] not in ("start", "load")}
-    )
-    again = {step for step, count in finished.items() if count > 1 and step[2] not in ("start", "load")}
     assert not again, "a finished step was done again"
     assert kinds(cut).count("phase_complete") == 1 and kinds(cut)[-1] == "phase_complete"
     left = {path.name for path in (cut / "state").glob("*/*")}
