@@ -142,7 +142,9 @@ def open_artifact(raw: bytes, config: bytes) -> dict[str, np.ndarray]:
     except ValueError as error:
         raise ArtifactError(f"config.json is not JSON: {error}") from error
     shape = LlamaShape.from_config(fields)
-    manifest = parse(raw, outline=shape.outline())
+    manifest = parse(raw)
+    manifest.vouch("config.json", config)
+    manifest.require_outline(shape.outline())
     wanted = shape.tensor_shapes()
     manifest.require({name: math.prod(extents) for name, extents in wanted.items()})
     return {name: weights.reshape(wanted[name]) for name, weights in manifest.artifact().tensors()}
@@ -191,7 +193,7 @@ def samples() -> list[Sample]:
         vectors = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 1}
         groups.append(get_codec("plain").encode(vectors, None, importance={}, seed=0))
         source = {"hash": "0" * 64, "parameters": sum(tensor.numel() for tensor in tensors.values())}
-        raw = file_bytes(groups, codecs[0][0], source)
+        raw = file_bytes(groups, codecs[0][0], source, {"config.json": config})
         open_artifact(raw, config)  # tables that are kept from one call to the next
         weights, seconds, peak = min((_measured(partial(open_artifact, raw, config)) for _ in range(5)), key=_seconds)
         if isinstance(weights, BaseException):

@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from phase8.artifact.architecture import check_buffers
 from phase8.artifact.read import WEIGHTS_FILE, read_artifact, read_manifest
 from phase8.artifact.write import account, load_artifact, write_artifact
 from phase8.codecs import get_codec
 from phase8.config import HyperConfig, SeedLMConfig, VPTQConfig
 from phase8.errors import ArtifactError, OutputError
 from phase8.model.source import load_source
+from phase8.runtime import load_model
 
 CONFIGS = {
     "seedlm": SeedLMConfig(seed_bits=8),
@@ -137,6 +139,10 @@ def _edit_manifest(path: Path, change) -> None:
     ("change", "says"),
     [
         (lambda h: h["__metadata__"].update(version="99"), "version 99"),
+        (
+            lambda h: h["__metadata__"].update(version="1"),
+            "version 1, this program reads 2; version 1 was never released",
+        ),
         (lambda h: h["__metadata__"].update(format="other"), "not a phase8 artifact"),
         (lambda h: h["__metadata__"].update(manifest="!!"), "damaged"),
         (lambda h: h.pop("payload"), "not a phase8 artifact"),
@@ -168,6 +174,97 @@ def test_edited_manifest_is_refused(source, tmp_path, change):
     _edit_manifest(path, change)
     with pytest.raises(ArtifactError):
         read_artifact(path.parent).decode()
+
+
+def test_every_file_of_an_artifact_is_vouched_for(source, tmp_path):
+    """One flipped bit in any file is noticed, by every reader, and so is a file too few or too many."""
+    path = _written(source, tmp_path).parent
+    files = read_manifest(path).files
+    assert set(files) == {p.name for p in path.iterdir()} - {WEIGHTS_FILE} and "tokenizer.json" in files
+    for name in files:
+        good = (path / name).read_bytes()
+        for change in (good[:-2] + bytes([good[-2] ^ 1]) + good[-1:], good + b" ", good[:-1], b""):
+            (path / name).write_bytes(change)
+            for reader in (read_artifact, read_manifest, load_artifact, load_model):
+                with pytest.raises(ArtifactError, match="not the file that the artifact was written with|not JSON"):
+                    reader(path)
+        (path / name).unlink()
+        with pytest.raises(ArtifactError, match="missing"):
+            read_artifact(path)
+        (path / name).write_bytes(good)
+    assert read_artifact(path).sizes["config.json"] == files["config.json"][0]
+    for name in ("generation_config.json", "adapter_config.json", "chat_template.jinja", "added_tokens.json"):
+        (path / name).write_text("{}")
+        with pytest.raises(ArtifactError, match=f"'{name}' is no part of the artifact"):
+            read_artifact(path)
+        (path / name).unlink()
+    (path / "README.md").write_text("what I know of it")
+    read_artifact(path)
+
+
+def test_the_tokenizer_may_be_saved_beside_the_model_again(source, tmp_path):
+    path = _written(source, tmp_path).parent
+    network, tokenizer = load_artifact(path)
+    tokenizer.save_pretrained(path)
+    load_artifact(path)
+
+
+def _rewritten(path: Path, **changes) -> None:
+    """config.json with other values, and the manifest's word for it: what a forger would do."""
+    config = json.loads((path.parent / "config.json").read_text()) | changes
+    text = json.dumps(config)
+    (path.parent / "config.json").write_text(text)
+
+    def edit(manifest):
+        for entry in manifest["files"]:
+            if entry[0] == "config.json":
+                entry[1:] = [len(text), zlib.crc32(text.encode())]
+
+    _edit_manifest(path, edit)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_hidden_layers": 20_000}, "num_hidden_layers = 20,000"),
+        ({"max_position_embeddings": 60_000_000}, "max_position_embeddings = 60,000,000"),
+        ({"vocab_size": 2**31}, "vocab_size"),
+        ({"hidden_size": 2**28}, "hidden_size"),
+        ({"num_key_value_heads": 2**26}, "num_key_value_heads"),
+        ({"text_config": {"num_layers": 30_000}}, "num_layers = 30,000"),
+        ({"num_local_experts": 100_000}, "num_local_experts"),
+        ({"intermediate_size": 96}, "do not fit the architecture"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+def test_config_json_is_held_against_the_manifest_before_a_network_is_built(
+    source, tmp_path, monkeypatch, changes, says
+):
+    import transformers
+
+    path = _written(source, tmp_path)
+    _rewritten(path, **changes)
+    read_artifact(path.parent)  # its checksum is right
+    if "architecture" not in says:
+        for owner in (transformers.LlamaForCausalLM, transformers.LlamaModel):
+            monkeypatch.setattr(owner, "__init__", lambda *_, **__: pytest.fail("the network was built"))
+    with pytest.raises(ArtifactError, match=says):
+        load_artifact(path.parent)
+    with pytest.raises(ArtifactError, match=says):
+        transformers.AutoModelForCausalLM.from_pretrained(path.parent)
+
+
+def test_tables_that_a_network_works_out_at_its_start_are_bounded(source, tmp_path):
+    class Masks(torch.nn.Module):
+        def __init__(self, extent: int) -> None:
+            super().__init__()
+            with torch.device("meta"):
+                self.register_buffer("mask", torch.ones((extent, extent), dtype=torch.bool), persistent=False)
+
+    manifest = read_manifest(_written(source, tmp_path).parent)
+    check_buffers(Masks(2048), manifest)
+    with pytest.raises(ArtifactError, match="3,600,000,000,000,000 bytes of tables"):
+        check_buffers(Masks(60_000_000), manifest)
 
 
 def test_a_failed_write_leaves_the_old_artifact(source, tmp_path, monkeypatch):

@@ -21,10 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.fuzz import samples, take_apart
+from phase8.artifact import front
 from phase8.artifact import read as container
 from phase8.artifact.write import file_bytes
 from phase8.codecs.streams import EncodedGroup, EncodedTensor, Stream
 from phase8.config import HyperConfig, SeedLMConfig, Trajectory, VPTQConfig
+from phase8.limits import Limits, Rate
 from phase8.lossless import entropy
 from phase8.lossless.bitpack import narrowest
 
@@ -91,7 +93,7 @@ def read(raw: bytes) -> dict[str, np.ndarray]:
     (size,) = struct.unpack_from("<Q", raw)
     header, payload = json.loads(raw[8 : 8 + size]), raw[8 + size :]
     metadata = header["__metadata__"]
-    assert (metadata["format"], metadata["version"]) == ("phase8", "1")
+    assert (metadata["format"], metadata["version"]) == ("phase8", "2")
     assert header["payload"] == {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
     text = zlib.decompress(base64.b64decode(metadata["manifest"]))
     assert metadata["manifest_crc32"] == str(zlib.crc32(text))
@@ -389,7 +391,7 @@ def example(name: str) -> str:
 
 def test_the_whole_file_on_the_page() -> None:
     raw = bytes.fromhex(example("file"))
-    assert len(raw) == 589
+    assert f"and the file, {len(raw)} bytes" in PAGE
     manifest = container.parse(raw)
     text = json.dumps(json.loads(example("manifest")), separators=(",", ":"))
     assert zlib.decompress(base64.b64decode(take_apart(raw)[0]["__metadata__"]["manifest"])).decode() == text
@@ -398,7 +400,9 @@ def test_the_whole_file_on_the_page() -> None:
             "w": [[2, -2, -2], [1, 0.5, 0.5]],
             "b": [1, 0.5],
         }
-    ours = file_bytes(manifest.groups(), "vptq", {"hash": "example", "parameters": 8})
+    beside = {"config.json": b"{}\n"}
+    ours = file_bytes(manifest.groups(), "vptq", {"hash": "example", "parameters": 8}, beside)
+    manifest.vouch("config.json", beside["config.json"])
     assert take_apart(ours)[1:] == take_apart(raw)[1:], "the writer makes this manifest and these pools"
 
 
@@ -421,10 +425,14 @@ def test_limits_and_tables_on_the_page_are_those_of_the_code() -> None:
         k: taps for k, taps in lfsr.TAPS.items() if 4 <= k <= 20
     }
     said = {
-        "2^32 and 2^23 bytes": (container.MAX_FILE_BYTES, container.MAX_HEADER_BYTES),
-        "8; 2^32, 2^34": (streams.MAX_TENSOR_WEIGHTS, container.MAX_PARAMETERS),
+        "2^32 and 2^23 bytes": (Limits().max_file_bytes, front.MAX_HEADER_BYTES),
+        "8; 2^32, 2^34": (streams.MAX_TENSOR_WEIGHTS, Limits().max_weights),
         "2^28": (hyper.MAX_SIZE,),
     }
+    for rate in ("text", "parts", "weights", "values", "table", "operations", "steps"):
+        found: Rate = getattr(Limits(), rate)
+        gain = f"{found.per_byte:g} B" if found.per_byte >= 1 else f"B / {1 / found.per_byte:g}"
+        assert f"2^{found.base.bit_length() - 1} + {gain}" in PAGE, rate
     assert f"| members of a stack over depth | {hyper.MAX_DEPTH} |" in PAGE
     for text, numbers in said.items():
         assert f"| {text} |" in PAGE

@@ -21,6 +21,7 @@ from phase8.artifact import read as container
 from phase8.codecs import decoders
 from phase8.codecs.streams import Layout
 from phase8.errors import ArtifactError
+from phase8.limits import Limits
 from phase8.runtime.llama import LlamaShape
 
 
@@ -135,7 +136,7 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "count a fraction": (_set("pools", 0, 4, value=1e3), "where .* must be"),
     "length beyond the payload": (_set("pools", 0, 6, value=2**40), "whole number from 0"),
     "length negative": (_set("pools", 1, 6, value=-4), "whole number from 0"),
-    "length of one": (_set("pools", 0, 6, value=1), "damaged"),
+    "length of one": (_set("pools", 0, 6, value=1), "damaged|packed it would"),
     "coding unknown": (_set("pools", 0, 5, value="pickle"), "unknown stream coding|no shorter"),
     "coding no text": (_set("pools", 0, 5, value=["ans"]), "text is needed"),
     "checksum wrong": (_set("pools", 0, 7, value=1), "checksum"),
@@ -175,10 +176,24 @@ FORGERIES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "a key twice": (lambda m: json.dumps(m).encode().replace(b'"stage"', b'"stage": "a", "stage"'), "damaged"),
     "nested without end": (lambda m: b"[" * 50_000, "damaged"),
     "a number without end": (lambda m: json.dumps(m).encode().replace(b'"stage"', b"9" * 5000), "damaged"),
-    "inflates to spaces": (lambda m: json.dumps(m).encode() + b" " * (1 << 22), "damaged"),
-    "inflates without end": (lambda m: json.dumps(m).encode() + b" " * (1 << 26), "than any header"),
-    "inflates to lists": (_set("source", "note", value=[[]] * 20_000), "damaged"),
-    "inflates to objects": (_set("source", "note", value=[{"": 0}] * 800), "damaged"),
+    "inflates to spaces": (lambda m: json.dumps(m).encode() + b" " * (1 << 22), "text, more than"),
+    "inflates to lists": (_set("source", "note", value=[[]] * 20_000), "parts, more than"),
+    "inflates to objects": (_set("source", "note", value=[{"": 0}] * 8000), "parts, more than"),
+    "name with an escape": (lambda m: tensor(m).__setitem__(0, "a\x1b[2Jb"), "no name of"),
+    "name with half a character": (lambda m: tensor(m).__setitem__(0, "a\ud800b"), "no name of"),
+    "name without end": (lambda m: tensor(m).__setitem__(0, "a" * 300), "no name of"),
+    "stage with a line of its own": (_set("stage", value="vptq\n  mend:  run this"), "no name of"),
+    "no files": (lambda m: m.pop("files"), "an object with"),
+    "a file of another directory": (_set("files", 0, 0, value="../config.json"), "no name of a file"),
+    "a file from the root": (_set("files", 0, 0, value="/etc/passwd"), "no name of a file"),
+    "a file that vouches for itself": (_set("files", 0, 0, value="model.safetensors"), "no name of a file"),
+    "a file's length": (_set("files", 0, 1, value=-1), "whole number"),
+    "a file's checksum": (_set("files", 0, 2, value=5), "not the file that the artifact was written with"),
+    "config.json left out": (_set("files", value=[]), "is no part of the artifact"),
+    "length beyond the packed form": (
+        lambda m: m["pools"][0].__setitem__(6, m["pools"][0][6] + 5000),
+        "packed it would",
+    ),
 }
 
 
@@ -295,7 +310,7 @@ def test_a_header_that_is_full_of_lists_is_refused(made: dict[str, fuzz.Sample])
     for extra in ([[]] * 20_000, {str(n): n for n in range(20_000)}):
         header["__metadata__"]["note"] = extra
         text = json.dumps(manifest).encode()
-        refused(fuzz.put_together(header, text, b"".join(blobs), checksum=True), sample.config, "any header")
+        refused(fuzz.put_together(header, text, b"".join(blobs), checksum=True), sample.config, "not a phase8 artifact")
     header["__metadata__"]["note"] = [[]] * 300
     refused(fuzz.put_together(header, text, b"".join(blobs), checksum=True), sample.config, "not a phase8 artifact")
     header["__metadata__"]["note"] = "kept by a program that passes the file on"
@@ -323,10 +338,10 @@ def test_a_file_of_another_model_is_refused_before_it_is_decoded(
     for other in ({**sizes, name: 1}, {**sizes, "more": 1}, {key: sizes[key] for key in list(sizes)[1:]}, {}):
         with pytest.raises(ArtifactError, match="do not fit the architecture"):
             manifest.require(other)
-    with pytest.raises(ArtifactError, match="allowed here"):
-        container.parse(sample.raw, max_parameters=100)
+    with pytest.raises(ArtifactError, match="weights, more than the 100 allowed here"):
+        container.parse(sample.raw, limits=Limits(max_weights=100))
     with pytest.raises(ArtifactError, match="the architecture has"):
-        container.parse(sample.raw, outline=container.Outline(len(sizes), sum(sizes.values()) + 1))
+        manifest.require_outline(container.Outline(len(sizes), sum(sizes.values()) + 1))
 
 
 def test_the_outline_is_that_of_the_shapes() -> None:

@@ -16,6 +16,7 @@ from phase8.artifact.write import load_artifact, write_artifact
 from phase8.codecs import get_codec
 from phase8.config import HyperConfig, SeedLMConfig, Trajectory, VPTQConfig
 from phase8.errors import ArtifactError, Phase8Error
+from phase8.limits import Limits
 from phase8.model.source import load_source, unique_parameters
 from phase8.runtime import Llama, LlamaShape, generate, load_model, load_tokenizer
 from phase8.runtime.__main__ import main as command
@@ -202,7 +203,7 @@ def test_the_torch_loader_refuses_it_too(artifact: Path, change: dict[str, objec
 
 def test_a_limit_on_the_parameters_holds(artifact: Path) -> None:
     with pytest.raises(ArtifactError, match="more than the 1,000 allowed"):
-        load_model(artifact, max_parameters=1000)
+        load_model(artifact, limits=Limits(max_weights=1000))
 
 
 def test_the_command_continues_a_text(artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

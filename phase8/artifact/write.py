@@ -10,7 +10,7 @@ import base64
 import json
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from phase8.artifact.account import account, bytes_by_kind
+from phase8.artifact.architecture import check_buffers, check_config
 from phase8.artifact.read import (
     COUNTED_FILES,
     FORMAT,
@@ -31,7 +32,8 @@ from phase8.artifact.read import (
 )
 from phase8.codecs.streams import EncodedGroup, Stream
 from phase8.errors import ArtifactError
-from phase8.files import directory_swap, write_atomic
+from phase8.files import directory_swap, make_directory, write_atomic
+from phase8.limits import TRUSTED
 from phase8.lossless import entropy
 from phase8.model.generation import GENERATION_FILE, generation_text, read_generation
 from phase8.model.source import SourceModel, architecture_json, as_parameters, unique_parameters
@@ -75,10 +77,25 @@ def describe_group(group: EncodedGroup) -> dict[str, Any]:
 
 
 def file_header(
-    stage: str, source: dict[str, Any], groups: list[dict[str, Any]], pools: list[list[Any]], payload_bytes: int
+    stage: str,
+    source: dict[str, Any],
+    groups: list[dict[str, Any]],
+    pools: list[list[Any]],
+    payload_bytes: int,
+    beside: Mapping[str, bytes],
 ) -> bytes:
-    """Everything of `model.safetensors` that stands before the payload."""
-    manifest = {"stage": stage, "source": source, "groups": groups, "pools": pools}
+    """Everything of `model.safetensors` that stands before the payload.
+
+    Args:
+        stage: the stage's name.
+        source: of what model, see `docs/format.md`.
+        groups: see `describe_group`.
+        pools: see `code_pools`.
+        payload_bytes: the payload's length.
+        beside: every other file of the artifact, by name; the manifest vouches for them.
+    """
+    files = [[name, len(content), zlib.crc32(content)] for name, content in sorted(beside.items())]
+    manifest = {"stage": stage, "source": source, "files": files, "groups": groups, "pools": pools}
     raw = json.dumps(manifest, separators=(",", ":"), allow_nan=False).encode()
     metadata = {
         "format": FORMAT,
@@ -93,7 +110,9 @@ def file_header(
     return struct.pack("<Q", len(header)) + header
 
 
-def file_bytes(groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any]) -> bytes:
+def file_bytes(
+    groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any], beside: Mapping[str, bytes] | None = None
+) -> bytes:
     """Returns `model.safetensors`; `source` has at least `parameters`, how many weights the groups hold."""
     listed, pools, blobs = [], [], []
     for index, group in enumerate(groups):
@@ -102,13 +121,24 @@ def file_bytes(groups: Iterable[EncodedGroup], stage: str, source: dict[str, Any
             pools.append(pool)
             blobs.append(blob)
     payload = b"".join(blobs)
-    return file_header(stage, source, listed, pools, len(payload)) + payload
+    return file_header(stage, source, listed, pools, len(payload), beside or {}) + payload
+
+
+def files_beside(network: PreTrainedModel, tokenizer_files: Mapping[str, bytes], stage: str) -> dict[str, bytes]:
+    """Every file of an artifact but its weights, by name."""
+    return {**tokenizer_files, **settings_files(network, stage)}
+
+
+def every_file(groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str) -> dict[str, bytes]:
+    """All files of an artifact by name."""
+    details = {"hash": source.content_hash, "parameters": source.parameter_count}
+    beside = files_beside(source.network, source.tokenizer_files, stage)
+    return {WEIGHTS_FILE: file_bytes(groups, stage, details, beside), **beside}
 
 
 def contents(groups: Iterable[EncodedGroup], source: SourceModel, *, stage: str) -> dict[str, bytes]:
     """The counted files of an artifact by name; their lengths add up to `size_bytes` of what `write_artifact` makes."""
-    details = {"hash": source.content_hash, "parameters": source.parameter_count}
-    return {WEIGHTS_FILE: file_bytes(groups, stage, details), **settings_files(source.network, stage)}
+    return {name: data for name, data in every_file(groups, source, stage=stage).items() if name in COUNTED_FILES}
 
 
 def settings_files(network: PreTrainedModel, stage: str) -> dict[str, bytes]:
@@ -128,10 +158,10 @@ def write_artifact(
     """
     directory = Path(directory)
     with directory_swap(directory) as fresh:
-        for name, content in contents(groups, source, stage=stage).items():
+        for name, content in every_file(groups, source, stage=stage).items():
+            make_directory((fresh / name).parent)
             write_atomic(fresh / name, content)
-        source.tokenizer.save_pretrained(fresh)
-    return read_artifact(directory)
+    return read_artifact(directory, limits=TRUSTED)
 
 
 def config_text(network: PreTrainedModel, stage: str) -> str:
@@ -163,15 +193,14 @@ def load_artifact(directory: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
     manifest = read_manifest(directory)
     try:
         config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+        check_config(config.to_dict(), manifest)
         if hasattr(config, "quantization_config"):
             del config.quantization_config
-        # Every layer has a tensor at least. Without this look a forged config.json could ask for layers without end.
-        if getattr(config, "num_hidden_layers", 0) > len(manifest.shapes):
-            raise ValueError("it asks for more layers than the artifact has tensors")
         with torch.device("meta"):
             outline = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         outline.tie_weights()
         manifest.require({name: parameter.numel() for name, (_, parameter) in unique_parameters(outline).items()})
+        check_buffers(outline, manifest)
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except ArtifactError:

@@ -74,6 +74,12 @@ class Layout:
 
     tensors: dict[str, Sizes]
     shared: Sizes = field(default_factory=dict)
+    operations: int
+    """Element operations that decoding the group takes, all of its tensors together; about a nanosecond each."""
+    table: int = 0
+    """Most numbers that the decoder holds at once beside streams and weights: codebooks, bases, generated tables."""
+    steps: int = 0
+    """Symbols that a loop in Python takes one by one; about a microsecond each. See `phase8.limits`."""
 
 
 def size_of(shape: tuple[int, ...], name: str) -> int:

@@ -31,14 +31,16 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from phase8.artifact.read import COUNTED_FILES, FORMAT, MAX_FILE_BYTES, WEIGHTS_FILE, Outline, parse
+from phase8.artifact.architecture import check_buffers, check_config
+from phase8.artifact.read import FORMAT, WEIGHTS_FILE, parse, read_manifest
 from phase8.errors import ArtifactError, ModelError
 from phase8.files import make_directory, read_bounded, write_atomic
+from phase8.limits import Limits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_SMALL_FILE = 2**24
+_LARGEST_BESIDE = 2**28
 _PAYLOAD = "payload"
 _Places = dict[str, tuple[nn.Module, Tensor]]
 
@@ -77,6 +79,17 @@ class Phase8Quantizer(HfQuantizer):
         """float32 where nothing else was asked for; `dtype="auto"` finds the payload's uint8."""
         return dtype if dtype is not None and dtype.is_floating_point else torch.float32
 
+    def update_attn_implementation(self, config: Any) -> Any:
+        """The one place where transformers shows the configuration before it builds the network; nothing is changed.
+
+        Raises:
+            ArtifactError: it asks for more than the artifact has.
+        """
+        directory = Path(str(getattr(config, "name_or_path", "")))
+        if (directory / WEIGHTS_FILE).is_file():  # an artifact on a hub is looked at when it is here
+            check_config(config.to_dict(), read_manifest(directory))
+        return config
+
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **settings: Any
     ) -> PreTrainedModel:
@@ -90,10 +103,11 @@ class Phase8Quantizer(HfQuantizer):
                 "an artifact has one file of weights", where=str(checkpoint_files), fix=f"copy {WEIGHTS_FILE} anew"
             )
         path = Path(checkpoint_files[0])
-        self._files[WEIGHTS_FILE] = read_bounded(path, MAX_FILE_BYTES, error=ArtifactError)
-        for name in COUNTED_FILES:
-            if name != WEIGHTS_FILE and (path.parent / name).is_file():
-                self._files[name] = read_bounded(path.parent / name, _SMALL_FILE, error=ArtifactError)
+        manifest = read_manifest(path.parent)
+        check_buffers(model, manifest)
+        self._files[WEIGHTS_FILE] = read_bounded(path, Limits().max_file_bytes, error=ArtifactError)
+        for name in manifest.files:
+            self._files[name] = read_bounded(path.parent / name, _LARGEST_BESIDE, error=ArtifactError)
         meant, here = model.config.architectures or [], type(model).__name__
         if here not in meant:
             raise ArtifactError(
@@ -109,8 +123,7 @@ class Phase8Quantizer(HfQuantizer):
         from phase8.model.source import in_place
 
         sizes = {name: parameter.numel() for name, (_, parameter) in wanted.items()}
-        outline = Outline(len(sizes), sum(sizes.values()))
-        manifest = parse(self._files[WEIGHTS_FILE], where=where, outline=outline)
+        manifest = parse(self._files[WEIGHTS_FILE], where=where)
         manifest.require(sizes)
         for name, values in manifest.artifact().tensors():
             place = wanted[name]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -174,10 +175,23 @@ class SourceModel:
         }
 
     @cached_property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """See `saved_tokenizer`."""
+        return saved_tokenizer(self.tokenizer)
+
+    @cached_property
     def content_hash(self) -> str:
         """SHA-256 over configuration, tokenizer and every parameter's bytes."""
         held = ((name, parameter.shape, [parameter.detach().cpu()]) for name, (_, parameter) in self.parameters.items())
         return content_hash(self.network, self.tokenizer, held)
+
+
+def saved_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    """The files that the tokenizer's own library writes, by name."""
+    with tempfile.TemporaryDirectory(prefix="phase8-tokenizer-") as directory:
+        tokenizer.save_pretrained(directory)
+        paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
+        return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
 
 
 def content_hash(

@@ -36,17 +36,25 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from phase8.artifact.read import WEIGHTS_FILE, Manifest, read_manifest
-from phase8.artifact.write import code_pools, describe_group, file_header, settings_files
+from phase8.artifact.write import code_pools, describe_group, file_header, files_beside
 from phase8.codecs import EncodedGroup
 from phase8.codecs.base import Progress
 from phase8.codecs.matrices import AT_ONCE, HeldMatrix, Matrix
 from phase8.config import CompressionConfig
 from phase8.errors import ModelError
-from phase8.files import directory_swap, read_bounded, write_atomic
+from phase8.files import directory_swap, make_directory, read_bounded, write_atomic
+from phase8.limits import TRUSTED
 from phase8.model.adapter import refuse_adapter
 from phase8.model.generation import read_generation
 from phase8.model.names import Origin, map_names
-from phase8.model.source import as_matrix, check_names, check_tokenizer, content_hash, unique_parameters
+from phase8.model.source import (
+    as_matrix,
+    check_names,
+    check_tokenizer,
+    content_hash,
+    saved_tokenizer,
+    unique_parameters,
+)
 from phase8.run.encode import encode_coded, encode_plain, plan
 
 GROUP_WEIGHTS = 1 << 23
@@ -325,12 +333,13 @@ def encode_checkpoint(
                 del group
             length = payload.tell()
         with (fresh / WEIGHTS_FILE).open("wb") as file, waiting.open("rb") as payload:
-            file.write(file_header(stage, source, listed, pools, length))
+            beside = files_beside(checkpoint.network, saved_tokenizer(checkpoint.tokenizer), stage)
+            file.write(file_header(stage, source, listed, pools, length, beside))
             shutil.copyfileobj(payload, file, 1 << 20)
             file.flush()
             os.fsync(file.fileno())
         waiting.unlink()
-        for name, content in settings_files(checkpoint.network, stage).items():
+        for name, content in beside.items():
+            make_directory((fresh / name).parent)
             write_atomic(fresh / name, content)
-        checkpoint.tokenizer.save_pretrained(fresh)
-    return read_manifest(out)
+    return read_manifest(out, limits=TRUSTED)

@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from phase8.artifact.read import MAX_PARAMETERS, Outline, read_manifest, strict_json
+from phase8.artifact.raw import strict_json
+from phase8.artifact.read import Outline, read_manifest
 from phase8.errors import ArtifactError
 from phase8.files import read_bounded
+from phase8.limits import Limits
 
 _CONFIG_LIMIT = 1 << 20
 _MOST = 1 << 24
@@ -297,21 +299,28 @@ def _end_tokens(directory: Path, default: tuple[int, ...]) -> tuple[int, ...]:
     return default if ends is None else _tokens(ends)
 
 
-def load_model(directory: Path | str, *, max_parameters: int = MAX_PARAMETERS) -> Llama:
+def load_model(directory: Path | str, *, limits: Limits | None = None) -> Llama:
     """Reads an artifact into a `Llama`; the weights are those of `phase8.artifact.write.load_artifact`, bit for bit.
 
+    Args:
+        directory: the artifact's.
+        limits: what opening it may cost, see `phase8.limits`.
+
     Raises:
-        ArtifactError: the artifact is damaged or forged, not of Llama's architecture, or larger than `max_parameters`.
+        ArtifactError: the artifact is damaged or forged, not of Llama's architecture, or beyond the limits.
     """
     directory = Path(directory)
     path = directory / "config.json"
+    raw = read_bounded(path, _CONFIG_LIMIT, error=ArtifactError, fix="name an artifact's directory")
     try:
-        config = strict_json(read_bounded(path, _CONFIG_LIMIT, error=ArtifactError, fix="name an artifact's directory"))
+        config = strict_json(raw)
     except ValueError as error:
         raise ArtifactError(f"config.json is not JSON: {error}", where=str(path), fix="copy it anew") from error
     shape = LlamaShape.from_config(config, where=str(path))
     shape = replace(shape, eos=_end_tokens(directory, shape.eos))
-    manifest = read_manifest(directory, outline=shape.outline(), max_parameters=max_parameters)
+    manifest = read_manifest(directory, limits=limits)
+    manifest.vouch("config.json", raw, where=str(path))
+    manifest.require_outline(shape.outline())
     wanted = shape.tensor_shapes()
     manifest.require({name: math.prod(extents) for name, extents in wanted.items()})
     weights = {name: w.reshape(wanted[name]) for name, w in manifest.artifact().tensors()}

@@ -137,10 +137,13 @@ def settings_of(settings: Mapping[str, Any]) -> Settings:
     return found
 
 
-def rows(trajectory: Trajectory, degree: int, length: int, used: int | None = None) -> Iterator[np.ndarray]:
-    """The functions of a series over `length` positions, as many as they can tell apart; float32 [used] each."""
+def rows(
+    trajectory: Trajectory, degree: int, length: int, begin: int = 0, end: int | None = None
+) -> Iterator[np.ndarray]:
+    """The functions of a series over `length` positions, as many as they can tell apart, at positions `begin` ..
+    `end` - 1; float32 [end - begin] each."""
     family = polynomial if trajectory is Trajectory.polynomial else fourier
-    return family.rows(min(degree, family.max_degree(length)), length, used)
+    return family.rows(min(degree, family.max_degree(length)), length, begin, end)
 
 
 def terms(trajectory: Trajectory, degree: int, length: int) -> int:
@@ -182,7 +185,7 @@ def stacks(config: Settings, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """See `phase8.codecs.decoders`."""
     config = settings_of(settings)
-    tensors, shared = {}, {}
+    tensors, shared, operations = {}, {}, 0
     winds = config.trajectory_type is Trajectory.ergodic
     sizes = {name: size_of(shape, name) for name, shape in shapes.items()}
     places = stacks(config, shapes)
@@ -192,10 +195,13 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         if winds:
             bits = ((config.classes + 1) * (config.grid + 1) - 1).bit_length()
             own = {"codes": (-(-size // config.dims), bits)}
+            operations += 8 * (size + config.dims)
         elif config.trajectory_type is Trajectory.manifold:
             own = {"coefficients": (-(-size // config.block_size) * (config.inputs + 1), config.coefficient_bits)}
+            operations += _manifold_operations(config, size)
         elif name in places:
             names, place = places[name]
+            operations += 4 * size * terms(config.trajectory_type, config.degree, len(names))
             if place >= terms(config.trajectory_type, config.degree, len(names)):
                 tensors[name] = {}
                 continue
@@ -203,13 +209,26 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         else:
             length = config.block_size or size
             count = -(-size // length) * terms(config.trajectory_type, config.degree, length) if size else 0
+            # A row of the family costs about 16 operations a position, and two for each block that uses it.
+            operations += 2 * count * min(length, size)
+            operations += 16 * min(length, size) * terms(config.trajectory_type, config.degree, length) if size else 0
             own = {"coefficients": (count, config.coefficient_bits)}
         tensors[name] = {**own, "scale": (1, 16)}
     if winds:
         shared = {"centroid": (config.dims, 16), "side": (1, 16)}
         if config.classes:
             shared["shrink"] = (config.classes, 16)
-    return Layout(tensors=tensors, shared=shared)
+    return Layout(tensors=tensors, shared=shared, operations=operations)
+
+
+def _manifold_operations(config: Settings, size: int) -> int:
+    """Element operations for one tensor: the network for every block, its tables anew for each run of blocks."""
+    used = min(config.block_size, size)
+    network = (config.inputs + 2) * config.width + (config.depth - 1) * (config.width + 1) * config.width
+    network += (config.width + 1) * used
+    blocks = -(-size // config.block_size)
+    runs = -(-blocks // max(1, _WEIGHTS_AT_ONCE // max(used, config.width)))
+    return 3 * blocks * network + 20 * runs * network
 
 
 def geometry(group: EncodedGroup, config: Settings) -> tuple[np.ndarray, np.float32, np.ndarray]:
@@ -305,9 +324,11 @@ def _series(group: EncodedGroup, config: Settings) -> _OfBlocks:
         q_BD = (stored.astype(np.int32) - top).astype(np.float32).reshape(-1, terms(kind, degree, length))
         weights_BN = np.zeros((len(q_BD), used), dtype=np.float32)
         at_once = max(1, _WEIGHTS_AT_ONCE // used)
-        for d, row_N in enumerate(rows(kind, degree, length, used)):
-            for begin in range(0, len(q_BD), at_once):
-                weights_BN[begin : begin + at_once] += q_BD[begin : begin + at_once, d, None] * row_N
+        for first in range(0, used, _WEIGHTS_AT_ONCE):  # a row of a long block takes more than the block itself
+            part = slice(first, min(first + _WEIGHTS_AT_ONCE, used))
+            for d, row_N in enumerate(rows(kind, degree, length, part.start, part.stop)):
+                for begin in range(0, len(q_BD), at_once):
+                    weights_BN[begin : begin + at_once, part] += q_BD[begin : begin + at_once, d, None] * row_N
         weights_BN *= step
         return weights_BN.reshape(-1)
 

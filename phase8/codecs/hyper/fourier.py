@@ -24,11 +24,11 @@ def max_degree(length: int) -> int:
     return (length - 1) // 2
 
 
-def rows(degree: int, length: int, used: int | None = None) -> Iterator[np.ndarray]:
+def rows(degree: int, length: int, begin: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
     """Yields the 1 + 2 degree rows over `length` positions, float32; arguments as `polynomial.rows`."""
-    used = length if used is None else used
-    yield np.ones(used, dtype=np.float32)
-    j = np.arange(used, dtype=np.int64)
+    end = length if end is None else end
+    yield np.ones(end - begin, dtype=np.float32)
+    j = np.arange(begin, end, dtype=np.int64)
     for k in range(1, degree + 1):
         angle = (k * j % length) * (2.0 * math.pi / length)
         for wave in (np.cos(angle), np.sin(angle)):

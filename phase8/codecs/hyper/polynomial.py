@@ -29,20 +29,20 @@ def max_degree(length: int) -> int:
     return min(length - 1, 4 * math.isqrt(length))
 
 
-def rows(degree: int, length: int, used: int | None = None) -> Iterator[np.ndarray]:
+def rows(degree: int, length: int, begin: int = 0, end: int | None = None) -> Iterator[np.ndarray]:
     """Yields P_0 .. P_degree over `length` equally spaced positions, float32; degree <= max_degree(length).
 
     Args:
         degree: the last row's.
         length: N, positions that the family is orthonormal over.
-        used: only the first `used` of them are worked out; None for all.
+        begin, end: only these of them are worked out; by default all.
     """
-    used = length if used is None else used
+    end = length if end is None else end
     if length == 1:
-        yield np.ones(used, dtype=np.float32)
+        yield np.ones(end - begin, dtype=np.float32)
         return
-    x = (2.0 * np.arange(used, dtype=np.float64) - (length - 1)) / (length - 1)
-    before, now, b = np.zeros(used), np.ones(used), 0.0
+    x = (2.0 * np.arange(begin, end, dtype=np.float64) - (length - 1)) / (length - 1)
+    before, now, b = np.zeros(end - begin), np.ones(end - begin), 0.0
     for k in range(degree + 1):
         yield (np.rint(now / GRID) * GRID).astype(np.float32)
         if k == degree:

@@ -21,7 +21,10 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     if set(settings) != {"dtype"} or not isinstance(settings["dtype"], str) or settings["dtype"] not in _BITS:
         raise ArtifactError(f"unknown settings {dict(settings)}", where="plain group", fix=f"known: dtype {set(_BITS)}")
     bits = _BITS[settings["dtype"]]
-    return Layout(tensors={name: {"values": (size_of(shape, name), bits)} for name, shape in shapes.items()})
+    sizes = {name: size_of(shape, name) for name, shape in shapes.items()}
+    return Layout(
+        tensors={name: {"values": (size, bits)} for name, size in sizes.items()}, operations=sum(sizes.values())
+    )
 
 
 def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:

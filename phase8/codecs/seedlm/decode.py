@@ -60,16 +60,19 @@ def settings_of(settings: Mapping[str, Any]) -> Settings:
 def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
     """See `phase8.codecs.decoders`."""
     config = settings_of(settings)
-    tensors = {}
+    tensors, numbers = {}, config.block_size * config.latent_dim
+    # The register's cycle costs about 16 operations a state; then one product and one sum for each code and weight.
+    operations = (16 << config.seed_bits) + numbers
     for name, shape in shapes.items():
         count = -(-matrix_size(shape, name) // config.block_size)
+        operations += 3 * count * min(numbers, math.prod(shape) * config.latent_dim)
         tensors[name] = {
             "seeds": (count, config.seed_bits),
             "exponents": (count, config.exponent_bits),
             "codes": (count * config.latent_dim, config.bits),
             "scale": (1, 16),
         }
-    return Layout(tensors=tensors)
+    return Layout(tensors=tensors, operations=operations, table=(4 << config.seed_bits) + numbers)
 
 
 def parts(name: str, tensor: EncodedTensor, config: Settings) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:

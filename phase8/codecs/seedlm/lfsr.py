@@ -50,7 +50,7 @@ def _step(state: int, width: int) -> int:
     return state >> 1 | (feedback & 1) << (width - 1)
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def cycle(width: int) -> np.ndarray:
     """Returns the 2**width - 1 states that follow one another from state 1, uint32, read-only.
 
@@ -76,7 +76,7 @@ def _linear(columns: list[int], x: np.ndarray) -> np.ndarray:
     return image
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=2)
 def wave(width: int, window: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the cycle as numbers in [-1, 1] and where each seed's window begins in it.
 

@@ -116,8 +116,10 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
     """See `phase8.codecs.decoders`."""
     found = settings_of(settings)
     vectors, outliers, tensors = 0, 0, {}
+    table = sum(math.prod(extents) for extents in found.books().values())
+    operations = table * (2 if found.seed is None else 20)
     for name, shape in shapes.items():
-        matrix_size(shape, name)
+        operations += (3 * len(found.sizes) + 3) * matrix_size(shape, name)
         groups, special = -(-shape[0] // found.v), found.outliers(shape[1])
         count = groups * (shape[1] - special)
         vectors += count
@@ -135,7 +137,7 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         shared[role] = (math.prod(extents), found.bits)
         if found.bits == 8:
             shared[f"{role}_step"] = (1, 16)
-    return Layout(tensors=tensors, shared=shared)
+    return Layout(tensors=tensors, shared=shared, operations=operations, table=2 * table)
 
 
 def _width(count: int) -> int:
