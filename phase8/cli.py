@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from phase8.codecs.stages import NAMES
 from phase8.errors import ArtifactError, ConfigError, Phase8Error
+from phase8.printable import line, printable
 
 if TYPE_CHECKING:
     from phase8.artifact.read import Artifact
@@ -134,7 +135,7 @@ def _encode(options: argparse.Namespace) -> int:
         print(file=sys.stderr)
     size, weights = sum(manifest.sizes.values()), manifest.source["parameters"]
     print(
-        f"{options.out}: {weights:,} parameters, {size:,} bytes = 1/{4 * weights / size:.2f} of FP32, "
+        f"{line(options.out)}: {weights:,} parameters, {size:,} bytes = 1/{4 * weights / size:.2f} of FP32, "
         f"{8 * size / weights:.3f} bits per weight; not calibrated, not judged"
     )
     return 0
@@ -143,6 +144,7 @@ def _encode(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from phase8.artifact.account import account
     from phase8.artifact.read import COUNTED_FILES, read_artifact
@@ -151,9 +153,15 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(_facts(options.artifact, artifact, account(artifact))))
         return 0
-    console = Console(soft_wrap=not sys.stdout.isatty())
+    # No markup and no emoji codes: names in a file, and the names of files, may look like either.
+    console = Console(soft_wrap=not sys.stdout.isatty(), markup=False, emoji=False)
     size = artifact.size_bytes
-    console.print(f"{options.artifact}: stage [bold]{artifact.stage}[/bold], {artifact.parameter_count:,} parameters")
+    heading = (
+        f"{line(options.artifact)}: stage ",
+        (artifact.stage, "bold"),
+        f", {artifact.parameter_count:,} parameters",
+    )
+    console.print(Text.assemble(*heading))
     console.print(
         f"{size:,} bytes = 1/{artifact.ratio:.2f} of FP32, 1/{artifact.ratio / 2:.2f} of 16 bits, "
         f"{artifact.bits_per_weight:.3f} bits per weight"
@@ -171,14 +179,14 @@ def _inspect(options: argparse.Namespace) -> int:
     console.print(table)
     beside = sorted(p for p in options.artifact.iterdir() if p.is_file() and p.name not in COUNTED_FILES)
     if beside:
-        listed = ", ".join(f"{p.name} {p.stat().st_size:,}" for p in beside)
+        listed = ", ".join(f"{line(p.name)} {p.stat().st_size:,}" for p in beside)
         console.print(f"beside it, not counted: {listed} bytes")
     if options.tensors:
         tensors = Table(box=None, header_style="bold")
         for column in ("tensor", "shape", "codec", "group", "packed bits per weight"):
             tensors.add_column(column, justify="right" if column in ("group", "packed bits per weight") else "left")
         for number, group in enumerate(artifact.groups):
-            settings = ", ".join(f"{key} {value}" for key, value in group.settings.items())
+            settings = ", ".join(line(f"{key} {value}") for key, value in group.settings.items())
             console.print(f"group {number}: {group.codec}, {len(group.tensors)} tensors: {settings}", highlight=False)
             for name, tensor in group.tensors.items():
                 bits = sum(s.bits * s.values.size for s in tensor.streams.values())
@@ -222,10 +230,10 @@ def _facts(directory: Path, artifact: Artifact, rows: list[tuple[str, str, int]]
 
 def _generate(options: argparse.Namespace) -> int:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging
 
     from phase8.artifact.write import load_artifact
+    from phase8.model.source import load_source
     from phase8.model.window import window
 
     logging.set_verbosity_error()
@@ -235,8 +243,8 @@ def _generate(options: argparse.Namespace) -> int:
     except ArtifactError:
         if not (options.artifact / "config.json").is_file() or _is_artifact(options.artifact):
             raise
-        network = AutoModelForCausalLM.from_pretrained(options.artifact, dtype=torch.float32).eval()
-        tokenizer = AutoTokenizer.from_pretrained(options.artifact)
+        source = load_source(str(options.artifact.absolute()))
+        network, tokenizer = source.network, source.tokenizer
     torch.manual_seed(options.seed)
     inputs = tokenizer(options.prompt, return_tensors="pt")
     limit = window(network) or 2**31
@@ -253,7 +261,7 @@ def _generate(options: argparse.Namespace) -> int:
             max_new_tokens=min(options.tokens, room),
             pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
         )
-    print(tokenizer.decode(output[0], skip_special_tokens=True))
+    print(printable(tokenizer.decode(output[0], skip_special_tokens=True)))
     return 0
 
 
@@ -270,9 +278,9 @@ def _export(options: argparse.Namespace) -> int:
 
     notes = export(options.artifact, options.out, options.format, dtype=options.dtype)
     for path in sorted(options.out.iterdir()):
-        print(f"{path}  {path.stat().st_size:,} bytes")
+        print(f"{line(path)}  {path.stat().st_size:,} bytes")
     for note in notes:
-        print(f"note: {note}")
+        print(f"note: {printable(note)}")
     return 0
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from phase8.printable import line, printable
+
 
 class Phase8Error(Exception):
     """Base of every error that this package raises on purpose.
@@ -13,6 +15,8 @@ class Phase8Error(Exception):
     """
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        # What is wrong may quote a file, and a file may hold anything.
+        what, where, fix = printable(what), line(where), printable(fix)
         self.what, self.where, self.fix = what, where, fix
         lines = [what]
         if where:

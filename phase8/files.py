@@ -69,7 +69,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
         OutputError: the disk is full or the place is not writable; what was there before is untouched.
     """
     path = Path(path)
-    raw = data.encode() if isinstance(data, str) else data
+    raw = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

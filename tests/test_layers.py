@@ -7,6 +7,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "phase8"
 LAYERS = [
+    {"printable"},
     {"errors"},
     {"checks", "files", "limits", "world", "lossless"},
     {"events"},

@@ -31,6 +31,8 @@ from phase8.errors import ArtifactError, ModelError
 from phase8.files import read_bounded
 from phase8.model.adapter import ADAPTER_FILE, has_adapter, is_adapted, merge_from, merge_held, without_adapter
 from phase8.model.generation import generation_text, read_generation
+from phase8.model.shards import INDEX, read_index
+from phase8.model.torch_file import read_state
 
 EMBEDDED = "embedded:"
 ASSETS = Path(__file__).parents[1] / "assets"
@@ -338,6 +340,8 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
             fix="give the original; an artifact of this tool becomes a plain model with `python -m phase8 export`",
         )
     checkpoint = Path(source) / CHECKPOINT if isinstance(source, Path) else None
+    if isinstance(source, Path) and (source / INDEX).is_file():
+        read_index(source / INDEX)  # transformers would follow it anywhere
     try:
         if checkpoint is not None and checkpoint.is_file():
             network = _load_checkpoint(config, checkpoint)
@@ -368,13 +372,22 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
 
 
 def _load_checkpoint(config: Any, path: Path) -> PreTrainedModel:
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("model_state_dict", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    state = read_state(path)
+    layers = getattr(config, "num_hidden_layers", 0) or 0
+    if layers > len(state):  # a network of them costs memory before any name is compared
         raise ModelError(
-            "the checkpoint is not a state dict of tensors", where=str(path), fix="save model.state_dict()"
+            f"config.json asks for {layers:,} layers, the checkpoint has {len(state):,} tensors",
+            where=str(path),
+            fix="use the config.json that belongs to this checkpoint",
+        )
+    with torch.device("meta"):
+        wanted = AutoModelForCausalLM.from_config(config, dtype=torch.float32).state_dict()
+    different = [name for name, tensor in state.items() if name in wanted and wanted[name].shape != tensor.shape]
+    if different:
+        raise ModelError(
+            f"the checkpoint does not fit the architecture; other shapes: {different[:5]}",
+            where=str(path),
+            fix="use the config.json that belongs to this checkpoint",
         )
     network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     missing, unexpected = network.load_state_dict(state, strict=False)

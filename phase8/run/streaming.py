@@ -18,7 +18,6 @@ anyway; VPTQ loses its second-order loop, and the gates of a run are not asked.
 from __future__ import annotations
 
 import ctypes
-import json
 import math
 import os
 import shutil
@@ -42,11 +41,12 @@ from phase8.codecs.base import Progress
 from phase8.codecs.matrices import AT_ONCE, HeldMatrix, Matrix
 from phase8.config import CompressionConfig
 from phase8.errors import ModelError
-from phase8.files import directory_swap, make_directory, read_bounded, write_atomic
+from phase8.files import directory_swap, make_directory, write_atomic
 from phase8.limits import TRUSTED
 from phase8.model.adapter import refuse_adapter
 from phase8.model.generation import read_generation
 from phase8.model.names import Origin, map_names
+from phase8.model.shards import INDEX, read_index
 from phase8.model.source import (
     as_matrix,
     check_names,
@@ -59,9 +59,7 @@ from phase8.run.encode import encode_coded, encode_plain, plan
 
 GROUP_WEIGHTS = 1 << 23
 """Most weights of a group, unless one matrix alone has more: the streams of so many are held."""
-_INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
-_JSON_LIMIT = 64 * 2**20
 _M_MMAP_THRESHOLD = -3
 _MAPPED_BYTES = 1 << 20
 
@@ -242,15 +240,9 @@ def _aliases(network: nn.Module) -> dict[str, list[str]]:
 
 def _shards(directory: Path) -> dict[str, Path]:
     """The shard of every stored tensor."""
-    index = directory / _INDEX
+    index = directory / INDEX
     if index.is_file():
-        try:
-            listed = json.loads(read_bounded(index, _JSON_LIMIT, error=ModelError))["weight_map"]
-            return {str(name): directory / Path(str(file)).name for name, file in listed.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                "the index of the shards is malformed", where=str(index), fix="copy the file anew"
-            ) from error
+        return {name: directory / file for name, file in read_index(index).items()}
     single = directory / _SINGLE
     if not single.is_file():
         raise ModelError(

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from phase8.errors import Phase8Error
+from phase8.printable import printable
 from phase8.runtime.generate import generate, load_tokenizer
 from phase8.runtime.llama import load_model
 
@@ -62,10 +63,10 @@ def _run(options: argparse.Namespace) -> int:
         text = tokenizer.decode(ids)
         if text.endswith("\ufffd"):  # half of a character: the other half is in the next token
             continue
-        print(text[len(shown) :], end="", flush=True)
+        print(printable(text[len(shown) :]), end="", flush=True)
         shown = text
     if tokenizer is not None:
-        print(tokenizer.decode(ids)[len(shown) :], end="")
+        print(printable(tokenizer.decode(ids)[len(shown) :]), end="")
     print()
     if options.verbose:
         each = 1000 * (time.perf_counter() - started) / max(count, 1)

@@ -272,7 +272,7 @@ class ConsoleListener:
         step, total, done = wording.words(data.step), data.total, data.done
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(bar_width=28),
                 TextColumn("{task.fields[count]:>12}"),
                 _TimeLeft(),
