@@ -6,8 +6,8 @@ With B the file's length in bytes and W the weights that it stands for:
 
 | cost | at most | what it is for |
 | --- | --- | --- |
-| `text` | 2^18 + 4 B, and 2^26 | bytes of the header and of the inflated manifest |
-| `parts` | 2^15 + B / 4, and 2^22 | commas and brackets in it, which become objects; a brace counts four times |
+| `text` | 2^16 + 8 B, and 2^26 | bytes of the header and of the inflated manifest |
+| `parts` | 2^12 + B / 2, and 2^22 | commas and brackets in it, which become objects; a brace counts four times |
 | `weights` | 2^20 + 4096 B, and 2^26 + 128 B | numbers that are decoded |
 | `values` | 2^20 + 1024 B | integers in the streams |
 | `table` | 2^22 + 64 B | numbers that a group's decoder holds beside streams and weights, such as codebooks |
@@ -51,8 +51,8 @@ class Limits:
     max_file_bytes: int = 1 << 32
     max_weights: int = 1 << 34
     """Most weights whatever the file's length: four bytes of memory each."""
-    text: Rate = Rate(1 << 18, 4, 1 << 26)
-    parts: Rate = Rate(1 << 15, 0.25, 1 << 22)
+    text: Rate = Rate(1 << 16, 8, 1 << 26)
+    parts: Rate = Rate(1 << 12, 0.5, 1 << 22)
     weights: Rate = Rate(1 << 20, 4096)
     weights_of_large: Rate = Rate(1 << 26, 128)
     """As `weights`; the smaller of the two holds. Only small files can honestly stand for so many weights a byte."""

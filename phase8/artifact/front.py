@@ -2,7 +2,7 @@
 
 `docs/format.md`, sections 2 and 3, is the specification. Nothing is inflated or parsed beyond what the file's own
 length allows (`phase8.limits`). Example: a file of 459,000 bytes whose manifest inflates to 14 million commas is
-refused after 2.1 MB of text, or at 147,000 of them, before any becomes an object.
+refused after 3.7 MB of text, or at 234,000 of them, before any becomes an object.
 """
 
 from __future__ import annotations

@@ -1,0 +1,303 @@
+"""Writes artifacts from nothing that are right in every checksum and count, and cost as much as a small file can.
+
+    python -m experiments.forge                            # 400 forgeries -> experiments/results/forge.{md,json}
+
+`experiments.fuzz` changes honest files; this is the other hand: somebody who knows the format, and chooses settings and
+shapes so that little is stored and much has to be done. One matrix of 268 million weights under six coefficients; 57
+shift registers of 20 bits for 266 weights; codebooks that are generated; sixteen codebooks under vectors of one;
+stacks of 256 layers; streams of one symbol, of which the entropy coder writes a million in a dozen bytes; thousands of
+tensors of one weight; manifests of brackets. Sizes are drawn on both sides of what `phase8.limits` allows, so that
+files just below a budget are among them: what these take is what a file of that length can take at most.
+
+Measured are the processor time and the memory (`tracemalloc`: Python's objects and numpy's arrays) from the file's bytes
+to all weights, held together as a network holds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import json
+import struct
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from phase8.artifact.check import pool_sizes
+from phase8.artifact.read import parse
+from phase8.codecs import decoders
+from phase8.errors import ArtifactError
+from phase8.files import write_atomic
+from phase8.lossless import entropy
+
+RESULTS = Path(__file__).parent / "results"
+SECONDS_LIMIT, PEAK_LIMIT = 10.0, 192 << 20
+"""What no file of a few kilobytes may take: on one core, and of memory."""
+MOST_VALUES = 1 << 23
+"""Streams longer than this are claimed but not written: they are beyond every budget of so short a file."""
+
+Group = tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]
+Draw = np.random.Generator
+
+
+class Forgery(NamedTuple):
+    """One forged file."""
+
+    family: str
+    raw: bytes
+    what: str
+
+
+class Seen(NamedTuple):
+    """What opening it did."""
+
+    family: str
+    what: str
+    size: int
+    outcome: str
+    seconds: float
+    peak_bytes: int
+
+
+def _blob(bits: int, count: int, value: int) -> tuple[str, bytes]:
+    """A run of one value, in as few bytes as the format has for it."""
+    if count > MOST_VALUES:
+        return "ans", b"\0" * 12
+    return entropy.encode(np.full(count, value, dtype=np.uint32 if bits > 16 else np.uint16), bits)
+
+
+def put_together(groups: list[Group], value: Callable[[str, int], int], note: Any = None) -> bytes:
+    """A file whose manifest, streams and checksums agree; every value of a stream is `value(role, bits)`."""
+    listed, layouts = [], []
+    for codec, settings, shapes in groups:
+        layout = decoders.layout(codec, settings, shapes)
+        layouts.append(layout)
+        own = {name: [[role, bits, n] for role, (n, bits) in sizes.items()] for name, sizes in layout.tensors.items()}
+        shared = [[role, bits, n] for role, (n, bits) in layout.shared.items()]
+        tensors = [[name, list(shape), own[name]] for name, shape in shapes.items()]
+        listed.append({"codec": codec, "settings": settings, "shared": shared, "tensors": tensors})
+    pools, payload = [], b""
+    for (index, role, shared, bits), count in pool_sizes(layouts).items():
+        coding, blob = _blob(bits, count, value(role, bits))
+        pools.append([index, role, int(shared), bits, count, coding, len(blob), zlib.crc32(blob)])
+        payload += blob
+    weights = sum(int(np.prod(shape, dtype=object)) for _, _, shapes in groups for shape in shapes.values())
+    source = {"hash": "", "parameters": weights} | ({} if note is None else {"note": note})
+    manifest = {"stage": "hyper", "source": source, "files": [], "groups": listed, "pools": pools}
+    text = json.dumps(manifest, separators=(",", ":")).encode()
+    metadata = {
+        "format": "phase8", "version": "2", "manifest": base64.b64encode(zlib.compress(text, 9)).decode(),
+        "manifest_crc32": str(zlib.crc32(text)),
+    }  # fmt: skip
+    entry = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
+    front = json.dumps({"__metadata__": metadata, "payload": entry}).encode()
+    return struct.pack("<Q", len(front)) + front + payload
+
+
+def _valid(role: str, bits: int) -> int:
+    """A value that every decoder takes: float16 1.0 for scales and steps, 1 for seeds, 0 for what must be small."""
+    if role in ("scale", "side", "shrink") or role.endswith(("_step", "_gain")):
+        return 0x3C00 if bits == 16 else 1
+    return 1 if role == "seeds" else 0
+
+
+def _around(draw: Draw, middle: float, most: int) -> int:
+    """A size from an eighth of the middle to eight times it, evenly in its logarithm."""
+    return int(np.clip(middle * 8 ** draw.uniform(-1, 1), 1, most))
+
+
+def _matrix(draw: Draw, weights: int) -> tuple[int, int]:
+    rows = max(1, int(weights ** draw.uniform(0, 1)))
+    return rows, max(1, weights // rows)
+
+
+def _series(draw: Draw) -> list[Group]:
+    kind, whole = ["polynomial", "fourier"][draw.integers(2)], bool(draw.random() < 0.5)
+    length = 0 if whole else int(2 ** draw.integers(4, 24))
+    degree = int(draw.integers(0, 1025)) if whole else int(draw.integers(0, min(1024, (length - 1) // 2, 64) + 1))
+    settings = {"trajectory": kind, "degree": degree, "block_size": length, "coefficient_bits": 8, "exponent": 0}
+    return [("hyper", settings, {"a": _matrix(draw, _around(draw, 2**22, 2**28))})]
+
+
+def _registers(draw: Draw) -> list[Group]:
+    bits = int(draw.integers(16, 21))
+    extent = int(draw.integers(1, 8))
+    settings = {"latent_dim": 1, "bits": 4, "seed_bits": bits, "exponent_bits": 4}
+    count = _around(draw, 8, 60)
+    return [("seedlm", {**settings, "block_size": extent + n}, {f"a{n}": (2, 2)}) for n in range(count)]
+
+
+def _long_blocks(draw: Draw) -> list[Group]:
+    latent = int(2 ** draw.integers(0, 7))
+    settings = {"block_size": int(draw.integers(latent, 4097)), "latent_dim": latent, "bits": 1, "seed_bits": 8}
+    return [("seedlm", {**settings, "exponent_bits": 2}, {"a": _matrix(draw, _around(draw, 2**21, 2**26))})]
+
+
+def _codebooks(draw: Draw) -> list[Group]:
+    v = int(2 ** draw.integers(0, 11))
+    settings: dict[str, Any] = {
+        "vector_dim": v,
+        "codebook_sizes": [int(2 ** draw.integers(1, 9))] * draw.integers(1, 17),
+    }
+    settings |= {"codebook_seed": 3} if draw.random() < 0.5 else {"codebook_bits": 8}
+    rows = int(draw.integers(1, 9))
+    return [("vptq", settings, {"a": (rows, _around(draw, 2**20, 2**26))})]
+
+
+def _winding(draw: Draw) -> list[Group]:
+    settings = {"trajectory": "ergodic", "dims": int(draw.integers(1, 1025)), "grid": 65535, "classes": 0}
+    shape = _matrix(draw, _around(draw, 2**22, 2**27))
+    return [("hyper", {**settings, "winding": "primes", "exponent": 0}, {"a": shape})]
+
+
+def _manifold(draw: Draw) -> list[Group]:
+    settings = {
+        "trajectory": "manifold", "inputs": 32, "width": 64, "depth": int(draw.integers(1, 4)), "frequency": 1,
+        "network_seed": 1, "block_size": int(2 ** draw.integers(6, 13)), "coefficient_bits": 2, "exponent": 0,
+    }  # fmt: skip
+    return [("hyper", settings, {"a": _matrix(draw, _around(draw, 2**21, 2**26))})]
+
+
+def _stacks(draw: Draw) -> list[Group]:
+    settings = {"trajectory": "polynomial", "degree": 64, "block_size": 0, "coefficient_bits": 2, "exponent": 0}
+    members = int(draw.integers(2, 257))
+    shape = _matrix(draw, max(1, _around(draw, 2**21, 2**26) // members))
+    return [("hyper", {**settings, "axis": "depth"}, {f"m.{n}.w": shape for n in range(members)})]
+
+
+def _zeros(draw: Draw) -> list[Group]:
+    dtype = ["float16", "float32"][draw.integers(2)]
+    return [("plain", {"dtype": dtype}, {"a": (_around(draw, 2**21, 2**27),)})]
+
+
+def _many_tensors(draw: Draw) -> list[Group]:
+    count = _around(draw, 1000, 8000)
+    return [("plain", {"dtype": "float16"}, {f"{n}": (1,) for n in range(count)})]
+
+
+def _many_groups(draw: Draw) -> list[Group]:
+    settings = {"trajectory": "polynomial", "degree": 1, "block_size": 0, "coefficient_bits": 2, "exponent": 0}
+    return [("hyper", settings, {f"{n}": (1, 2)}) for n in range(_around(draw, 200, 1000))]
+
+
+def _brackets(draw: Draw) -> Any:
+    count = _around(draw, 5000, 200_000)
+    return [[[]] * count, [{"": 0}] * (count // 4), " " * (40 * count), [0] * count][draw.integers(4)]
+
+
+FAMILIES: dict[str, Callable[[Draw], list[Group]]] = {
+    "series over a claimed matrix": _series,
+    "a shift register for every group": _registers,
+    "long blocks under few seeds": _long_blocks,
+    "codebooks under claimed vectors": _codebooks,
+    "winding": _winding,
+    "manifold": _manifold,
+    "stacks over depth": _stacks,
+    "plain zeros": _zeros,
+    "thousands of tensors": _many_tensors,
+    "hundreds of groups": _many_groups,
+}
+
+
+def forge(draw: Draw) -> Forgery | None:
+    """One forgery; None where the settings drawn are none of the format's."""
+    names = [*FAMILIES, "manifest of brackets"]
+    family = names[draw.integers(len(names))]
+    if family == "manifest of brackets":
+        note = _brackets(draw)
+        return Forgery(family, put_together(_zeros(np.random.default_rng(0))[:0], _valid, note), f"{len(note):,} parts")
+    groups = FAMILIES[family](draw)
+    try:
+        raw = put_together(groups, _valid)
+    except ArtifactError:
+        return None
+    codec, settings, shapes = groups[0]
+    return Forgery(family, raw, f"{len(groups)} x {codec} {settings} {next(iter(shapes.values()))} x {len(shapes)}")
+
+
+def measure(forgery: Forgery) -> Seen:
+    """Opens one forgery."""
+    tracemalloc.start()
+    begin = time.process_time()
+    try:
+        weights = dict(parse(forgery.raw).artifact().tensors())
+        outcome = f"decoded: {sum(w.size for w in weights.values()):,} weights"
+        del weights
+    except ArtifactError as error:
+        outcome = f"refused: {error.what}"
+    seconds, peak = time.process_time() - begin, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return Seen(forgery.family, forgery.what, len(forgery.raw), outcome, seconds, peak)
+
+
+def campaign(count: int, seed: int) -> list[Seen]:
+    """So many forgeries; each can be made again from the seed and its number."""
+    found: list[Seen] = []
+    number = 0
+    while len(found) < count:
+        forgery = forge(np.random.default_rng([seed, number]))
+        number += 1
+        if forgery is not None:
+            found.append(measure(forgery))
+    return found
+
+
+def as_markdown(found: list[Seen], seed: int) -> str:
+    """The results as a page."""
+    accepted = [one for one in found if one.outcome.startswith("decoded")]
+    slowest, largest = max(found, key=lambda one: one.seconds), max(found, key=lambda one: one.peak_bytes)
+    relative = max(found, key=lambda one: one.peak_bytes / one.size)
+    lines = [
+        "# Opening forged artifacts",
+        "",
+        f"`python -m experiments.forge --count {len(found)} --seed {seed}`",
+        "",
+        f"{len(found):,} files of {min(one.size for one in found):,} to "
+        f"{max(one.size for one in found):,} bytes, right "
+        f"in every checksum and count; {len(found) - len(accepted):,} refused, {len(accepted):,} within the budgets of "
+        f"`phase8/limits.py` and decoded.",
+        "",
+        f"- slowest: {slowest.seconds:.2f} s ({slowest.family}, {slowest.size:,} bytes: {slowest.outcome[:60]})",
+        f"- most memory: {largest.peak_bytes / 1e6:.1f} MB ({largest.family}, {largest.size:,} bytes: "
+        f"{largest.outcome[:60]})",
+        f"- most memory for its length: {relative.peak_bytes / relative.size:,.0f} bytes a byte ({relative.family}, "
+        f"{relative.size:,} bytes, {relative.peak_bytes / 1e6:.1f} MB)",
+        "",
+        "| family | files | refused | slowest, s | most memory, MB | most memory refused, MB |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for family in dict.fromkeys(one.family for one in found):
+        mine = [one for one in found if one.family == family]
+        refused = [one for one in mine if one.outcome.startswith("refused")]
+        lines.append(
+            f"| {family} | {len(mine)} | {len(refused)} | {max(one.seconds for one in mine):.2f} "
+            f"| {max(one.peak_bytes for one in mine) / 1e6:.1f} "
+            f"| {max((one.peak_bytes for one in refused), default=0) / 1e6:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Runs a campaign and writes its results; the exit status is 1 where a file took more than it may."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=RESULTS / "forge")
+    options = parser.parse_args()
+    found = campaign(options.count, options.seed)
+    write_atomic(options.out.with_suffix(".json"), json.dumps([one._asdict() for one in found], indent=1) + "\n")
+    write_atomic(options.out.with_suffix(".md"), as_markdown(found, options.seed))
+    print(as_markdown(found, options.seed))
+    harmful = [one for one in found if one.seconds > SECONDS_LIMIT or one.peak_bytes > PEAK_LIMIT]
+    for one in harmful:
+        print(one)
+    return 1 if harmful else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
