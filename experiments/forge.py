@@ -9,8 +9,8 @@ stacks of 256 layers; streams of one symbol, of which the entropy coder writes a
 tensors of one weight; manifests of brackets. Sizes are drawn on both sides of what `phase8.limits` allows, so that
 files just below a budget are among them: what these take is what a file of that length can take at most.
 
-Measured are the processor time and the memory (`tracemalloc`: Python's objects and numpy's arrays) from the file's bytes
-to all weights, held together as a network holds them.
+Measured are the processor time and the memory (`tracemalloc`: Python's objects and numpy's arrays) that it takes to get
+from the file's bytes to all weights, held together as a network holds them.
 """
 
 from __future__ import annotations

@@ -2,13 +2,13 @@
 
     python -m experiments.sandbox_demo            # -> experiments/results/sandbox.md
 
-Each attack is run as a benchmark's program would be, once with what the kernel offers (own process space, no network,
-read-only file system) and once without, as on systems that offer nothing; then a right program has to pass. Measured
-are the seconds until the verdict, the memory of the sandbox's processes at its highest (the sum of what each of them
-held at most, `VmHWM`, looked at every few milliseconds; a dash where an attack was over sooner), the files of a
-directory open to everybody that are gone or changed, the processes left, and the connections that a listening socket
-got. As a control, those attacks that an unguarded machine outlives are run as plain child processes too: there they do
-harm.
+Each attack is run as a benchmark's program would be, behind each of the three walls (namespaces, Landlock, the filter
+of system calls alone), started by root and by an ordinary user; then a right program has to pass and a wrong one to
+fail. Measured are the seconds until the verdict, the memory of the sandbox's processes at its highest (the sum of what
+each of them held at most, `VmHWM`, looked at every few milliseconds; a dash where an attack was over sooner), the files
+of a directory open to everybody that are gone or changed, the processes left, the connections that a listening socket
+of either kind got, and the shared memory that outlived the program. As a control, those attacks that an unguarded
+machine outlives are run as plain child processes too: there they do harm.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from phase8.benchmarks.sandbox import Sandbox
+from phase8.benchmarks.sandbox import KINDS, Sandbox
+from phase8.errors import BenchmarkError
 from phase8.files import write_atomic
 
 RESULTS = Path(__file__).parent / "results"
 TIMEOUT_S = 3.0
+PLENTY_S = 60.0
+"""For programs that end by themselves."""
 LOOK_EVERY_S = 0.002
 PR_SET_CHILD_SUBREAPER = 36
 FILES = 20
@@ -72,12 +75,24 @@ ATTACKS = {
     "leaves with success before its tests": "import os\nos._exit(0)\nassert False",
     "writes a verdict to every descriptor": "import os\nfor number in range(64):\n"
     "  try: os.write(number, b'1' * 16)\n  except OSError: pass\nos._exit(0)",
+    "lifts rules in the interpreter, then overwrites": "import os, sys\nmain = sys.modules['__main__']\n"
+    "for name in list(vars(main)):\n  if isinstance(getattr(main, name), tuple): setattr(main, name, ())\n"
+    "for name in os.listdir(TARGET):\n"
+    "  try: open(f'{TARGET}/{name}', 'wb').write(b'gone')\n  except OSError: pass\nraise SystemExit",
+    "forges the verdicts to come, through /proc": "import os\nfor process in {1, os.getppid()}:\n"
+    "  for number in range(16):\n    try: open(f'/proc/{process}/fd/{number}', 'wb', buffering=0).write(b'1' * 64)\n"
+    "    except OSError: pass\nraise SystemExit",
+    "reads files": "import os\nfor name in os.listdir(TARGET): open(f'{TARGET}/{name}', 'rb').read()",
+    "talks to a Unix socket": "import socket\nsocket.socket(socket.AF_UNIX).connect(SOCKET)\nraise SystemExit",
+    "takes shared memory beyond its limit": "import ctypes\nC = ctypes.CDLL(None)\n"
+    "held = [C.shmget(KEY + n, 1 << 26, 0o1666) for n in range(16)]\nassert min(held) >= 0",
 }
 
 
 CONTROLS = (
     "deletes files", "overwrites files", "renames and re-permits files", "sends data to a socket", "starts a program",
-    "leaves with success before its tests",
+    "leaves with success before its tests", "reads files", "talks to a Unix socket",
+    "takes shared memory beyond its limit",
 )  # fmt: skip
 
 
@@ -110,20 +125,24 @@ class Outcome:
     files_harmed: int
     processes_left: int
     connections: int
-    next_passes: bool
-    """Whether a right program passes afterwards."""
+    memory_left: int
+    """Segments of shared memory that outlived the program."""
+    next_right: bool
+    """Whether a right program passes afterwards, and a wrong one fails."""
 
 
 def attack(runner: Runner, program: str, timeout_s: float = TIMEOUT_S) -> Outcome:
     """Runs one program and looks at what it did.
 
     Args:
-        program: Python that may name `TARGET`, a directory open to everybody, and `PORT`, where somebody listens.
+        program: Python that may name `TARGET`, a directory open to everybody, `PORT` and `SOCKET`, where somebody
+            listens, and `KEY`, that of shared memory.
     """
     _adopt_orphans()
     runner.run("pass", timeout_s)  # what starts once is there before
     precious = tempfile.TemporaryDirectory(prefix="phase8-precious-", ignore_cleanup_errors=True)
-    with precious as directory, _listener() as (port, connections):
+    key = 0x50380000 + os.getpid() % 65536
+    with precious as directory, _listener() as (port, path, connections):
         target = Path(directory)
         for number in range(FILES):
             path = target / f"precious{number}"
@@ -131,7 +150,8 @@ def attack(runner: Runner, program: str, timeout_s: float = TIMEOUT_S) -> Outcom
             path.chmod(0o666)
         target.chmod(0o777)
         files, processes = _state(target), _alive()
-        text = f"TARGET, PORT = {directory!r}, {port}\n{program}"
+        segments = _segments()
+        text = f"TARGET, PORT, SOCKET, KEY = {directory!r}, {port}, {path!r}, {key}\n{program}"
         with _watch(os.getpid()) as peak_bytes:
             begin = time.monotonic()
             passed = runner.run(text, timeout_s)
@@ -147,7 +167,8 @@ def attack(runner: Runner, program: str, timeout_s: float = TIMEOUT_S) -> Outcom
             files_harmed=sum(now.get(name) != state for name, state in files.items()),
             processes_left=len(left),
             connections=connections(),
-            next_passes=runner.run(GOOD, timeout_s),
+            memory_left=_remove(_segments() - segments),
+            next_right=runner.run(GOOD, PLENTY_S) and not runner.run("assert False", PLENTY_S),
         )
 
 
@@ -219,36 +240,61 @@ def _watch(process: int) -> Iterator[dict[int, int]]:
 
 
 @contextmanager
-def _listener() -> Iterator[tuple[int, Callable[[], int]]]:
-    """A port of this machine where somebody listens, and how many connections have come to it so far."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.setblocking(False)
+def _listener() -> Iterator[tuple[int, str, Callable[[], int]]]:
+    """A port and a path of this machine where somebody listens, and how many connections have come to both so far."""
+    place = tempfile.TemporaryDirectory(prefix="phase8-socket-")
+    with place as directory, socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as named:
+        os.chmod(directory, 0o755)
+        path = f"{directory}/socket"
+        named.bind(path)
+        os.chmod(path, 0o777)
+        named.listen()
 
         def count() -> int:
             found = 0
-            while True:  # whoever has connected waits in the kernel's queue
-                try:
-                    server.accept()[0].close()
-                except BlockingIOError:
-                    return found
-                found += 1
+            for one in (server, named):
+                one.setblocking(False)
+                while True:  # whoever has connected waits in the kernel's queue
+                    try:
+                        one.accept()[0].close()
+                    except BlockingIOError:
+                        break
+                    found += 1
+            return found
 
-        yield server.getsockname()[1], count
+        yield server.getsockname()[1], path, count
+
+
+def _segments() -> set[int]:
+    """The numbers of all segments of shared memory (System V)."""
+    try:
+        lines = Path("/proc/sysvipc/shm").read_text().splitlines()[1:]
+    except OSError:
+        return set()
+    return {int(line.split()[1]) for line in lines}
+
+
+def _remove(segments: set[int]) -> int:
+    """Frees segments; returns how many they were."""
+    for segment in segments:
+        ctypes.CDLL(None).shmctl(segment, 0, None)
+    return len(segments)
 
 
 def table(outcomes: dict[str, Outcome]) -> list[str]:
     lines = [
-        "| attack | verdict | ended | s | peak MB | files harmed | processes left | connections | next program |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| attack | verdict | ended | s | peak MB | files harmed | processes left | connections | shared memory left "
+        "| next verdicts |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, one in outcomes.items():
         verdict = "PASSED" if one.passed else "failed"
         ended = "at the time limit" if one.seconds >= TIMEOUT_S else "before"
         peak = f"{one.peak_mb:.0f}" if one.peak_mb else "–"
-        after = "passes" if one.next_passes else "FAILS"
+        after = "right" if one.next_right else "WRONG"
         lines.append(
             f"| {name} | {verdict} | {ended} | {one.seconds:.3f} | {peak} | {one.files_harmed} of {FILES} "
-            f"| {one.processes_left} | {one.connections} | {after} |"
+            f"| {one.processes_left} | {one.connections} | {one.memory_left} | {after} |"
         )
     return lines
 
@@ -257,35 +303,62 @@ def _attack_all(runner: Runner, names: Iterable[str]) -> dict[str, Outcome]:
     outcomes = {}
     for name in names:
         outcomes[name] = attack(runner, ATTACKS[name])
-        print(name, outcomes[name], flush=True)
+        print(name, outcomes[name], file=sys.stderr, flush=True)
     return outcomes
+
+
+def sections() -> list[str]:
+    """A table for every kind of wall that this user has here, and the control."""
+    who = "root" if os.getuid() == 0 else "an ordinary user"
+    lines = []
+    for kind in KINDS:
+        try:
+            sandbox = Sandbox(kinds=[kind])
+        except BenchmarkError as error:
+            lines += ["", f"## {kind}, started by {who}: none here", "", error.what]
+            continue
+        try:
+            outcomes = _attack_all(sandbox, ATTACKS)
+        finally:
+            sandbox.close()
+        lines += ["", f"## {kind}, started by {who}: {'; '.join(sandbox.isolation)}", "", *table(outcomes)]
+    outcomes = _attack_all(PlainProcess(), CONTROLS)
+    return [*lines, "", f"## Control: the same programs in a plain child process of {who}", "", *table(outcomes)]
+
+
+def _as_nobody() -> list[str]:
+    """`sections` as another user sees them; needs a Python and a checkout that everybody may read."""
+    ended = subprocess.run(
+        ["/usr/bin/python3", "-m", "experiments.sandbox_demo", "--sections"],
+        user=65534, group=65534, extra_groups=[], env={}, cwd=Path(__file__).parent.parent, stdout=subprocess.PIPE,
+        text=True, check=True,
+    )  # fmt: skip
+    return ended.stdout.splitlines()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=RESULTS / "sandbox.md")
-    out = parser.parse_args().out
+    parser.add_argument("--sections", action="store_true", help="print this user's tables and write nothing")
+    options = parser.parse_args()
+    if options.sections:
+        print("\n".join(sections()))
+        return
     lines = [
         "# Hostile programs in the sandbox",
         "",
-        "`python -m experiments.sandbox_demo`",
+        "`python -m experiments.sandbox_demo`, as root: its own tables, then those of an ordinary user",
         "",
-        f"{platform.system()}, Python {platform.python_version()}, started as "
-        f"{'root' if os.getuid() == 0 else 'an ordinary user'}. Time limit {TIMEOUT_S:g} s; memory limit 512 MB of "
-        "address space for each program. A verdict other than failed would be a fake pass. Peak MB is the sum over the "
-        "sandbox's processes, the one that waits for programs included; a dash: over before it could be read.",
+        f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}. Time limit "
+        f"{TIMEOUT_S:g} s; memory limit 512 MB of address space for each program. A verdict other than failed would be "
+        "a fake pass, or a file read that should not be. Peak MB is the sum over the sandbox's processes, the one that "
+        "waits for programs included; a dash: over before it could be read. Next verdicts: whether a right program "
+        "passes afterwards and a wrong one fails.",
+        *sections(),
+        *(_as_nobody() if os.getuid() == 0 else []),
     ]
-    for namespaces, title in ((True, "With what the kernel offers"), (False, "Without")):
-        sandbox = Sandbox(namespaces=namespaces)
-        try:
-            outcomes = _attack_all(sandbox, ATTACKS)
-        finally:
-            sandbox.close()
-        lines += ["", f"## {title}: {'; '.join(sandbox.isolation)}", "", *table(outcomes)]
-    outcomes = _attack_all(PlainProcess(), CONTROLS)
-    lines += ["", "## Control: the same programs in a plain child process", "", *table(outcomes)]
-    write_atomic(out, "\n".join(lines) + "\n")
-    print(out)
+    write_atomic(options.out, "\n".join(lines) + "\n")
+    print(options.out)
 
 
 if __name__ == "__main__":

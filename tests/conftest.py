@@ -11,8 +11,13 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# No test depends on how busy the machine is.
+hypothesis.settings.register_profile("phase8", deadline=None)
+hypothesis.settings.load_profile("phase8")
 
 
 @pytest.fixture(scope="session")

@@ -92,7 +92,7 @@ def test_wrong_place_is_one_clear_error(command, tmp_path, capsys):
 
 def run(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *arguments], capture_output=True, text=True, timeout=120, cwd=ROOT
+        [sys.executable, str(ROOT / "run.py"), *arguments], capture_output=True, text=True, timeout=600, cwd=ROOT
     )
 
 

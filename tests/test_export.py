@@ -96,7 +96,7 @@ def test_safetensors_opens_without_this_package(artifact, tmp_path):
         "torch.save([network.state_dict(), ids], sys.argv[2])\n"
     )
     subprocess.run(
-        [sys.executable, "-I", "-c", script, str(tmp_path / "out"), str(tmp_path / "seen.pt")], check=True, timeout=120
+        [sys.executable, "-I", "-c", script, str(tmp_path / "out"), str(tmp_path / "seen.pt")], check=True, timeout=600
     )
     state, ids = torch.load(tmp_path / "seen.pt", weights_only=True)
     network, tokenizer = load_artifact(artifact)

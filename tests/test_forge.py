@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import struct
 import tracemalloc
+import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments import forge
+from experiments import forge, fuzz
 from phase8.artifact.read import parse, read_manifest
 from phase8.codecs.streams import Layout
 from phase8.errors import ArtifactError
@@ -52,16 +55,22 @@ def test_a_manifest_of_millions_of_parts(note: Any) -> None:
 
 def test_a_pool_is_measured_before_it_is_read(tmp_path) -> None:
     """Its length is that of the packed form at most; a file of holes costs its maker nothing."""
-    raw = forge.put_together([("plain", {"dtype": "float32"}, {"a": (8,)})], forge._valid)
-    (size,) = np.frombuffer(raw[:8], dtype="<u8")
-    length, hole = len(raw) - 8 - int(size), 3 << 30
-    front = raw[8 : 8 + int(size)].replace(f"[{length}]".encode(), f"[{hole}]".encode())
-    front = front.replace(f"[0, {length}]".encode(), f"[0, {hole}]".encode())
+    header, manifest, _ = fuzz.take_apart(
+        forge.put_together([("plain", {"dtype": "float32"}, {"a": (8,)})], forge._valid)
+    )
+    hole = 3 << 30
+    manifest["pools"][0][6] = hole
+    header["payload"] = {"dtype": "U8", "shape": [hole], "data_offsets": [0, hole]}
+    front = fuzz.put_together(header, json.dumps(manifest).encode(), b"", checksum=False)
+    (size,) = struct.unpack_from("<Q", front)
+    text = json.loads(front[8 : 8 + size])
+    text["__metadata__"]["manifest_crc32"] = str(zlib.crc32(json.dumps(manifest).encode()))
+    front = json.dumps(text).encode()
     with (tmp_path / "model.safetensors").open("wb") as file:
-        file.write(len(front).to_bytes(8, "little") + front)
+        file.write(struct.pack("<Q", len(front)) + front)
         file.truncate(8 + len(front) + hole)
     tracemalloc.start()
-    with pytest.raises(ArtifactError, match="do not cover the payload"):
+    with pytest.raises(ArtifactError, match="3221225472 bytes, packed it would have 32"):
         read_manifest(tmp_path)
     assert tracemalloc.get_traced_memory()[1] < 1 << 21
     tracemalloc.stop()

@@ -45,7 +45,7 @@ def artifact(request, tmp_path_factory) -> Path:
 
 def python(script: str, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, text=True, capture_output=True, timeout=120
+        [sys.executable, "-c", script, *map(str, arguments)], cwd=ROOT, text=True, capture_output=True, timeout=600
     )
 
 
@@ -196,7 +196,7 @@ def test_lm_eval_scores_an_artifact(artifact, tmp_path):
         cwd=ROOT,
         text=True,
         capture_output=True,
-        timeout=180,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = tmp_path.glob("**/results*.json")

@@ -291,7 +291,7 @@ class PlainCodeEval:
 
     def compute(self, references, predictions, k, **_):
         right = [
-            subprocess.run([sys.executable, "-c", f"{programs[0]}\n{tests}"], capture_output=True, timeout=20)
+            subprocess.run([sys.executable, "-c", f"{programs[0]}\n{tests}"], capture_output=True, timeout=600)
             for tests, programs in zip(references, predictions, strict=True)
         ]
         return {"pass@1": sum(run.returncode == 0 for run in right) / len(right)}, {}

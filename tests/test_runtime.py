@@ -261,7 +261,7 @@ def test_it_runs_without_torch_and_even_with_numpy_alone(artifact: Path, without
         capture_output=True,
         text=True,
         cwd=ROOT,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

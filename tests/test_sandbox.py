@@ -93,7 +93,9 @@ def test_files_outside_are_safe(tmp_path, sandbox):
 MEASURED = (
     "fork bomb that catches errors", "endless loop, all signals ignored", "memory bomb", "prints gigabytes",
     "fills the disk with many files", "deletes files", "overwrites files", "renames and re-permits files",
-    "sends data to a socket", "starts a program",
+    "sends data to a socket", "starts a program", "lifts rules in the interpreter, then overwrites",
+    "forges the verdicts to come, through /proc", "reads files", "talks to a Unix socket",
+    "takes shared memory beyond its limit",
 )  # fmt: skip
 
 
@@ -101,8 +103,8 @@ MEASURED = (
 @pytest.mark.parametrize("name", MEASURED)
 def test_an_attack_ends_and_leaves_nothing(sandbox, name):
     outcome = attack(sandbox, ATTACKS[name], 0.4)
-    assert not outcome.passed and outcome.next_passes
-    assert (outcome.files_harmed, outcome.processes_left, outcome.connections) == (0, 0, 0)
+    assert not outcome.passed and outcome.next_right
+    assert (outcome.files_harmed, outcome.processes_left, outcome.connections, outcome.memory_left) == (0, 0, 0, 0)
     assert outcome.peak_mb < 1.5 * MEMORY_BYTES / 1e6
 
 
@@ -115,6 +117,9 @@ def test_without_the_sandbox_the_same_attacks_do_harm():
     assert attack(plain, ATTACKS["sends data to a socket"], PLENTY_S).connections == 1
     assert attack(plain, ATTACKS["starts a program"], PLENTY_S).processes_left == 1
     assert attack(plain, ATTACKS["leaves with success before its tests"], PLENTY_S).passed
+    assert attack(plain, ATTACKS["reads files"], PLENTY_S).passed
+    assert attack(plain, ATTACKS["talks to a Unix socket"], PLENTY_S).connections == 1
+    assert attack(plain, ATTACKS["takes shared memory beyond its limit"], PLENTY_S).memory_left == 16
 
 
 def test_no_network_and_a_clean_environment():
