@@ -230,4 +230,5 @@ def save_artifact(
     quantizer.check_unchanged(model)
     directory = make_directory(Path(save_directory))
     for name, content in quantizer.files().items():
+        make_directory((directory / name).parent)
         write_atomic(directory / name, content)
