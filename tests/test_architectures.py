@@ -39,11 +39,15 @@ SMALL = {
 }  # fmt: skip
 MORE = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2},
-    "phi": {"partial_rotary_factor": 0.5},
-    "opt": {"num_hidden_layers": 2},
+    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_d_state": 8},
+    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_n_groups": 1},
+    "gptj": {"rotary_dim": 4},
+    "codegen": {"rotary_dim": 4},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 24},
+    "zaya": {"num_experts_per_tok": 1},
 }
 """Settings that a kind needs beside, to fit together."""
-MOST_WEIGHTS = 3_000_000
+MOST_WEIGHTS = 5_000_000
 TOO_LARGE_OR_AT_ODDS = "cannot be built small with these settings"
 REFUSED: dict[str, str] = {}
 """Kinds that are refused, and what the error says."""
@@ -60,7 +64,9 @@ def build(kind: str):
     """The kind in miniature, or None where the settings do not fit together."""
     try:
         default = CONFIG_MAPPING[kind]()
-        settings = {name: value for name, value in SMALL.items() if hasattr(default, name)} | MORE.get(kind, {})
+        fixed = {name for name, found in vars(type(default)).items() if isinstance(found, property) and not found.fset}
+        settings = {name: value for name, value in SMALL.items() if hasattr(default, name) and name not in fixed}
+        settings |= MORE.get(kind, {})
         config = CONFIG_MAPPING[kind](**settings)
         with torch.device("meta"):
             outline = AutoModelForCausalLM.from_config(config)
