@@ -23,6 +23,7 @@ def descend(tmp_path, monkeypatch):
     """Runs a pipeline whose attempts score as given, by stage; returns which attempts ran, and the run."""
     monkeypatch.setattr(pipeline, "build_result", lambda **_: {})
     monkeypatch.setattr(pipeline, "phase_complete", lambda _: Log(level="info", text="the end"))
+    monkeypatch.setattr(pipeline, "check_reopens", lambda _: None)
     monkeypatch.setattr(pipeline, "measure_baseline", lambda run: setattr(run, "baseline", suite()))
     monkeypatch.setattr(pipeline, "measure_latency_ms", lambda _: None)
     monkeypatch.setattr(stages, "measure_sensitivity", lambda *_: {})

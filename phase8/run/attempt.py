@@ -5,14 +5,13 @@ What is judged is what was written: the network that the benchmarks see gets its
 
 from __future__ import annotations
 
-import copy
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from phase8.artifact.read import Artifact, read_artifact
-from phase8.artifact.write import bytes_by_kind, load_weights, write_artifact
+from phase8.artifact.write import bytes_by_kind, load_artifact, write_artifact
 from phase8.benchmarks.evaluate import SuiteResult
 from phase8.codecs import EncodedGroup
 from phase8.codecs.pools import is_protected
@@ -135,9 +134,9 @@ def score_stage(run: Context, stage: str, number: int, artifact: Artifact, told:
                 tell_score(run, known, stage, number)
             return found
     with run.step("evaluate", stage, number):
-        network = copy.deepcopy(run.source.network)
-        load_weights(network, artifact.decode(), where=str(directory_of(run.run_dir, stage, number)))
-        result = score(run, network, stage, number)
+        # Opened as a user opens it: architecture and settings from its own files, the weights into a fresh network.
+        network, _ = load_artifact(directory_of(run.run_dir, stage, number))
+        result = score(run, network.to(run.config.device), stage, number)
         write_scores(path, result)
     return result
 

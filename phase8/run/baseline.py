@@ -36,6 +36,7 @@ def measure_baseline(run: Context) -> None:
         with run.step("load", BASELINE):
             run.suite = load_run_suite(run.config, run.source.experts.experts)
         _tell_what_is_missing(run, run.suite)
+        _tell_texts(run)
     cache = BaselineCache(run.cache_dir)
     run.suite = _with_edge_pool(run, run.suite, cache)
     run.baseline = _scores(run, cache, told)
@@ -94,6 +95,34 @@ def _scores(run: Context, cache: BaselineCache, told: bool) -> SuiteResult:
     return found
 
 
+def is_foreign(run: Context) -> bool:
+    """Whether the model is any but an embedded one, from a path or from memory."""
+    return not run.source.name.startswith(EMBEDDED)
+
+
+def _tell_texts(run: Context) -> None:
+    """Which texts the run rests on, and that the embedded world's say nothing of a foreign model."""
+    assert run.suite is not None
+    size = sum(len(document.encode()) for document in run.suite.text)
+    if size and run.config.benchmarks.perplexity_text:
+        text = f"held-out text: {text_name(run.config)}, {len(run.suite.text):,} documents, {size:,} bytes"
+        run.log("info", text, BASELINE)
+    if not is_foreign(run):
+        return
+    absent = {
+        "calibration_text": run.config.calibration_text is None,
+        "benchmarks.perplexity_text": bool(size) and run.config.benchmarks.perplexity_text is None,
+    }
+    if names := [name for name, is_absent in absent.items() if is_absent]:
+        run.log(
+            "warning",
+            f"{' and '.join(names)} {'are' if len(names) > 1 else 'is'} not set, so the embedded world's text stands "
+            "in: invented for the embedded model, it says little of what this one knows. Better: "
+            f"{' '.join(f'{name}=FILE' for name in names)}, UTF-8, documents parted by blank lines",
+            BASELINE,
+        )
+
+
 def load_run_suite(config: CompressionConfig, experts: tuple[str, ...]) -> Suite:
     """The benchmarks that the settings and the model's experts ask for.
 
@@ -135,8 +164,8 @@ def _with_edge_pool(run: Context, suite: Suite, cache: BaselineCache) -> Suite:
     """The suite with questions of edge of chaos that suit this model, where the settings want them."""
     settings = run.config.benchmarks
     asked = settings.edge_pool is EdgePool.calibrated or settings.edge_pool_file is not None
-    foreign = settings.edge_pool is EdgePool.auto and not run.config.model.path.startswith(EMBEDDED)
-    if not (asked or foreign) or not any(task.stands_for == EDGE_OF_CHAOS for task in suite.tasks):
+    suited = settings.edge_pool is EdgePool.auto and is_foreign(run)
+    if not (asked or suited) or not any(task.stands_for == EDGE_OF_CHAOS for task in suite.tasks):
         return suite
     file = settings.edge_pool_file
     candidates = edge.embedded_candidates() if file is None else edge.read_candidates(file)
