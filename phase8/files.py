@@ -14,7 +14,8 @@ from pathlib import Path
 from phase8.errors import OutputError, Phase8Error
 
 
-def _output_error(error: OSError, path: Path) -> OutputError:
+def output_error(error: OSError, path: Path) -> OutputError:
+    """An operating system's error at writing, with what can be done about it."""
     fixes = {
         errno.ENOSPC: "free some disk space, or set paths.output_dir to a disk that has room",
         errno.EDQUOT: "free some of your quota, or set paths.output_dir elsewhere",
@@ -36,7 +37,7 @@ def make_directory(path: Path) -> Path:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "permission denied")
     except OSError as error:
-        raise _output_error(error, path) from error
+        raise output_error(error, path) from error
     return path
 
 
@@ -57,7 +58,7 @@ def fresh_directory(path: Path | str) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            raise _output_error(error, candidate) from error
+            raise output_error(error, candidate) from error
         return candidate
     raise AssertionError("unreachable")
 
@@ -80,7 +81,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise _output_error(error, path) from error
+        raise output_error(error, path) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
@@ -100,7 +101,7 @@ def directory_swap(path: Path | str) -> Iterator[Path]:
         fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         fresh.chmod(0o755)
     except OSError as error:
-        raise _output_error(error, path) from error
+        raise output_error(error, path) from error
     try:
         yield fresh
         old = None
@@ -111,7 +112,7 @@ def directory_swap(path: Path | str) -> Iterator[Path]:
         if old is not None:
             shutil.rmtree(old)
     except OSError as error:
-        raise _output_error(error, path) from error
+        raise output_error(error, path) from error
     finally:
         if fresh.exists():
             shutil.rmtree(fresh, ignore_errors=True)

@@ -10,7 +10,7 @@ LAYERS = [
     {"printable"},
     {"errors"},
     {"checks", "files", "limits", "world", "lossless"},
-    {"events"},
+    {"events", "cache"},
     {"codecs"},
     {"model"},
     {"artifact"},
