@@ -85,6 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     decompress.add_argument("out", type=Path, metavar="OUT", help="a directory that does not exist yet")
     decompress.set_defaults(command=_export, format="safetensors", dtype="float32")
 
+    compare = commands.add_parser("compare", help="several runs side by side: table, frontier, retention, settings")
+    compare.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="a run's directory, or a multirun's")
+    compare.add_argument("--html", type=Path, metavar="FILE", help="also write a page with plots")
+    compare.set_defaults(command=_compare)
+
     harness = commands.add_parser(
         "lm-eval", add_help=False, help="lm-eval's own command, which then opens artifacts: --model hf"
     )
@@ -300,6 +305,17 @@ def _dashboard(options: argparse.Namespace) -> int:
         ),
         build_page=not options.no_build,
     )
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from phase8.watch.compare import print_comparison, write_comparison
+    from phase8.watch.runs import read_runs
+
+    runs = read_runs(options.runs)
+    print_comparison(runs)
+    if options.html is not None:
+        print(write_comparison(options.html, runs, title=f"Phase 8: {len(runs)} runs compared"))
     return 0
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.core.plugins import Plugins
 
 from phase8.errors import ConfigError, Phase8Error
@@ -34,7 +35,7 @@ MAX_JOB_BYTES = 1 << 20
 
 def quoted(text: str) -> str:
     """Any text as a value in Hydra's override syntax."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 class GridJob:

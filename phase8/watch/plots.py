@@ -73,7 +73,8 @@ def attempts(view: RunView) -> list[tuple[Stage, Attempt, str]]:
     ]
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """An empty figure of the report's look, so many inches large, and its axes."""
     from matplotlib.figure import Figure  # late: half a second that only the report needs
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
@@ -87,7 +88,8 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     return figure, axes
 
 
-def _grid(axes: Any, axis: str) -> None:
+def grid_lines(axes: Any, axis: str) -> None:
+    """Thin lines along `x`, `y` or `both`."""
     axes.grid(True, axis=axis, color=GRID, linewidth=0.6)
 
 
@@ -111,7 +113,8 @@ def _to_svg(figure: Any, prefix: str) -> str:
     return svg
 
 
-def _plot(figure: Any, prefix: str, title: str, alt: str) -> Plot:
+def as_plot(figure: Any, prefix: str, title: str, alt: str) -> Plot:
+    """A drawn figure for the page; `prefix` keeps its identifiers apart from those of other figures."""
     svg = _to_svg(figure, prefix).replace("<svg ", f'<svg role="img" aria-label="{escape(clean(alt))}" ', 1)
     return Plot(title, alt, svg)
 
@@ -126,7 +129,7 @@ def size_by_stage(view: RunView) -> Plot | None:
     rows = [row for row in rows if row[1] is not None and row[1] > 0]
     if not rows:
         return None
-    figure, axes = _figure(WIDE, 0.75 + 0.38 * len(rows))
+    figure, axes = new_figure(WIDE, 0.75 + 0.38 * len(rows))
     smallest, largest = min(row[1] for row in rows), max(row[1] for row in rows)
     low = smallest / 4
     axes.set_xscale("log")
@@ -141,12 +144,12 @@ def size_by_stage(view: RunView) -> Plot | None:
         )
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.invert_yaxis()
-    _grid(axes, "x")
+    grid_lines(axes, "x")
     axes.xaxis.set_major_formatter(lambda value, _position: re.sub(r"\.0+ ", " ", size(value)))
     axes.xaxis.set_minor_formatter(lambda _value, _position: "")
     axes.set_xlabel("size on disk, logarithmic", fontsize=8, color=SOFT)
     alt = "Size by stage: " + "; ".join(f"{row[0]} {size(row[1])}, ratio {times(row[2])}" for row in rows)
-    return _plot(figure, "size", "Size by stage", alt)
+    return as_plot(figure, "size", "Size by stage", alt)
 
 
 def _threshold(attempt: Attempt, name: str) -> float | None:
@@ -163,7 +166,7 @@ def retention(stage: Stage, attempt: Attempt, name: str, order: int, limits: Lim
     from matplotlib.ticker import MaxNLocator
 
     results.sort(key=lambda result: {"core": 0, "expert": 1}.get(result.role, 2))
-    figure, axes = _figure(NARROW, 0.8 + 0.3 * len(results))
+    figure, axes = new_figure(NARROW, 0.8 + 0.3 * len(results))
     colour = stage_colour(stage.name)
     useful = [(index, result) for index, result in enumerate(results) if result.informative]
     idle = [(index, result) for index, result in enumerate(results) if not result.informative]
@@ -223,7 +226,7 @@ def retention(stage: Stage, attempt: Attempt, name: str, order: int, limits: Lim
     for label, result in zip(axes.get_yticklabels(), results, strict=True):
         label.set_color(INK if result.informative else SOFT)
     axes.set_ylim(len(results) - 0.45, -0.55)
-    _grid(axes, "x")
+    grid_lines(axes, "x")
     axes.xaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(lambda value, _position: f"{100 * value:.0f} %")
     axes.set_xlabel("share of the baseline score kept", fontsize=8, color=SOFT)
@@ -231,7 +234,7 @@ def retention(stage: Stage, attempt: Attempt, name: str, order: int, limits: Lim
         f"{result.task} {percent(result.retention)} raw, {percent(result.retention_corrected)} chance-corrected"
         for result in results
     )
-    return _plot(figure, f"retention{order}", name, alt)
+    return as_plot(figure, f"retention{order}", name, alt)
 
 
 def _quality_figure(view: RunView) -> tuple[Any, str] | None:
@@ -245,7 +248,7 @@ def _quality_figure(view: RunView) -> tuple[Any, str] | None:
         return None
     from matplotlib.ticker import LogLocator
 
-    figure, axes = _figure(WIDE, 3.1)
+    figure, axes = new_figure(WIDE, 3.1)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     for position, style in ((3, "-"), (4, "--")):
@@ -293,7 +296,7 @@ def _quality_figure(view: RunView) -> tuple[Any, str] | None:
             fontsize=7.5,
             color=BAD,
         )
-    _grid(axes, "both")
+    grid_lines(axes, "both")
     axes.yaxis.set_major_formatter(lambda value, _position: f"{100 * value:.0f} %")
     axes.xaxis.set_major_formatter(lambda value, _position: times(value).replace(".0×", "×"))
     axes.xaxis.set_minor_formatter(lambda _value, _position: "")
@@ -329,7 +332,7 @@ def _label_points(axes: Any, points: Sequence[tuple[Any, ...]], *, spacing: floa
 def quality_against_ratio(view: RunView) -> Plot | None:
     """Core retention, raw (filled) and chance-corrected (hollow), against the ratio, a point per attempt."""
     drawn = _quality_figure(view)
-    return drawn and _plot(drawn[0], "quality", "Quality against ratio", drawn[1])
+    return drawn and as_plot(drawn[0], "quality", "Quality against ratio", drawn[1])
 
 
 def quality_png(view: RunView) -> bytes | None:
@@ -358,7 +361,7 @@ def bytes_by_group(view: RunView) -> Plot | None:
             totals[name] = totals.get(name, 0.0) + value / whole
     ranked = sorted(totals, key=lambda name: (-totals[name], name))
     shown = ranked if len(ranked) <= len(GROUPS) else ranked[: len(GROUPS) - 1]
-    figure, axes = _figure(WIDE, 1.1 + 0.38 * len(rows) + 0.2 * ((len(shown) + 4) // 3))
+    figure, axes = new_figure(WIDE, 1.1 + 0.38 * len(rows) + 0.2 * ((len(shown) + 4) // 3))
     spoken = []
     handles: dict[str, Any] = {}
     for index, (stage, attempt) in enumerate(rows):
@@ -386,7 +389,7 @@ def bytes_by_group(view: RunView) -> Plot | None:
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1.0], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     axes.spines["bottom"].set_visible(False)
     _legend(figure, handles)
-    return _plot(figure, "bytes", "Where the bytes are", "Bytes per tensor group. " + ". ".join(spoken))
+    return as_plot(figure, "bytes", "Where the bytes are", "Bytes per tensor group. " + ". ".join(spoken))
 
 
 def _legend(figure: Any, handles: dict[str, Any]) -> None:
@@ -414,7 +417,7 @@ def time_per_step(view: RunView) -> Plot | None:
     if not rows:
         return None
     names = [*dict.fromkeys(step for _name, steps in rows for step in steps if step not in STEPS), *STEPS]
-    figure, axes = _figure(WIDE, 1.0 + 0.38 * len(rows))
+    figure, axes = new_figure(WIDE, 1.0 + 0.38 * len(rows))
     handles: dict[str, Any] = {}
     longest = max(sum(steps.values()) for _name, steps in rows) or 1.0
     for index, (_name, steps) in enumerate(rows):
@@ -431,7 +434,7 @@ def time_per_step(view: RunView) -> Plot | None:
     axes.set_yticks(range(len(rows)), [row[0] for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, longest * 1.22)
-    _grid(axes, "x")
+    grid_lines(axes, "x")
     axes.set_xlabel("seconds", fontsize=8, color=SOFT)
     order = [words(step) for step in names]
     _legend(figure, {name: handles[name] for name in sorted(handles, key=order.index)})
@@ -439,7 +442,7 @@ def time_per_step(view: RunView) -> Plot | None:
         f"{name}: " + ", ".join(f"{words(step)} {seconds(time)}" for step, time in steps.items())
         for name, steps in rows
     )
-    return _plot(figure, "time", "Time per step", alt)
+    return as_plot(figure, "time", "Time per step", alt)
 
 
 def loss_curves(view: RunView) -> Plot | None:
@@ -453,7 +456,7 @@ def loss_curves(view: RunView) -> Plot | None:
         return None
     from matplotlib.ticker import LogLocator
 
-    figure, axes = _figure(WIDE, 2.9)
+    figure, axes = new_figure(WIDE, 2.9)
     if all(loss > 0 for *_, curves in rows for curve in curves for _step, loss in curve):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -468,7 +471,7 @@ def loss_curves(view: RunView) -> Plot | None:
             linestyle="-" if attempt.order == 1 else "--",
         )
         handles[name] = line[0]
-    _grid(axes, "both")
+    grid_lines(axes, "both")
     axes.tick_params(axis="y", labelcolor=SOFT)
     axes.yaxis.set_minor_formatter(lambda _value, _position: "")
     axes.yaxis.set_major_formatter(lambda value, _position: f"{value:.3g}")
@@ -479,7 +482,7 @@ def loss_curves(view: RunView) -> Plot | None:
         f"{name}: from {curves[-1][0][1]:.4g} to {curves[-1][-1][1]:.4g} in {len(curves[-1])} records"
         for _stage, _attempt, name, curves in rows
     )
-    return _plot(figure, "loss", "Optimisation loss", alt)
+    return as_plot(figure, "loss", "Optimisation loss", alt)
 
 
 Drawing = Callable[[RunView], Plot | None]

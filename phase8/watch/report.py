@@ -109,7 +109,7 @@ th,td{padding:6px 9px}.card{padding:12px 10px}.list td:nth-child(3){display:none
 """
 
 
-def _style() -> str:
+def page_style() -> str:
     """The style sheet with a colour for every stage, on light and on dark ground."""
     light, dark = ("".join(f"--{stage.name}:{stage.colours[ground]};" for stage in STAGES) for ground in (0, 1))
     return _STYLE.replace("$light", light).replace("$dark", dark)
@@ -174,7 +174,7 @@ def render(view: RunView, events: Sequence[Event], config: str | None = None) ->
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{_style()}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{page_style()}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in body if part)
         + "\n</main>\n</body>\n</html>\n"
     )

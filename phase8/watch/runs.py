@@ -1,29 +1,26 @@
 """Several runs side by side, from their directories alone: figures, frontier, retention per benchmark, settings.
 
 A directory gives what it has: `result.json` of a run that ended, `config.yaml` of one that began, `job.json` of a job
-of a multirun, with the reason of a failure. Two runs are compared per benchmark on the same items where their
-directories still hold the items' scores; the interval of a difference is then paired, and wider where it is not.
+of a multirun, with the reason of a failure. Two runs' retentions are compared item by item where their directories hold
+the items' scores.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 
 from phase8.errors import ArtifactError
 from phase8.files import read_bounded
+from phase8.watch.server.pairs import Items, items_of, paired_interval
 from phase8.watch.view import interval, mapping, number
 
 MAX_BYTES = 64 << 20
-DRAWS = 2000
-"""Of the bootstrap over items."""
 PLACES = ("paths.", "logger.")
 """Settings that say where and for whom, not what."""
 
@@ -93,7 +90,7 @@ def read_runs(directories: Sequence[Path | str]) -> list[Run]:
             )
         found += [path for path in inside if path not in found]
     names = _short_names(found)
-    return [_read(path, name) for path, name in zip(found, names, strict=True)]
+    return [read_run(path, name) for path, name in zip(found, names, strict=True)]
 
 
 def _is_run(directory: Path) -> bool:
@@ -109,7 +106,12 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     return [str(path) for path in paths]
 
 
-def _read(directory: Path, name: str) -> Run:
+def read_run(directory: Path, name: str) -> Run:
+    """Reads one run's directory, whatever it holds.
+
+    Raises:
+        ArtifactError: a file is damaged.
+    """
     run = Run(name, directory)
     if (result := _json(directory / "result.json")) is not None:
         run.result = result
@@ -186,7 +188,6 @@ def points(runs: Sequence[Run]) -> list[Point]:
 
 def mark_frontier(found: Sequence[Point]) -> list[Point]:
     """The points with `on_frontier` set where no other is at least as small and as good, and better in one."""
-    from dataclasses import replace
 
     def beaten(point: Point) -> bool:
         if point.retention is None:
@@ -250,64 +251,37 @@ def _retained(row: Any) -> Retained | None:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Score of run `b` minus score of run `a` on one benchmark, with its 95 % interval."""
+    """Retention of run `b` minus retention of run `a` on one benchmark; the interval is 95 %, paired over the items,
+    or None where the items' scores are not on disk or not of the same items."""
 
     task: str
     a: int
     b: int
     value: float
-    low: float
-    high: float
-    paired: bool
+    interval: tuple[float, float] | None
 
 
 def differences(runs: Sequence[Run], *, against: int = 0) -> list[Difference]:
     """Every run's answer against that of one of them, per benchmark."""
-    items = [answer_items(run) for run in runs]
-    table = benchmarks(runs)
+    baselines = [items_of(run.directory, "baseline", 1) for run in runs]
+    answers = [_answer_items(run) for run in runs]
     found = []
-    for task, row in table.items():
-        for index in range(len(runs)):
-            if index == against or row[index] is None or row[against] is None:
+    for task, row in benchmarks(runs).items():
+        first = row[against]
+        for index, second in enumerate(row):
+            if index == against or first is None or second is None or None in (first.retention, second.retention):
                 continue
-            first, second = items[against].get(task), items[index].get(task)
-            if first is not None and second is not None and first.shape == second.shape:
-                found.append(Difference(task, against, index, *_paired(second - first), paired=True))
-            elif (wide := _unpaired(row[against], row[index])) is not None:
-                found.append(Difference(task, against, index, *wide, paired=False))
+            items = [source.get(task) for i in (against, index) for source in (baselines[i], answers[i])]
+            bounds = None
+            if all(item is not None for item in items):
+                bounds = paired_interval(items[0], items[2], items[1], items[3])  # type: ignore[arg-type]
+            found.append(Difference(task, against, index, second.retention - first.retention, bounds))  # type: ignore
     return found
 
 
-def answer_items(run: Run) -> dict[str, np.ndarray]:
-    """The item scores [N] of the artifact that a run kept, by benchmark; empty where they are not on disk."""
+def _answer_items(run: Run) -> dict[str, Items]:
     kept = next((point for point in points([run]) if point.kept), None)
-    place = f"{kept.stage}_{kept.attempt}" if kept is not None else "baseline_1"
-    try:
-        content = _json(run.directory / "state" / place / "scores.json")
-    except ArtifactError:
-        return {}
-    found = {}
-    for score in mapping(content).get("scores", []):
-        values = mapping(score).get("items")
-        if isinstance(values, list) and values and all(number(float(v)) is not None for v in values):
-            found[str(score.get("task"))] = np.asarray(values, dtype=np.float64)
-    return found
-
-
-def _paired(difference: np.ndarray) -> tuple[float, float, float]:
-    """Mean of the items' differences [N] and its interval, by a Bayesian bootstrap over items."""
-    weights = np.random.default_rng(0).dirichlet(np.ones(len(difference)), size=DRAWS)
-    low, high = np.quantile(weights @ difference, [0.025, 0.975])
-    return float(difference.mean()), float(low), float(high)
-
-
-def _unpaired(a: Retained | None, b: Retained | None) -> tuple[float, float, float] | None:
-    """The difference of two proportions, as if of different items: too wide, since the items were the same."""
-    if a is None or b is None or a.score is None or b.score is None or not a.n or not b.n:
-        return None
-    error = math.sqrt(a.score * (1 - a.score) / a.n + b.score * (1 - b.score) / b.n)
-    value = b.score - a.score
-    return value, value - 1.96 * error, value + 1.96 * error
+    return items_of(run.directory, "baseline", 1) if kept is None else items_of(run.directory, kept.stage, kept.attempt)
 
 
 def best_of(runs: Sequence[Run]) -> Run | None:
