@@ -29,9 +29,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory) -> Path:
-    """A directory of runs: a real one, and one without a benchmark of its own."""
-    if not (RECORDED / "result.json").is_file():
-        pytest.skip("no recorded run in tests/data/run")
+    """A directory with a real run and an invented one."""
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(RECORDED, runs / "2026-11-26" / "real")
     invented_log.write(runs / "2026-11-26" / "invented")

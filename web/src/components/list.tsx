@@ -181,13 +181,13 @@ function RunTable({ runs, chosen, choose, label, inside = false }: { runs: RunSu
               <span className="sr-only">Choose to compare</span>
             </th>
             <th scope="col" className="cell font-medium">Run</th>
-            <th scope="col" className="cell font-medium">State</th>
-            <th scope="col" className="cell font-medium">Stages</th>
-            <th scope="col" className="cell text-right font-medium">Size</th>
-            <th scope="col" className="cell text-right font-medium">Ratio</th>
-            <th scope="col" className="cell text-right font-medium">Core kept</th>
-            <th scope="col" className="cell font-medium max-lg:hidden">Ends at</th>
-            <th scope="col" className="cell text-right font-medium max-lg:hidden">Time</th>
+            <th scope="col" className="cell w-32 font-medium">State</th>
+            <th scope="col" className="cell w-36 font-medium">Stages</th>
+            <th scope="col" className="cell w-24 text-right font-medium">Size</th>
+            <th scope="col" className="cell w-20 text-right font-medium">Ratio</th>
+            <th scope="col" className="cell w-24 text-right font-medium">Core kept</th>
+            <th scope="col" className="cell w-28 font-medium max-lg:hidden">Ends at</th>
+            <th scope="col" className="cell w-32 text-right font-medium max-lg:hidden">Time</th>
           </tr>
         </thead>
         <tbody>
@@ -201,8 +201,8 @@ function RunTable({ runs, chosen, choose, label, inside = false }: { runs: RunSu
                   {run.name}
                 </Link>
                 <span className="block text-[0.8rem] text-soft">
-                  {run.compressor} · {run.model}
-                  <span className="max-sm:hidden"> · {moment(run.started)}</span>
+                  {[run.compressor, run.model].filter((name) => name !== "").join(" · ")}
+                  <span className="max-sm:hidden">{run.model !== "" && " · "}{moment(run.started)}</span>
                   {run.source === "replay" && " · replay"}
                 </span>
               </th>

@@ -77,6 +77,7 @@ export function Current({ view, summary, over }: { view: RunView; summary: RunSu
         </div>
       )}
       {attempt !== null && attempt.curve.length > 1 && !attempt.complete && <Curve attempt={attempt} stage={stage ?? ""} />}
+      {stage === null && <StageTimes view={view} />}
       <div className="mt-auto">
         <h3 className="mb-1 text-[0.8rem] font-medium text-soft">Last five lines</h3>
         <ol className="space-y-0.5 text-[0.82rem]" data-figure="log">
@@ -105,6 +106,29 @@ function standing(view: RunView, summary: RunSummary | null): string {
 function sentence(step: string, text: string, done: number, total: number | null): string {
   const count = total === null ? figure(done) : `${figure(done)} of ${figure(total)}`;
   return text === "" ? `${words(step)}, ${count}` : `${words(step)}: ${text}`;
+}
+
+/** How long each stage took, all its attempts together. */
+function StageTimes({ view }: { view: RunView }) {
+  const times = Object.values(view.stages)
+    .map((stage) => ({ name: stage.name, took: stage.attempts.reduce((sum, one) => sum + (one.seconds ?? 0), 0) }))
+    .filter((stage) => stage.took > 0);
+  const longest = Math.max(...times.map((stage) => stage.took));
+  return (
+    <dl className="grid grid-cols-[auto_1fr_auto] items-center gap-x-3 gap-y-1 text-[0.85rem]">
+      {times.map(({ name, took }) => (
+        <div key={name} className="contents">
+          <dt>
+            <StageName stage={name} titles={view.titles} />
+          </dt>
+          <dd className="contents">
+            <span className="keeps-colour h-2 rounded-full" style={{ width: `${(100 * took) / longest}%`, background: stageColour(name) }} aria-hidden="true" />
+            <span className="num text-right">{seconds(took)}</span>
+          </dd>
+        </div>
+      ))}
+    </dl>
+  );
 }
 
 /** The training's loss so far, as a line without axes. */

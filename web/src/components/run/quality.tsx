@@ -133,7 +133,7 @@ function Card({
         <div className="absolute -inset-y-0.5 w-0.5 bg-ink" style={{ left: share(floor) }} />
       </div>
       <p className="num text-[0.78rem] text-soft">
-        {informative ? `${percent(before?.score)}${untouched ? "" : ` → ${percent(after?.score)}`}` : "baseline near chance"}
+        {informative ? `${percent(before?.score)}${untouched ? "" : ` → ${percent(after?.score)}`}` : "near chance"}
       </p>
     </li>
   );
