@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phase8.benchmarks.perplexity import bits_per_byte
+from phase8.benchmarks.perplexity import document_bits
 from phase8.benchmarks.suite import (
     EDGE_OF_CHAOS,
     EUDAIMONIA,
@@ -85,6 +85,8 @@ class SuiteResult:
     """See `Suite.missing`."""
     bits_per_byte: float | None = None
     """Of the suite's held-out text; None where it was not measured."""
+    document_bits: tuple[float, ...] = ()
+    """Of each document of that text, in its order."""
 
     def edge_of_chaos(self, low: float, high: float) -> dict[str, Any] | None:
         """`{accuracy, status}`, status `in_band` (from `low` to `high`), `too_easy` or `lost_capability`; None where it
@@ -140,6 +142,7 @@ class SuiteResult:
             {
                 "missing": self.missing,
                 "bits_per_byte": self.bits_per_byte,
+                "document_bits": self.document_bits,
                 "scores": [asdict(score) for score in self.scores.values()],
             }
         )
@@ -159,12 +162,16 @@ class SuiteResult:
         bits = content["bits_per_byte"]
         if bits is not None and not (_is_number(bits) and bits >= 0.0):
             raise ValueError(f"{bits!r} bits per byte")
+        documents = content["document_bits"]
+        if not isinstance(documents, list) or not all(_is_number(one) and one >= 0.0 for one in documents):
+            raise ValueError("bits of a document that are no number")
         if not scores or len(scores) != len(content["scores"]):
             raise ValueError("no scores, or two of one benchmark")
         return cls(
             scores=scores,
             missing=_texts(content["missing"]),
             bits_per_byte=None if bits is None else float(bits),
+            document_bits=tuple(map(float, documents)),
         )
 
 
@@ -248,8 +255,11 @@ def evaluate(
         scores[task.name] = replace(_score(task, results), note=_note(lm))
         if on_task is not None:
             on_task(scores[task.name])
-    bits = bits_per_byte(model, tokenizer, suite.text, batch_tokens=batch_tokens) if suite.text else None
-    return SuiteResult(scores=scores, missing=suite.missing, bits_per_byte=bits)
+    if not suite.text:
+        return SuiteResult(scores=scores, missing=suite.missing)
+    bits = document_bits(model, tokenizer, suite.text, batch_tokens=batch_tokens)
+    size = sum(len(document.encode()) for document in suite.text)
+    return SuiteResult(scores=scores, missing=suite.missing, bits_per_byte=sum(bits) / size, document_bits=tuple(bits))
 
 
 def _chosen(task: Task, loaded: dict[str, Any], samples: int | None) -> dict[str, list[int]]:

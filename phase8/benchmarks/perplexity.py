@@ -51,9 +51,15 @@ def held_out_documents(path: str | None) -> list[str]:
     return chosen
 
 
-@torch.no_grad()
 def bits_per_byte(model: Any, tokenizer: Any, documents: Sequence[str], *, batch_tokens: int = 8192) -> float:
-    """Cross-entropy of the documents in bits, over their length in bytes.
+    """Cross-entropy of the documents in bits, over their length in bytes; arguments and errors as `document_bits`."""
+    bits = document_bits(model, tokenizer, documents, batch_tokens=batch_tokens)
+    return sum(bits) / sum(len(document.encode()) for document in documents)
+
+
+@torch.no_grad()
+def document_bits(model: Any, tokenizer: Any, documents: Sequence[str], *, batch_tokens: int = 8192) -> list[float]:
+    """Cross-entropy of each document, in bits.
 
     Args:
         model: a transformers causal LM, used in its own dtype and on its own device; the log-probabilities are FP32.
@@ -69,14 +75,19 @@ def bits_per_byte(model: Any, tokenizer: Any, documents: Sequence[str], *, batch
         what = "there is no text to measure on" if not size else "the tokenizer has no token that begins a text"
         raise BenchmarkError(what, where="perplexity", fix="give text, or a tokenizer with bos_token or eos_token")
     longest = min(MAX_WINDOW, window(model) or MAX_WINDOW)
-    pieces: list[tuple[list[int], int]] = []
-    for document in documents:
+    pieces: list[tuple[list[int], int, int]] = []
+    for number, document in enumerate(documents):
         ids = [start, *tokenizer(document, add_special_tokens=False)["input_ids"]]
         for at in range(0, len(ids) - 1, longest):
             end = min(at + longest + 1, len(ids))
-            pieces.append((ids[max(0, end - longest - 1) : end], end - at - 1))
+            pieces.append((ids[max(0, end - longest - 1) : end], end - at - 1, number))
     pieces.sort(key=lambda piece: len(piece[0]), reverse=True)  # alike in length, so little of a batch is padding
-    return sum(_in_batches(model, pieces, batch_tokens)) / size
+    bits = [0.0] * len(documents)
+    for (_, _, number), found in zip(
+        pieces, _in_batches(model, [(ids, scored) for ids, scored, _ in pieces], batch_tokens), strict=True
+    ):
+        bits[number] += found
+    return bits
 
 
 def _in_batches(model: Any, pieces: Sequence[Piece], batch_tokens: int) -> list[float]:

@@ -41,13 +41,24 @@ class Stage:
     """Mean retention of the experts."""
     rule: float
     """Score of each eudaimonia rule."""
+    perplexity: float = 0.05
+    """Largest rise in bits per byte over the baseline, where held-out text judges."""
 
 
 STAGES = (
-    Stage("seedlm", "SeedLM", "SeedLM", "seedlm", ("#0072b2", "#5db5ee"), SeedLMConfig, 0.98, 0.98, 0.65),
-    Stage("vptq", "VPTQ", "VPTQ", "vptq", ("#c97b00", "#eeb04a"), VPTQConfig, 0.95, 0.93, 0.65),
+    Stage("seedlm", "SeedLM", "SeedLM", "seedlm", ("#0072b2", "#5db5ee"), SeedLMConfig, 0.98, 0.98, 0.65, 0.02),
+    Stage("vptq", "VPTQ", "VPTQ", "vptq", ("#c97b00", "#eeb04a"), VPTQConfig, 0.95, 0.93, 0.65, 0.07),
     Stage(
-        "hyper", "Hyper-Compression", "Hyper", "hypercompression", ("#00835f", "#3cc79c"), HyperConfig, 0.90, 0.88, 0.60
+        "hyper",
+        "Hyper-Compression",
+        "Hyper",
+        "hypercompression",
+        ("#00835f", "#3cc79c"),
+        HyperConfig,
+        0.90,
+        0.88,
+        0.60,
+        0.16,
     ),
 )
 

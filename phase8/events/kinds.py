@@ -76,7 +76,7 @@ class RunStart(Data):
     run_dir: str
     compressor: str
     model: str
-    model_hash: str
+    model_hash: str = ""
     """Of its weights and tokenizer."""
     parameters: int
     original_bytes: int

@@ -25,7 +25,7 @@ import numpy as np
 from phase8.benchmarks.evaluate import Score, SuiteResult
 from phase8.errors import BenchmarkError
 from phase8.judge.policy import Check, decide, reaches, sampled, wording
-from phase8.judge.resample import mean_draws
+from phase8.judge.resample import mean_draws, ratio_draws
 from phase8.judge.retention import is_informative
 from phase8.judge.settings import GateConfig, GatePolicy, GateReference
 
@@ -66,6 +66,7 @@ def judge_stage(
     experts: Sequence[str] | None = None,
     input_bytes: int | None = None,
     compressed_bytes: int | None = None,
+    text: str = "the suite's",
 ) -> Verdict:
     """Judges one stage.
 
@@ -78,6 +79,7 @@ def judge_stage(
         experts: the model's experts, in order; by default every expert that a benchmark of the suite judges.
         input_bytes, compressed_bytes: what the stage started from and what it made; a stage that does not shrink its
             input fails, however good it is. None: not judged.
+        text: names the held-out text, which judges where fewer than `min_informative` core benchmarks say anything.
 
     Raises:
         BenchmarkError: `result` or `stage_input` lacks a benchmark of the baseline.
@@ -91,7 +93,10 @@ def judge_stage(
     means = _sample(baseline, reference, result)
     found = [
         *_size_check(input_bytes, compressed_bytes),
-        _informative_check(baseline, config),
+        _informative_check(baseline, result, config, text),
+        _perplexity_check(
+            "perplexity", baseline, result, config, 1.0 / (1.0 + getattr(config.perplexity, stage)), text
+        ),
         _core_check("core_retention", baseline, _ratios(baseline, means), getattr(config.core, stage), origin),
         _core_check("core_retention_cumulative", baseline, _kept(baseline, means), kept, "relative to the baseline"),
         _expert_check(
@@ -106,7 +111,10 @@ def judge_stage(
     checks = decide(found, config.policy)
     abort = _abort_reason(checks, baseline, result, config)
     passed = abort is None and all(check.passed is not False for check in checks)
-    return Verdict(stage=stage, passed=passed, abort=abort, checks=checks, wording=wording(checks, config.policy))
+    worth = wording(checks, config.policy)
+    if text_judges(baseline, result, config):
+        worth += f"; too few benchmarks say anything of this model, so held-out text judges ({text})"
+    return Verdict(stage=stage, passed=passed, abort=abort, checks=checks, wording=worth)
 
 
 def judge_final(
@@ -121,6 +129,7 @@ def judge_final(
     min_ratio: float,
     target_ratio: float,
     experts: Sequence[str] | None = None,
+    text: str = "the suite's",
 ) -> tuple[Check, ...]:
     """The seven success criteria of a run, each with its figure. The run succeeds where all seven are `passed is True`.
 
@@ -131,6 +140,7 @@ def judge_final(
         compressed_bytes: the artifact on disk, all of it.
         latency_ms: estimated milliseconds per token on the target device; None where there is no estimate.
         max_accuracy_loss, experts: as in `judge_stage`.
+        text: as in `judge_stage`; where it judges, it stands for the core benchmarks.
         min_ratio: least ratio that counts as success; `target_ratio` is only told.
 
     Raises:
@@ -144,6 +154,10 @@ def judge_final(
     means = _sample(baseline, baseline, final)
     kept = _kept(baseline, means)
     benchmarks = _benchmark_checks(baseline, means, config.abort_benchmark, roles=("core", "expert"))
+    if text_judges(baseline, final, config):
+        core = _perplexity_check("core", baseline, final, config, 1.0 - max_accuracy_loss, text)
+    else:
+        core = _core_check("core", baseline, kept, 1.0 - max_accuracy_loss, "relative to the baseline")
     found = (
         Check(
             name="size",
@@ -152,7 +166,7 @@ def judge_final(
             passed=ratio >= min_ratio,
             note=f"times smaller than FP32; the target of {target_ratio:g} is {target}",
         ),
-        _core_check("core", baseline, kept, 1.0 - max_accuracy_loss, "relative to the baseline"),
+        core,
         _expert_check("experts", baseline, kept, experts, config.final_expert, "relative to the baseline"),
         _edge_check(baseline, final, config),
         _worst(
@@ -259,16 +273,41 @@ def _size_check(input_bytes: int | None, compressed_bytes: int | None) -> list[C
     return [Check(name="smaller", value=value, threshold=1.0, passed=compressed_bytes < input_bytes, note=note)]
 
 
-def _informative_check(baseline: SuiteResult, config: GateConfig) -> Check:
+def text_judges(baseline: SuiteResult, result: SuiteResult, config: GateConfig) -> bool:
+    """Whether held-out text judges: too few core benchmarks say anything, and the text was measured on both models."""
+    telling = sum(is_informative(score) for score in _of_role(baseline, "core").values())
+    measured = len(baseline.document_bits) == len(result.document_bits) > 0
+    return telling < config.min_informative and measured and sum(result.document_bits) > 0.0
+
+
+def _perplexity_check(
+    name: str, baseline: SuiteResult, result: SuiteResult, config: GateConfig, threshold: float, text: str
+) -> Check:
+    """Baseline's bits / result's bits on the same text: 1 where nothing was lost, paired over documents."""
+    before, after = sum(baseline.document_bits), sum(result.document_bits)
+    if len(baseline.document_bits) != len(result.document_bits) or not before or not after:
+        return sampled(name, None, threshold, note="held-out text was not measured")
+    judges = text_judges(baseline, result, config)
+    note = f"bits per byte of held-out text ({text}): {after / before - 1:+.1%}, at most {1 / threshold - 1:+.1%}"
+    if not judges:
+        note += "; not judged, since the benchmarks are"
+    values = np.concatenate([[before / after], ratio_draws(baseline.document_bits, result.document_bits)])
+    return sampled(name, values, threshold, note=note, judged=judges)
+
+
+def _informative_check(baseline: SuiteResult, result: SuiteResult, config: GateConfig, text: str) -> Check:
     core = _of_role(baseline, "core")
     idle = [name for name, score in core.items() if not is_informative(score)]
     note = f"of {len(core)} core benchmarks" + (f"; uninformative: {', '.join(idle)}" if idle else "")
     count = len(core) - len(idle)
     enough = count >= config.min_informative
+    passed: bool | None = enough
     if not enough:
         note = f"too few informative benchmarks for a verdict: {count} {note}"
+        if text_judges(baseline, result, config):
+            passed, note = None, f"{note}; held-out text ({text}) judges in their place"
     return Check(
-        name="informative_core", value=float(count), threshold=float(config.min_informative), passed=enough, note=note
+        name="informative_core", value=float(count), threshold=float(config.min_informative), passed=passed, note=note
     )
 
 

@@ -67,6 +67,24 @@ def mean_draws(scores: Sequence[Score], *, seed: int = 0, draws: int = DRAWS) ->
     return np.stack([means_DS[:, column[id(score)]] for score in scores])
 
 
+def ratio_draws(before: Sequence[float], after: Sequence[float], *, seed: int = 0, draws: int = DRAWS) -> np.ndarray:
+    """sum(before) / sum(after) in each of D draws of what was summed, the same weights for both: shape [D].
+
+    Args:
+        before, after: one figure of each document on two models. Fewer than `MIN_CLUSTERS` documents bound nothing:
+            all draws are NaN.
+    """
+    both_N2 = np.column_stack([before, after])
+    if len(both_N2) < MIN_CLUSTERS:
+        return np.full(draws, np.nan)
+    generator = np.random.default_rng([seed, *b"text"])
+    parts = []
+    for start in range(0, draws, step := max(1, _CHUNK // len(both_N2))):
+        sums_D2 = generator.standard_gamma(1.0, (min(step, draws - start), len(both_N2))) @ both_N2
+        parts.append(sums_D2[:, 0] / sums_D2[:, 1])
+    return np.concatenate(parts)
+
+
 def is_clustered(score: Score) -> bool:
     """Whether the score's items are drawn in groups."""
     return len(set(score.clusters)) >= MIN_CLUSTERS

@@ -88,11 +88,12 @@ def is_informative(baseline: Score) -> bool:
     return baseline.value > baseline.chance + STANDARD_ERRORS * max(baseline.stderr, guessing)
 
 
-def uninformative_core(baseline: SuiteResult, needed: int) -> str:
+def uninformative_core(baseline: SuiteResult, needed: int, text_name: str) -> str:
     """What a run has to say of a model that guesses, before it spends hours on it; empty where it does not guess.
 
     Args:
-        needed: informative core benchmarks without which no gate can pass.
+        needed: informative core benchmarks without which held-out text judges.
+        text_name: names that text.
     """
     core = [score for score in baseline.scores.values() if score.role == "core"]
     idle = [score for score in core if not is_informative(score)]
@@ -105,8 +106,13 @@ def uninformative_core(baseline: SuiteResult, needed: int) -> str:
     )
     if telling < needed:
         text += (
-            f"; {telling} informative ones are too few for a verdict ({needed} needed), so no gate can pass by them. "
-            f"{WAYS_OUT}"
+            f"; {telling} informative ones are too few for a verdict ({needed} needed), "
+            + (
+                f"so held-out text judges instead ({text_name}, {len(baseline.document_bits):,} documents). "
+                if baseline.document_bits
+                else "so no gate can pass by them. "
+            )
+            + WAYS_OUT
         )
     return text
 

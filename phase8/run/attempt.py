@@ -23,7 +23,7 @@ from phase8.run.context import Context
 from phase8.run.groups import counter, encode_all
 from phase8.run.journal import read_facts, read_groups, read_scores, recalled, write_facts, write_groups, write_scores
 from phase8.run.optimise import Trained, trained
-from phase8.run.result import Attempt
+from phase8.run.result import Attempt, text_name
 from phase8.run.score import score, tell_score
 
 
@@ -73,6 +73,7 @@ def make_attempt(
         experts=run.source.experts.experts,
         input_bytes=stage_input.artifact.size_bytes if stage_input is not None else run.source.original_bytes,
         compressed_bytes=artifact.size_bytes,
+        text=text_name(run.config),
     )
     return Attempt(
         stage=stage,

@@ -18,8 +18,8 @@ from phase8.model.source import EMBEDDED, SourceModel
 from phase8.run.context import Context
 from phase8.run.journal import read_scores, recalled, write_scores
 from phase8.run.machine import peak_memory_mb
+from phase8.run.result import text_name
 from phase8.run.score import score, tell_score
-from phase8.run.tell import text_name
 
 BASELINE = "baseline"
 
@@ -45,7 +45,7 @@ def measure_baseline(run: Context) -> None:
     for name, found in run.baseline.scores.items():
         if found.note:
             run.log("warning", f"{name}: {found.note}", BASELINE)
-    if text := uninformative_core(run.baseline, run.config.gates.min_informative):
+    if text := uninformative_core(run.baseline, run.config.gates.min_informative, text_name(run.config)):
         run.log("warning", text, BASELINE)
     size = run.source.original_bytes
     run.tell(

@@ -126,7 +126,7 @@ class Pipeline:
                 )
             )
             return
-        if start.model_hash != self.source.content_hash:
+        if start.model_hash not in ("", self.source.content_hash):
             raise ModelError(
                 "the model is not the one that this run began with: its weights or its tokenizer differ",
                 where=self.config.model.path,

@@ -54,6 +54,11 @@ def retention_of(baseline: Score, score: Score) -> dict[str, Any]:
     }
 
 
+def text_name(config: CompressionConfig) -> str:
+    """Which held-out text the bits per byte are of."""
+    return config.benchmarks.perplexity_text or "the embedded world's text"
+
+
 def averages(baseline: SuiteResult, result: SuiteResult) -> dict[str, Any]:
     """Mean core retention, raw and corrected, with intervals, over the informative core benchmarks."""
     core = by_role(baseline.scores, result.scores, "core")
@@ -105,6 +110,7 @@ def build_result(
             min_ratio=config.min_compression_ratio,
             target_ratio=config.target_compression_ratio,
             experts=source.experts.experts,
+            text=text_name(config),
         )
     if final is None:  # what the input keeps of itself is no finding
         criteria = [
@@ -138,6 +144,7 @@ def build_result(
             "edge_of_chaos": final_result.edge_of_chaos(config.gates.edge_low, config.gates.edge_high),
             "eudaimonia": final_result.eudaimonia,
             "bits_per_byte": {"baseline": baseline.bits_per_byte, "final": final_result.bits_per_byte},
+            "held_out_text": text_name(config),
         }
     result = {
         "success": success,

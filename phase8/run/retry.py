@@ -1,7 +1,7 @@
 """What to change before a failed stage is tried again.
 
 The pattern of the failure decides. The average retention is the lowest of the failed averages (core, cumulative,
-experts):
+experts; where held-out text judges, the baseline's bits per byte / the stage's):
 
     below 0.90   the stage gets more bits or a larger codebook
     below 0.95   more calibration text, and as many more iterations, so that each sequence is seen as often
@@ -43,7 +43,7 @@ Adjustments = dict[str, Any]
 RAISE_RATE_BELOW = 0.90
 SEVERE_BELOW = 0.80
 RAISE_CALIBRATION_BELOW = 0.95
-_AVERAGES = ("core_retention", "core_retention_cumulative", "expert_retention")
+_AVERAGES = ("core_retention", "core_retention_cumulative", "expert_retention", "perplexity")
 _SINGLE = ("benchmark/", "knowledge", "first_expert")
 
 

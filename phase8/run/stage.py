@@ -10,10 +10,10 @@ from phase8.events import Recommended, RetryStart, StageComplete, StageStart
 from phase8.run.attempt import make_attempt
 from phase8.run.context import Context
 from phase8.run.machine import peak_memory_mb
-from phase8.run.result import Attempt
+from phase8.run.result import Attempt, text_name
 from phase8.run.retry import Recommendation, adjust, recommend
 from phase8.run.sensitivity import measure_sensitivity
-from phase8.run.tell import quality_gate, text_name
+from phase8.run.tell import quality_gate
 
 
 def run_stage(run: Context, stage: str, attempts: list[Attempt], stage_input: Attempt | None) -> bool:

@@ -34,6 +34,7 @@ def limits_of(config: CompressionConfig) -> Limits:
         max_retries=config.max_retries,
         policy=gates.policy.value,
         reference=gates.reference.value,
+        perplexity=asdict(gates.perplexity),
     )
 
 
@@ -86,8 +87,3 @@ def phase_complete(result: Mapping[str, Any]) -> PhaseComplete:
     values["criteria"] = tuple(CheckResult(**check) for check in result["criteria"])
     values["techniques_applied"] = tuple(result["techniques_applied"])
     return PhaseComplete(**values)
-
-
-def text_name(config: CompressionConfig) -> str:
-    """Which held-out text the bits per byte are of."""
-    return config.benchmarks.perplexity_text or "the embedded world's text"

@@ -46,6 +46,8 @@ export interface RunStart {
   run_dir: string;
   compressor: string;
   model: string;
+  /** Of its weights and tokenizer. */
+  model_hash: string;
   parameters: number;
   /** FP32 bytes of all parameters, tied ones once. */
   original_bytes: number;
@@ -91,6 +93,8 @@ export interface StepComplete {
   step: string;
   seconds: number;
   attempt: number;
+  /** Within a byte budget an attempt may encode and train several times. */
+  round: number;
   /** Largest resident memory of the process so far. */
   peak_memory_mb: number | null;
 }
