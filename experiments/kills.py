@@ -8,7 +8,8 @@ duration; `resume` goes on with it, and is killed in the same way, until the run
 compared with the uninterrupted run's, byte by byte, and what its result says, but for times and memory.
 
 Children are forked, so that a run costs no imports; what a kill does to the files is the same. For the same reason the
-scores are not lm-eval's: an item counts as solved where the network's likeliest token is the original's.
+scores are not lm-eval's (an item counts as solved where the network's likeliest token is the original's), and a retry
+trains 12 iterations, not 100.
 """
 
 from __future__ import annotations
@@ -18,21 +19,39 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child has no other threads
 
+from phase8.files import write_atomic
+
 CASES = ("retry", "budget")
+MOST_KILLS = 8
+"""Of one run."""
 TIMES = ("seconds", "peak_memory_mb", "inference_latency_measured_ms")
 """What of a result says how long something took or how much memory, which no two runs share."""
+
+
+@dataclass
+class Row:
+    """What came of one kind of run."""
+
+    expected: tuple[dict[str, str], Any]
+    """Of the uninterrupted run: hashes of its artifacts, and its result."""
+    seconds: float
+    kills: int = 0
+    runs: int = 0
+    same: int = 0
 
 
 def tiny_source() -> Any:
@@ -88,12 +107,16 @@ def settings(case: str, run_dir: Path, cache_dir: Path) -> Any:
     return CompressionConfig.from_dict(config)
 
 
-def score_quickly(source: Any) -> None:
-    """Puts scores that cost milliseconds in the place of lm-eval's, in this process and its children."""
+def be_quick(source: Any) -> None:
+    """Puts scores that cost milliseconds in the place of lm-eval's, and short retries; loads what forks will need."""
+    import matplotlib.figure  # noqa: F401
     import torch
 
+    import phase8.run.pipeline
+    import phase8.watch.report  # noqa: F401
     from phase8.benchmarks.evaluate import Score, SuiteResult
     from phase8.benchmarks.suite import EUDAIMONIA, RULES
+    from phase8.run import retry
     from phase8.run import score as scoring
 
     tokens_NT = torch.randint(2, 258, (40, 24), generator=torch.Generator().manual_seed(7))
@@ -120,6 +143,7 @@ def score_quickly(source: Any) -> None:
         return SuiteResult(scores=scores, missing=suite.missing, bits_per_byte=1.0)
 
     scoring.evaluate = evaluate
+    retry._longer = lambda config: {"grokfast.iterations": 2 * config.grokfast.iterations}
 
 
 def in_child(work: Callable[[], Any], kill_after_s: float | None) -> int:
@@ -214,60 +238,71 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
-    from phase8 import api
-
     rng, source = random.Random(options.seed), tiny_source()
-    score_quickly(source)
+    be_quick(source)
     kills: Counter[str] = Counter()
-    rows, problems = [], []
+    rows: dict[str, Row] = {}
+    problems: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         for case in CASES:
-            whole = Path(folder) / f"whole_{case}"
-            config = settings(case, whole, Path(folder) / f"cache_{case}")
-            # Twice: what the first run in a process loads, a fork of it has already.
-            status = in_child(lambda config=config: api.run_configured(config, source, console=False), None)
-            if status != 0:
-                raise SystemExit(f"the uninterrupted run of {case} ended with {status}")
-            begin = time.monotonic()
-            again = settings(case, Path(folder) / f"again_{case}", Path(folder) / f"cache2_{case}")
-            in_child(lambda again=again: api.run_configured(again, source, console=False), None)
-            duration, expected = time.monotonic() - begin, outcome(whole)
-            if outcome(Path(folder) / f"again_{case}") != expected:
-                raise SystemExit(f"two uninterrupted runs of {case} differ")
-            share = options.kills // len(CASES) + (options.kills % len(CASES) if case == CASES[0] else 0)
-            before, runs, same = kills.total(), 0, 0
-            while kills.total() - before < share:
-                most = share - (kills.total() - before)
-                run_dir, found = kill_until_done(case, Path(folder), source, duration, rng, most, kills)
-                runs += 1
-                problems += found
-                if not found:
-                    same += outcome(run_dir) == expected
-                print(f"{case}: {kills.total()} kills, {runs} runs, {same} the same", file=sys.stderr, flush=True)
-            rows.append((case, kills.total() - before, runs, same, duration, len(expected[0])))
-    text = report(rows, kills, problems)
-    print(text)
-    if options.out is not None:
-        options.out.write_text(text)
-    return 0 if not problems and all(runs == same for _, _, runs, same, _, _ in rows) else 1
+            rows[case] = measure_whole(case, Path(folder), source)
+        while kills.total() < options.kills:
+            case = min(CASES, key=lambda name: rows[name].kills)
+            row, before = rows[case], kills.total()
+            most = min(options.kills - before, MOST_KILLS)
+            run_dir, found = kill_until_done(case, Path(folder), source, row.seconds, rng, most, kills)
+            problems += found
+            row.kills += kills.total() - before
+            row.runs += 1
+            row.same += not found and outcome(run_dir) == row.expected
+            shutil.rmtree(run_dir)
+            text = report(rows, kills, problems, options.seed)
+            if options.out is not None:
+                write_atomic(options.out, text)  # after every run: a long one may be looked at
+            print(f"{case}: {row.kills} kills, {row.runs} runs, {row.same} the same", file=sys.stderr, flush=True)
+    print(report(rows, kills, problems, options.seed))
+    return 0 if not problems and all(row.runs == row.same for row in rows.values()) else 1
 
 
-def report(rows: list[tuple[str, int, int, int, float, int]], kills: Counter[str], problems: list[str]) -> str:
+def measure_whole(case: str, folder: Path, source: Any) -> Row:
+    """Two runs without interruption, which have to agree; the second is timed."""
+    from phase8 import api
+
+    outcomes = []
+    for name in ("first", "second"):
+        run_dir = folder / f"{case}_{name}"
+        config = settings(case, run_dir, folder / f"cache_{run_dir.name}")
+        begin = time.monotonic()
+        status = in_child(lambda config=config: api.run_configured(config, source, console=False), None)
+        if status != 0:
+            raise SystemExit(f"the uninterrupted run of {case} ended with {status}")
+        seconds = time.monotonic() - begin
+        outcomes.append(outcome(run_dir))
+    if outcomes[0] != outcomes[1]:
+        raise SystemExit(f"two uninterrupted runs of {case} differ")
+    return Row(expected=outcomes[0], seconds=seconds)
+
+
+def report(rows: dict[str, Row], kills: Counter[str], problems: list[str], seed: int) -> str:
     """The results as Markdown."""
     lines = [
         "# Kills",
         "",
-        "`python experiments/kills.py --kills 100 --seed 0 --out experiments/results/kills.md`: a tiny model's run is",
-        "sent SIGKILL at moments drawn uniformly from its duration, and gone on with by `resume`, until it ends.",
+        f"`python experiments/kills.py --kills {kills.total()} --seed {seed} --out experiments/results/kills.md`: runs",
+        "of a tiny model are sent SIGKILL at moments drawn uniformly from an uninterrupted run's duration, and gone on",
+        "with by `resume`, until they end.",
         "",
-        "| run | kills | runs | the same bytes and result | uninterrupted, s | files compared |",
+        "| run | kills | runs | of them with the same bytes and result | uninterrupted, s | files compared |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
-        *(f"| {c} | {k} | {n} | {same} | {s:.1f} | {files} |" for c, k, n, same, s, files in rows),
+        *(
+            f"| {case} | {row.kills} | {row.runs} | {row.same} | {row.seconds:.1f} | {len(row.expected[0])} |"
+            for case, row in rows.items()
+        ),
         "",
-        f"Problems: {len(problems)}." if problems else "Nothing was lost: no finished step was done again.",
+        f"Problems: {len(problems)}." if problems else "Nothing was lost: no finished step had to be done again.",
         *(f"- {problem}" for problem in problems),
         "",
-        "What was going on when the kill came, by the last event:",
+        "What was going on when the kill came, by the last event of a stage:",
         "",
         *(f"- {place}: {count}" for place, count in sorted(kills.items())),
     ]

@@ -17,7 +17,7 @@ import yaml
 
 from phase8.config import CompressionConfig, PathsConfig, WandbMode
 from phase8.errors import ConfigError, OutputError, Phase8Error
-from phase8.events import Event, EventLog, Failed, Listener, RunStart, StepComplete, read_events
+from phase8.events import Event, EventLog, Failed, Listener, RunStart, StepComplete, plain, read_events
 from phase8.files import fresh_directory, make_directory, read_bounded, write_atomic
 from phase8.run.signals import EndOnSignal
 
@@ -90,6 +90,11 @@ def resume(
         past = read_events(events.path)
         journal = Journal(run_dir, past)
         if journal.ended is not None and not journal.ended.interrupted:
+            if not (run_dir / "report.html").exists():  # the end came while the report was being written
+                from phase8.watch.report import write_report
+
+                write_report(run_dir)
+                return plain(journal.ended)
             raise ConfigError(
                 "this run has come to its end: there is nothing to go on with",
                 where=f"resume={run_dir}",

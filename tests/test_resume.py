@@ -22,7 +22,7 @@ from experiments import kills
 from phase8 import api
 from phase8.errors import ConfigError, ModelError, OutputError, RunStopped
 from phase8.events import EventLog, read_events
-from phase8.run import score
+from phase8.run import retry, score
 from phase8.run.control import Control, write_control
 from phase8.run.signals import EndOnSignal
 
@@ -36,8 +36,9 @@ def source():
 
 @pytest.fixture(autouse=True)
 def quick_scores(source, monkeypatch):
-    monkeypatch.setattr(score, "evaluate", score.evaluate)  # put back afterwards
-    kills.score_quickly(source)
+    monkeypatch.setattr(score, "evaluate", score.evaluate)  # both are put back afterwards
+    monkeypatch.setattr(retry, "_longer", retry._longer)
+    kills.be_quick(source)
 
 
 class Gone(BaseException):
