@@ -1,7 +1,7 @@
 """Follows the logs of the runs that somebody looks at or that are at work, and tells the pages what is new.
 
 Every 20 ms the logs of the runs that somebody looks at are looked after (one `stat` each), every quarter of a second
-those of all runs at work, and every second the directories are searched for new runs. A run that has ended and that
+those of all runs at work, and every two seconds the directories are searched for new runs. A run that has ended and that
 nobody looks at costs nothing.
 """
 
@@ -21,7 +21,7 @@ from phase8.watch.server.replay import Replay
 from phase8.watch.server.tail import Record, compacted
 
 BEAT_S = 0.02
-SEARCH_S = 1.0
+SEARCH_S = 2.0
 SUMMARY_S = 0.25
 """Least time between two summaries of a run to the pages."""
 BURST = 16
@@ -40,6 +40,8 @@ class Hub:
         self.library, self.sio = library, sio
         self.watchers: Counter[str] = Counter()
         """Pages by the run that they look at."""
+        self.pages = 0
+        """Pages that are connected."""
         self._locks: dict[str, asyncio.Lock] = {}
         self._told: dict[str, tuple[Any, ...]] = {}
         """What each run's summary was when it was told last."""
@@ -81,7 +83,8 @@ class Hub:
                     summarised = begin
                     for run in self._at_work:
                         await self._look(run)
-                    await self._tell_summaries()
+                    if self.pages:
+                        await self._tell_summaries()
             except Exception:  # a log that cannot be followed must not end the following of all others
                 _log.exception("following the runs")
                 await asyncio.sleep(SEARCH_S)

@@ -35,11 +35,15 @@ def attach(sio: socketio.AsyncServer, hub: Hub, token: str | None) -> None:
         if not same_token(given if isinstance(given, str) else None, token):
             raise socketio.exceptions.ConnectionRefusedError("unauthorized")
         looked_at[sid] = set()
+        hub.pages += 1
         await sio.enter_room(sid, "runs")
 
     @sio.event
     async def disconnect(sid: str, reason: Any = None) -> None:
-        for run in looked_at.pop(sid, set()):
+        mine = looked_at.pop(sid, None)
+        if mine is not None:
+            hub.pages -= 1
+        for run in mine or ():
             hub.leave(run)
 
     @sio.on("phase8:subscribe")
