@@ -1,8 +1,8 @@
 """Follows the logs of the runs that somebody looks at or that are at work, and tells the pages what is new.
 
 Every 20 ms the logs of the runs that somebody looks at are looked after (one `stat` each), every quarter of a second
-those of all runs at work, and every two seconds the directories are searched for new runs. A run that has ended and that
-nobody looks at costs nothing.
+those of all runs at work, and every two seconds the directories are searched for new runs. A run that has ended and
+that nobody looks at costs nothing.
 """
 
 from __future__ import annotations
