@@ -150,7 +150,7 @@ TOGETHER = replace(OUTLIERS, product=2)
     ("stage", "config"), [*STAGES.items(), ("vptq", OUTLIERS), ("vptq", PRODUCT), ("vptq", TOGETHER)]
 )
 def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage, config):
-    found = config.candidates()
+    found = config.alternatives()
     assert config in found and len(set(map(repr, found))) == len(found)
     assert [c.bits_per_weight() for c in found] == sorted(c.bits_per_weight() for c in found)
     generator = torch.Generator().manual_seed(0)
@@ -162,9 +162,9 @@ def test_candidates_hold_the_users_own_and_packed_sizes_are_the_codecs(stage, co
 
 
 def test_candidates_can_be_cut_into_their_parts():
-    assert {c.vector_dim for c in PRODUCT.candidates()} == {2, 4, 6, 8, 16}
-    assert {c.vector_dim for c in replace(PRODUCT, vector_dim=12, product=3).candidates()} == {6, 12}
-    assert {c.vector_dim for c in TOGETHER.candidates()} == {4, 8, 16}
+    assert {c.vector_dim for c in PRODUCT.alternatives()} == {2, 4, 6, 8, 16}
+    assert {c.vector_dim for c in replace(PRODUCT, vector_dim=12, product=3).alternatives()} == {6, 12}
+    assert {c.vector_dim for c in TOGETHER.alternatives()} == {4, 8, 16}
 
 
 NAMES = [f"model.layers.{n}.mlp.{kind}_proj.weight" for n in range(5) for kind in ("up", "down")]
@@ -216,7 +216,7 @@ def test_a_sample_tells_the_whole_tensors_distortion_and_bytes(stage, monkeypatc
     monkeypatch.setattr(type(STAGES[stage]), "SAMPLED_WEIGHTS", 4096)
     generator = torch.Generator().manual_seed(2)
     matrices = {"w": 0.02 * torch.randn(512, 64, generator=generator)}
-    pick = STAGES[stage].candidates()[4]
+    pick = STAGES[stage].alternatives()[4]
     found = measure(stage, [pick], matrices, [["w"]], {}, seed=0, on_candidate=lambda done: None)
     group = get_codec(stage).encode(matrices, pick, importance={}, seed=0)
     error = float((matrices["w"] - torch.from_numpy(get_codec(stage).decode(group)["w"])).square().sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from phase8.benchmarks.experts import EXPERT_BENCHMARKS, expert_map
-from phase8.config import EXPERTS, CompressionConfig
+from phase8.codecs.settings import StageSettings
+from phase8.config import EXPERTS, STAGES, CompressionConfig
 from phase8.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -143,3 +144,11 @@ def test_dotted_names_change_settings_together():
 def test_a_dotted_name_of_nothing_is_refused(name):
     with pytest.raises(ConfigError, match="no such setting|no setting called"):
         CompressionConfig().changed({name: 1})
+
+
+def test_no_setting_of_a_stage_hides_what_its_settings_answer():
+    answers = {name for name in vars(StageSettings) if callable(getattr(StageSettings, name))}
+    for stage in STAGES:
+        assert not answers & {field.name for field in fields(stage.settings)}, stage.name
+        assert stage.settings() in stage.settings().alternatives(), stage.name
+        assert all(changes for changes in stage.settings().richer(severe=True)), stage.name

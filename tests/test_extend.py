@@ -83,7 +83,7 @@ def test_the_codec_of_the_page_runs_through_the_pipeline(extended, tiny_model_di
         "assert len(names) > 10 and 'torch' not in sys.modules\n"
         "from phase8.config import CompressionConfig\n"
         "config = CompressionConfig().changed({'sign.block_size': 32, 'gates.core.sign': 0.5})\n"
-        "assert [c.block_size for c in config.sign.candidates()] == [1024, 256, 64, 32, 16]\n"
+        "assert [c.block_size for c in config.sign.alternatives()] == [1024, 256, 64, 32, 16]\n"
         "print('fine')\n"
     )
     assert "fine" in call(extended, "-c", script, str(run / "artifacts" / "sign"))

@@ -101,7 +101,7 @@ class Allocator:
     """What was encoded, by settings and names."""
 
     def __post_init__(self) -> None:
-        self._settings = self.config.candidates()
+        self._settings = self.config.alternatives()
 
     def smallest_bytes(self) -> int:
         """The smallest budget that is met whatever the weights are: every matrix at the cheapest settings, packed."""

@@ -71,7 +71,7 @@ class StageSettings:
         """The settings that the file keeps of a group of these shapes: what `decode.layout` reads."""
         raise NotImplementedError
 
-    def candidates(self) -> list[Self]:
+    def alternatives(self) -> list[Self]:
         """Settings for an allocation to choose from, the cheapest first; these among them."""
         found = []
         for row in self.GRID:
