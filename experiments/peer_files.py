@@ -5,9 +5,9 @@ NNCodec (`nncodec`, ISO/IEC 15938-17) wants numpy < 2, torch and torchvision, so
     python -m venv NNC && NNC/bin/pip install nncodec           # builds for about three minutes
     python -m experiments.peers_scored --methods NNCodec --nncodec-python NNC/bin/python
 
-Its quantisation parameter qp sets one step for all matrices, 2^(qp / 4) (4 + qp mod 4) / 4 or so; dependent scalar
-quantisation (trellis-coded) and DeepCABAC are on, norms go in at its default of high precision. What is counted is the
-bitstream.
+Its quantisation parameter qp sets one step for all matrices, (4 + qp mod 4) / 4 x 2^floor(qp / 4) at its default
+density; dependent scalar quantisation (trellis-coded) and DeepCABAC are on, norms go in at its default of high
+precision. What is counted is the bitstream.
 
 ONNX Runtime's dynamic quantisation writes int8 weights with a scale a channel. The file that it writes is counted as it
 is; a tied embedding is in it twice, once for the lookup and once for the output. Scored are the weights that its
@@ -54,7 +54,7 @@ def nncodec(qp: int, python: Path | None) -> tuple[Code | None, str]:
         with tempfile.TemporaryDirectory() as directory:
             source, target = Path(directory, "in.npz"), Path(directory, "out.npz")
             np.savez(source, **{name: np.ascontiguousarray(value.numpy()) for name, value in tensors.items()})
-            subprocess.run([python, "-c", _CHILD, source, target, str(qp)], check=True, timeout=1800)
+            subprocess.run([python, "-c", _CHILD, source, target, str(qp)], check=True, timeout=1800, cwd=directory)
             with np.load(target) as file:
                 decoded = {name: file["/" + name].reshape(value.shape) for name, value in tensors.items()}
                 return decoded, int(file["bytes"])

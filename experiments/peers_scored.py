@@ -7,7 +7,8 @@
 Each row: every matrix of the original, the tied embedding included, is coded by one method with one setting, the norms
 are kept in 16 bits, the bytes are counted (`experiments.scoreboard`, rule 1), and the network made of what the stored
 numbers decode to is scored (`experiments.score`). A row costs about 35 seconds of one core on the reference model, of
-which scoring takes nearly all; rows that exist are skipped (`--fresh` measures them again).
+which the benchmarks take nearly all (`--bits` leaves them out; a later call without it fills them in). Rows that exist
+are skipped (`--fresh` measures them again).
 
 - *nominal width* (`peer_coders`): round-to-nearest, hqq, optimum-quanto, torchao, GGUF
 - *entropy-coded* (`peer_lattices`): rounding, pruning, Huffman-GPTQ, WaterSIC-like
@@ -45,8 +46,8 @@ from phase8.run.encode import encode_coded, encode_plain, plan
 COMMAND = "python -m experiments.peers_scored"
 SEQUENCES, TOKENS = 64, 256
 CALIBRATION_SEED = 1009
-SCALES = (0.35, 0.6, 1.0, 1.5, 2.2)
-"""Steps of the entropy-coded grids, in standard deviations: about 3.5, 2.8, 2.1, 1.5 and 0.9 bits a weight."""
+SCALES = (0.15, 0.35, 0.6, 1.0, 1.5, 2.2)
+"""Steps of the entropy-coded grids, in standard deviations: about 4.8, 3.5, 2.8, 2.1, 1.5 and 1.0 bits a weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,11 @@ class Original:
     @cached_property
     def source(self) -> Any:
         return load(self.name)
+
+    @cached_property
+    def target(self) -> Any:
+        """A second network, into which what was decoded is loaded."""
+        return load(self.name).network
 
     @cached_property
     def matrices(self) -> dict[str, Tensor]:
@@ -150,9 +156,11 @@ NOTES = {
 }
 
 
-def entries(ggml_library: Path | None, nncodec_python: Path | None) -> list[Entry]:
-    """Every row of this experiment, the settings of a method one after another."""
-    found = [*_entropy_coded(), *_ours(), *_nominal(ggml_library)]
+def entries(ggml_library: Path | None, nncodec_python: Path | None, begin: tuple[str, ...] = ("",)) -> list[Entry]:
+    """Every row of this experiment whose method begins so, the settings of a method one after another."""
+    found = [*_entropy_coded(), *_ours()]
+    if any(name.startswith(begin) for name in WIDTHS):  # their libraries take seconds to import
+        found += _nominal(ggml_library)
     for qp in peer_files.QPS:
         code, note = peer_files.nncodec(qp, nncodec_python)
         found.append(Entry(method="NNCodec", setting=f"qp {qp}", code=code, note=note))
@@ -165,7 +173,7 @@ def entries(ggml_library: Path | None, nncodec_python: Path | None) -> list[Entr
             "weights would be int8 or FP8 (4x), as ONNX Runtime's are.",
         )
     )  # fmt: skip
-    return found
+    return [entry for entry in found if entry.method.startswith(begin)]
 
 
 def _entropy_coded() -> list[Entry]:
@@ -222,14 +230,17 @@ def _ours() -> list[Entry]:
     ]
 
 
+WIDTHS: dict[str, list[str]] = {
+    "round-to-nearest": ["4 bit, group 64", "3 bit, group 64", "2 bit, group 64", "2 bit, group 128"],
+    "hqq": ["4 bit, group 64", "3 bit, group 64", "2 bit, group 64", "2 bit, group 128", "1 bit, group 64"],
+    "optimum-quanto": ["4 bit, group 64, hqq", "2 bit, group 64, hqq", "2 bit, group 128, hqq"],
+    "torchao": [f"int{bits}, group 64, asymmetric" for bits in (4, 3, 2)] + ["int2, group 128, asymmetric"],
+    "GGUF": ["Q4_K", "Q3_K", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S"],
+}
+"""Of `peer_coders`: methods and settings."""
+
+
 def _nominal(ggml_library: Path | None) -> list[Entry]:
-    wanted = {
-        "round-to-nearest": ["4 bit, group 64", "3 bit, group 64", "2 bit, group 64", "2 bit, group 128"],
-        "hqq": ["4 bit, group 64", "3 bit, group 64", "2 bit, group 64", "2 bit, group 128", "1 bit, group 64"],
-        "optimum-quanto": ["4 bit, group 64, hqq", "2 bit, group 64, hqq", "2 bit, group 128, hqq"],
-        "torchao": [f"int{bits}, group 64, asymmetric" for bits in (4, 3, 2)] + ["int2, group 128, asymmetric"],
-        "GGUF": ["Q4_K", "Q3_K", "Q2_K", "IQ3_XXS", "IQ2_XXS", "IQ1_S"],
-    }
     had = {(peer.coder, peer.setting): peer for peer in peers(ggml_library)}
     found = [
         Entry(
@@ -238,7 +249,7 @@ def _nominal(ggml_library: Path | None) -> list[Entry]:
             code=nominal(Peer(coder="round-to-nearest", setting="8 bit", code=lambda w: round_to_nearest(w, 8, 128))),
         )
     ]
-    for coder, settings in wanted.items():
+    for coder, settings in WIDTHS.items():
         missing = next((peer for (name, _), peer in had.items() if name == coder and peer.code is None), None)
         for setting in settings:
             peer = had.get((coder, setting))
@@ -249,7 +260,7 @@ def _nominal(ggml_library: Path | None) -> list[Entry]:
     return found
 
 
-def measure(entry: Entry, original: Original) -> dict[str, Any]:
+def measure(entry: Entry, original: Original, *, benchmarks: bool = True) -> dict[str, Any]:
     """Codes, counts, decodes into a fresh network, scores; returns the row."""
     begin = time.perf_counter()
     decoded, size = entry.code(original)
@@ -259,12 +270,11 @@ def measure(entry: Entry, original: Original) -> dict[str, Any]:
         if name not in tensors:  # norms in 16 bits
             tensors[name] = vector.half().float().numpy()
             size += 2 * vector.numel()
-    target = load(original.name)
-    load_weights(target.network, tensors, where=entry.method)
+    load_weights(original.target, tensors, where=entry.method)
     return {
         "artifact_bytes": size,
         "ratio": original.source.original_bytes / size,
-        **score(target.network, target.tokenizer, model=original.name),
+        **score(original.target, original.source.tokenizer, model=original.name, benchmarks=benchmarks),
         "encode_s": round(seconds, 2),
     }
 
@@ -289,6 +299,12 @@ def row_of(entry: Entry, model: str, measured: Mapping[str, Any]) -> dict[str, A
     return row | ({"note": note} if note else {})
 
 
+def is_complete(row: Mapping[str, Any], bits: bool) -> bool:
+    """Whether a row needs no measuring; with `bits` nobody asks for its benchmarks."""
+    scored = bits or row["model"] != "reference" or row["retention_raw"] is not None
+    return row["artifact_bytes"] is not None and scored
+
+
 def main() -> int:
     """Measures what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -296,18 +312,18 @@ def main() -> int:
     parser.add_argument("--methods", nargs="+", help="only those whose name begins so")
     parser.add_argument("--limit", type=int, help="measure at most so many rows")
     parser.add_argument("--fresh", action="store_true", help="measure again what is measured")
+    parser.add_argument("--bits", action="store_true", help="bits per byte only, no benchmarks")
     parser.add_argument("--list", action="store_true", help="only say what would be measured")
     parser.add_argument("--ggml-library", type=Path, help="libggml-base, for GGUF's k- and i-quants (peer_coders)")
     parser.add_argument("--nncodec-python", type=Path, help="a Python that has nncodec (peer_files)")
     parser.add_argument("--rows", type=Path, default=ROWS)
     options = parser.parse_args()
-    had = set() if options.fresh else {key(row) for row in read_rows(options.rows) if row["artifact_bytes"]}
+    had = set() if options.fresh else {key(row) for row in read_rows(options.rows) if is_complete(row, options.bits)}
     done = 0
     for model in options.models:
         original = Original(name=model)
-        for entry in entries(options.ggml_library, options.nncodec_python):
-            known = (model, entry.method, entry.setting, 0) in had or model not in entry.models
-            if known or (options.methods and not entry.method.startswith(tuple(options.methods))):
+        for entry in entries(options.ggml_library, options.nncodec_python, tuple(options.methods or [""])):
+            if (model, entry.method, entry.setting, 0) in had or model not in entry.models:
                 continue
             if options.limit is not None and done >= options.limit:
                 return 0
@@ -316,7 +332,7 @@ def main() -> int:
                 continue
             measured: dict[str, Any] = {}
             if entry.code is not None:
-                measured = measure(entry, original)
+                measured = measure(entry, original, benchmarks=not options.bits)
                 done += 1
             row = row_of(entry, model, measured)
             add_row(row, options.rows)

@@ -66,29 +66,29 @@ def calibration_text(model: str) -> str | None:
     return None if model == "reference" else tinystories("train.txt")
 
 
-def score(network: Any, tokenizer: Any, *, model: str = "reference") -> dict[str, Any]:
+def score(network: Any, tokenizer: Any, *, model: str = "reference", benchmarks: bool = True) -> dict[str, Any]:
     """Measures a network that stands for one of the two models.
 
     Args:
         network: a transformers causal LM; its weights are what a file of the counted bytes decodes to.
         tokenizer: the original's.
         model: which original it stands for.
+        benchmarks: on `reference`, also the core benchmarks, which take some 35 seconds of one core.
 
     Returns:
-        `bits_per_byte`, `bits_per_byte_original`; on `reference` also `retention_raw`, `retention_chance_corrected`
-        with `_low` and `_high` (95 %, from the same items), and `scores` by benchmark; elsewhere these are None.
+        `bits_per_byte`, `bits_per_byte_original`; with benchmarks also `retention_raw`, `retention_chance_corrected`
+        with `_low` and `_high` (95 %, from the same items), and `scores` by benchmark; else these are None.
 
     Raises:
         ConfigError: as `load`.
         BenchmarkError: the benchmarks cannot be run here.
     """
-    if model != "reference":
-        documents = held_out_documents(tinystories("validation.txt"))
+    if model != "reference" or not benchmarks:
         nothing = dict.fromkeys(
             f"retention_{kind}{end}" for kind in ("raw", "chance_corrected") for end in ("", "_low", "_high")
         )
-        found = bits_per_byte(network, tokenizer, documents)
-        return {"bits_per_byte": found, "bits_per_byte_original": _original_bits(), "scores": None} | nothing
+        bits = bits_per_byte(network, tokenizer, _documents(model))
+        return {"bits_per_byte": bits, "bits_per_byte_original": _original_bits(model), "scores": None} | nothing
     baseline = _baseline()
     final = evaluate(network, tokenizer, _core_suite())
     core = by_role(baseline.scores, final.scores, "core")
@@ -122,7 +122,11 @@ def _baseline() -> SuiteResult:
     return result
 
 
+def _documents(model: str) -> list[str]:
+    return held_out_documents(None if model == "reference" else tinystories("validation.txt"))
+
+
 @cache
-def _original_bits() -> float:
-    source = load("tinystories")
-    return bits_per_byte(source.network, source.tokenizer, held_out_documents(tinystories("validation.txt")))
+def _original_bits(model: str) -> float:
+    source = load(model)
+    return bits_per_byte(source.network, source.tokenizer, _documents(model))
