@@ -114,5 +114,7 @@ def test_feedback_lowers_the_outputs_error_and_no_column_is_lost():
         assert bits == 16 and torch.equal(decoded["w"], q * decoded["w"][q == 1][0])
         error[name] = float(((decoded["w"] - matrices["w"]) @ x_NI.T).square().mean())
     assert error["gptq"] < 0.8 * error["nearest"]
-    *_, bits = peer_lattices.fed_back(matrices, {"w": Importance(hessian_II=hessian)}, 0.8, columns=True)
-    assert bits == 16 * 12
+    hessians = {"w": Importance(hessian_II=hessian)}
+    integers, decoded, bits = peer_lattices.fed_back(matrices, hessians, 0.8, columns=True)
+    steps = 16 * (decoded["w"].double().abs().amax(0) / torch.from_numpy(integers["w"]).abs().amax(0)).log2()
+    assert torch.allclose(steps, steps.round(), atol=1e-4) and 0 < bits <= 16 * 12
