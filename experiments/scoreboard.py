@@ -130,10 +130,10 @@ bytes or fewer, and more of what it keeps. `experiments/LOG.md` says what was tr
 ## Rules
 
 1. **Bytes on disk count, all of them.** `ratio` is the FP32 bytes of the original's parameters (tied ones once) over
-   the bytes that it takes to rebuild it. Ours: the written `model.safetensors` and `config.json`, headers, codebooks,
-   scales and norms included; the tokenizer's files, which no method changes, are left out. Others: their integers,
-   scales and norms, the embedding quantised by the same method, and **in their favour** no header, no manifest, no
-   configuration. Where integers are entropy-coded they really are, and the coded bytes count.
+   the bytes that it takes to rebuild it. Ours: every counted file of the written artifact; headers, codebooks, scales,
+   norms and configuration included; the tokenizer's files, which no method changes, are left out. Others: their
+   integers, scales and norms, the embedding quantised by the same method, and **in their favour** no header, no
+   manifest, no configuration. Where integers are entropy-coded they really are, and the coded bytes count.
 2. **What is scored is what the stored numbers decode to**, in float32, never a simulation before rounding.
 3. **Reference model** (`embedded:reference`): retention over the seven core mini benchmarks (200 items each, raw and
    with chance taken off: a guesser keeps 0), and bits per byte of held-out text, the lower the better. **TinyStories**
