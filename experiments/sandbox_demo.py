@@ -142,7 +142,7 @@ def attack(runner: Runner, program: str, timeout_s: float = TIMEOUT_S) -> Outcom
     runner.run("pass", timeout_s)  # what starts once is there before
     precious = tempfile.TemporaryDirectory(prefix="phase8-precious-", ignore_cleanup_errors=True)
     key = 0x50380000 + os.getpid() % 65536
-    with precious as directory, _listener() as (port, path, connections):
+    with precious as directory, _listener() as (port, named, connections):
         target = Path(directory)
         for number in range(FILES):
             path = target / f"precious{number}"
@@ -151,7 +151,7 @@ def attack(runner: Runner, program: str, timeout_s: float = TIMEOUT_S) -> Outcom
         target.chmod(0o777)
         files, processes = _state(target), _alive()
         segments = _segments()
-        text = f"TARGET, PORT, SOCKET, KEY = {directory!r}, {port}, {path!r}, {key}\n{program}"
+        text = f"TARGET, PORT, SOCKET, KEY = {directory!r}, {port}, {named!r}, {key}\n{program}"
         with _watch(os.getpid()) as peak_bytes:
             begin = time.monotonic()
             passed = runner.run(text, timeout_s)

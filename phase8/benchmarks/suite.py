@@ -122,13 +122,14 @@ def load_suite(
         if task.role != "expert" or (not skip_expert_benchmarks and set(task.experts) & set(experts))
     ]
     covered = {task.stands_for for task in tasks}  # those left out below say so themselves
-    tasks, unsafe = _without_unsafe(tasks)
+    tasks, unsafe, why = _without_unsafe(tasks)
     missing = [
         f"{expert}: {benchmark}"
         for expert in experts
         for benchmark in known[expert]
         if not any(stands_for(name, benchmark) for name in covered)
     ]
+    missing += [f"{'core' if one.role == 'core' else one.experts[0]}: {one.stands_for} ({why})" for one in unsafe]
     from phase8.benchmarks.lm import PlanCache  # lm-eval and transformers take seconds to import
 
     return Suite(
@@ -140,21 +141,19 @@ def load_suite(
         samples=samples,
         text=tuple(documents),
         cache=PlanCache(),
-        notes=tuple(unsafe),
+        notes=(f"left out: {' and '.join(one.name for one in unsafe)}: {why}",) if unsafe else (),
     )
 
 
-def _without_unsafe(tasks: list[Task]) -> tuple[list[Task], list[str]]:
-    """The tasks that can be scored on this system, and why others cannot: they run what the model writes."""
+def _without_unsafe(tasks: list[Task]) -> tuple[list[Task], list[Task], str]:
+    """The tasks that can be scored on this system, those that cannot, and why: they run what the model writes."""
     unsafe = [task for task in tasks if task.metric.startswith("pass_at_1")]
-    if not unsafe:
-        return tasks, []
     try:
-        shared_sandbox()
+        if unsafe:
+            shared_sandbox()
+        return tasks, [], ""
     except BenchmarkError as error:
-        names = " and ".join(task.name for task in unsafe)
-        return [task for task in tasks if task not in unsafe], [f"left out: {names}: {error.what}"]
-    return tasks, []
+        return [task for task in tasks if task not in unsafe], unsafe, error.what
 
 
 def spread(items: int, samples: int | None) -> list[int]:
