@@ -26,8 +26,8 @@ from phase8.train.settings import GrokfastConfig, GrokfastVariant, OptimizerConf
 
 __all__ = [
     "EXPERTS", "STAGES", "Axis", "BenchmarkSuite", "BenchmarksConfig", "CompressionConfig",
-    "EdgePool", "GateConfig", "GatePolicy", "GateReference", "GrokfastConfig", "GrokfastVariant", "HyperConfig",
-    "LoggerConfig", "ModelConfig", "OptimizerConfig", "PathsConfig", "Precision", "SeedLMConfig", "SeedSearch",
+    "EdgePool", "Fallback", "GateConfig", "GatePolicy", "GateReference", "GrokfastConfig", "GrokfastVariant",
+    "HyperConfig", "LoggerConfig", "ModelConfig", "OptimizerConfig", "PathsConfig", "Precision", "SeedLMConfig", "SeedSearch",
     "Sharing", "StageThresholds", "Trajectory", "VPTQConfig", "WandbMode", "Winding",
 ]  # fmt: skip
 
@@ -46,6 +46,15 @@ class LoggerConfig:
     project: str = "phase8"
     group: str | None = None
     """Runs of one sweep share a group."""
+
+
+class Fallback(Enum):
+    """What happens where a stage's gate failed for good."""
+
+    auto = "auto"
+    """The run ends with the last stage that passed."""
+    manual = "manual"
+    """The run pauses first, until somebody says `run` (fall back) or `abort` in the control file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +80,8 @@ class RunSettings:
     """Serve the dashboard beside the run; `python -m phase8 dashboard` serves all runs."""
     max_retries: int = 1
     """How often a stage whose gate failed is tried again with a recommendation."""
+    fallback: Fallback = Fallback.auto
+    """Whether the run asks before it falls back; see `phase8.run.control`."""
     max_accuracy_loss: float = 0.16
     """Largest relative loss of the average core score against the baseline, at every stage."""
     min_compression_ratio: float = 40.0

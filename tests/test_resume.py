@@ -20,6 +20,7 @@ from synthetic_run import run_start
 
 from experiments import kills
 from phase8 import api
+from phase8.config import Fallback
 from phase8.errors import ConfigError, ModelError, OutputError, RunStopped
 from phase8.events import EventLog, read_events
 from phase8.run import retry, score
@@ -199,6 +200,23 @@ def test_an_abort_keeps_the_last_artifact(source, tmp_path):
     assert (run_dir / "report.html").exists() and kinds(run_dir)[-2:] == ["aborted", "phase_complete"]
 
 
+@pytest.mark.parametrize(("answer", "stopped"), [("run", ""), ("abort", "look at it first")])
+def test_a_manual_fallback_waits_for_an_answer(source, tmp_path, answer, stopped):
+    """VPTQ fails; what SeedLM made is the answer either way, but nothing is decided before somebody says so."""
+    run_dir = tmp_path / "run"
+    config = kills.settings("retry", run_dir, tmp_path / "cache")
+    rule = replace(config.gates.rule, vptq=1.0)
+    config = replace(config, fallback=Fallback.manual, max_retries=0, gates=replace(config.gates, rule=rule))
+
+    def reply(event):
+        if event.kind == "paused":
+            assert event.data.step == "gate" and "vptq failed its gate" in event.data.reason
+            write_control(run_dir, answer, "look at it first")
+
+    result = api.run_configured(config, source, console=False, listeners=[reply])
+    assert result["compression_level"] == "seedlm" and result["stopped"] == stopped
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_every_signal_ends_the_run_in_order_and_once(name):
     before = signal.getsignal(getattr(signal, name))
@@ -224,3 +242,15 @@ def test_resume_on_the_command_line_takes_no_settings(tmp_path):
     command = [sys.executable, str(ROOT / "run.py"), f"resume={tmp_path}", "seed=3"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     assert ended.returncode == 2 and "a resumed run keeps its settings" in ended.stderr
+
+
+@pytest.mark.slow
+def test_output_that_nobody_reads_costs_no_result(tmp_path):
+    """`python run.py ... | head -1`: the console is dropped, the run goes on."""
+    command = (
+        f"{sys.executable} {ROOT / 'run.py'} experiment=quick benchmark_samples=4 grokfast.iterations=0 logger=none "
+        f"vptq.enabled=false hyper.enabled=false hydra.run.dir={tmp_path / 'run'} paths.cache_dir={tmp_path} | head -1"
+    )
+    ended = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=900)
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+    assert (tmp_path / "run" / "result.json").exists() and (tmp_path / "run" / "report.html").exists()

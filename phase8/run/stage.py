@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from phase8.config import CompressionConfig
+from phase8.config import CompressionConfig, Fallback
 from phase8.events import Recommended, RetryStart, StageComplete, StageStart
 from phase8.run.attempt import make_attempt
 from phase8.run.context import Context
@@ -59,6 +59,8 @@ def run_stage(run: Context, stage: str, attempts: list[Attempt], stage_input: At
                 stage,
             )
         if last:
+            if not verdict.passed and run.config.fallback is Fallback.manual:
+                run.control.ask("gate", stage, f"{stage} failed its gate for good: run falls back, abort stops here")
             return verdict.passed
         config = adjust(config, advice)
         if not run.journal.retried(stage, number + 1):
