@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -107,19 +106,7 @@ def resume(
             raise ConfigError(f"not YAML: {error}", where=str(run_dir / "config.yaml"), fix="restore it") from error
         config = CompressionConfig.from_dict(settings)
         config = replace(config, paths=replace(config.paths, output_dir=str(run_dir)))
-        clean_up(run_dir)
         return _run(config, source, events, journal, ending, console, listeners, past)
-
-
-def clean_up(run_dir: Path) -> None:
-    """Removes what a run that ended early left: its result and report, and what it was writing."""
-    for name in ("result.json", "report.html"):
-        (run_dir / name).unlink(missing_ok=True)
-        for path in run_dir.glob(f".{name}.*"):
-            path.unlink()
-    for pattern in ("artifacts/.*", "state/*/.*"):
-        for path in run_dir.glob(pattern):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _run(

@@ -27,8 +27,8 @@ from phase8.train.settings import GrokfastConfig, GrokfastVariant, OptimizerConf
 __all__ = [
     "EXPERTS", "STAGES", "Axis", "BenchmarkSuite", "BenchmarksConfig", "CompressionConfig",
     "EdgePool", "Fallback", "GateConfig", "GatePolicy", "GateReference", "GrokfastConfig", "GrokfastVariant",
-    "HyperConfig", "LoggerConfig", "ModelConfig", "OptimizerConfig", "PathsConfig", "Precision", "SeedLMConfig", "SeedSearch",
-    "Sharing", "StageThresholds", "Trajectory", "VPTQConfig", "WandbMode", "Winding",
+    "HyperConfig", "LoggerConfig", "ModelConfig", "OptimizerConfig", "PathsConfig", "Precision", "SeedLMConfig",
+    "SeedSearch", "Sharing", "StageThresholds", "Trajectory", "VPTQConfig", "WandbMode", "Winding",
 ]  # fmt: skip
 
 

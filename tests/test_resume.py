@@ -135,7 +135,7 @@ def test_another_model_is_refused(source, tmp_path):
     (run_dir / "result.json").write_text("{}")
     with pytest.raises(ModelError, match="not the one that this run began with"):
         api.resume(run_dir, source, console=False)
-    assert not (run_dir / "result.json").exists(), "an old result does not lie beside a run that goes on"
+    assert (run_dir / "result.json").exists(), "nothing was begun, nothing is taken away"
     assert kinds(run_dir)[-1] == "failed"
 
 

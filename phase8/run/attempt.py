@@ -95,6 +95,7 @@ def write_stage(run: Context, stage: str, number: int, config: CompressionConfig
     if run.journal.done(stage, number, "write"):
         found = recalled(run.tell, lambda: (read_artifact(directory), str(read_facts(facts).get("filter"))))
         if found is not None:
+            run.journal.clear(stage, number)
             return found
     groups, gradient_filter = _groups(run, stage, number, config)
     with run.step("write", stage, number):

@@ -134,6 +134,17 @@ class Journal:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+def clean_up(run_dir: Path) -> None:
+    """Removes what a run that ended early left: its result and report, and what it was writing."""
+    for name in ("result.json", "report.html"):
+        (run_dir / name).unlink(missing_ok=True)
+        for path in run_dir.glob(f".{name}.*"):
+            path.unlink()
+    for pattern in ("artifacts/.*", f"{STATE}/*/.*"):
+        for path in run_dir.glob(pattern):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 def recalled(tell: Callable[[Log], Any], read: Callable[[], Product]) -> Product | None:
     """What `read` returns, or None with a warning where the product is missing or damaged: its step is done again."""
     try:

@@ -33,7 +33,7 @@ from phase8.run.budget import check_budget
 from phase8.run.calibration import Calibration
 from phase8.run.context import Context
 from phase8.run.control import Control
-from phase8.run.journal import Journal
+from phase8.run.journal import Journal, clean_up
 from phase8.run.machine import peak_memory_mb
 from phase8.run.result import Attempt, build_result
 from phase8.run.signals import EndOnSignal
@@ -132,6 +132,7 @@ class Pipeline:
                 where=self.config.model.path,
                 fix="restore it, or start a new run",
             )
+        clean_up(self.run_dir)
         self.context.control.forget()
         self.events.emit(RunResumed(process=self.journal.process + 1, finished=self.journal.finished(), **machine))
 
