@@ -226,3 +226,16 @@ def test_the_interval_of_a_difference_is_that_of_the_gates():
         expected = np.quantile((b - a) / x, [0.025, 0.975])
         assert (low, high) == pytest.approx(tuple(expected), abs=0.006)
         assert paired_interval(before, (scores[1], clusters), left, right) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("https://wandb.example/a/b\n", "https://wandb.example/a/b"), ("javascript:alert(1)", None), (None, None)],
+)
+def test_the_page_of_a_run_at_wandb(tmp_path, text, shown):
+    run = invented_log.write(tmp_path / "runs" / "a")
+    if text is not None:
+        (run / "wandb").mkdir()
+        (run / "wandb" / "url.txt").write_text(text)
+    with served(tmp_path / "runs") as server:
+        assert server.ask(f"status/{server.only_run()}").json["summary"]["wandb_url"] == shown

@@ -19,11 +19,14 @@ from phase8.codecs.stages import NAMES
 from phase8.config import LoggerConfig, WandbMode
 from phase8.errors import ArtifactError, ConfigError
 from phase8.events import Event, PhaseComplete, StageComplete, TrainingComplete, TrainingProgress, plain
+from phase8.files import write_atomic
 from phase8.watch.plots import quality_png
 from phase8.watch.view import BASELINE, RULES, RunView, Stage, mapping, number
 from phase8.watch.wording import stage_name
 
 COMPARISON_TABLE = "phase8/benchmark_comparison"
+URL_FILE = "url.txt"
+"""Beside W&B's own files where the run is online: its page, for the dashboard."""
 QUALITY_PLOT = "phase8/quality_vs_compression"
 _ENVIRONMENT = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
 
@@ -79,6 +82,8 @@ class WandbTracker:
                     silent=True, console="off", disable_git=True, disable_code=True, x_disable_stats=True
                 ),
             )
+            if self._run.url:
+                write_atomic(directory / "wandb" / URL_FILE, self._run.url + "\n")
         except (wandb.Error, ValueError, OSError) as error:
             self._restore_environment()
             raise ConfigError(

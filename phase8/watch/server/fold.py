@@ -105,7 +105,6 @@ class Fold:
     aborted: str | None = None
     failed: ErrorText | None = None
     result: Mapping[str, Any] | None = None
-    wandb_url: str | None = None
     pid: int | None = None
     _process: tuple[float, float] = (0.0, 0.0)
     """Start of the process that writes now, and seconds that those before it took."""
@@ -152,8 +151,6 @@ class Fold:
         self.planned = [text(name, 64) for name in stages] if isinstance(stages, list) else []
         self.titles = {text(k, 64): text(v, 64) for k, v in mapping(data.get("titles")).items()}
         self.pid = int(number(data.get("pid")) or 0) or None
-        url = data.get("wandb_url")
-        self.wandb_url = url if isinstance(url, str) and url.startswith("https://") else None
 
     def _stage_event(self, stage: str, kind: str, moment: float, data: Mapping[str, Any]) -> None:
         attempts = self.stages.setdefault(stage, [])
@@ -256,7 +253,7 @@ class Fold:
         if self.activity is not None and not ended and self.activity.total:
             summary.progress = min(1.0, max(0.0, (self.activity.done or 0.0) / self.activity.total))
         summary.stages = self.stage_summaries(ended)
-        summary.error, summary.wandb_url = self.failed, self.wandb_url
+        summary.error = self.failed
         summary.reason = self.aborted if self.aborted is not None else self.paused
         metrics, best = mapping(mapping(self.result).get("metrics")), self.best()
         if self.result is not None:

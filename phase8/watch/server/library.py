@@ -56,6 +56,7 @@ class Run:
     live: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
     """Held while the tail is read."""
+    wandb_url: str | None = None
     replay_of: str | None = None
     speed: float | None = None
 
@@ -94,6 +95,17 @@ class Run:
     def refresh(self) -> None:
         """Looks whether a process writes the log; a job that has not ended counts, it may still be loading."""
         self.live = (self.job is not None and self.job.ended is None) or is_live(self.directory)
+        if self.wandb_url is None:
+            self.wandb_url = self._wandb_url()
+
+    def _wandb_url(self) -> str | None:
+        """The run's page at W&B, where it is online."""
+        try:
+            raw = read_bounded(self.directory / "wandb" / "url.txt", 2048, error=ArtifactError)
+            url = raw.decode().strip()
+        except (Phase8Error, UnicodeDecodeError):
+            return None
+        return url if url.startswith("https://") and not any(map(str.isspace, url)) else None
 
     def state(self) -> RunState:
         """Where the run is."""
@@ -125,6 +137,7 @@ class Run:
             source=self.source,
             state=state,
             steerable=state in ("starting", "running", "pausing", "paused"),
+            wandb_url=self.wandb_url,
             replay_of=self.replay_of,
             speed=self.speed,
         )
