@@ -56,8 +56,7 @@ class Workers:
                 finally:
                     await _end(process)
             if process.returncode != 0 or len(output) > MOST_BYTES:
-                what = errors.decode(errors="replace").strip()[-2000:] or "the artifact cannot be read"
-                raise ArtifactError(what, where=artifact.name)
+                raise ArtifactError(_said(errors), where=artifact.name, fix="copy the artifact anew, or run again")
             self._accounts[key] = json.loads(output)
         return self._accounts[key]
 
@@ -83,6 +82,14 @@ class Workers:
                 yield _line(kind="error", what=what, where=artifact.name, fix="ask for fewer tokens")
             finally:
                 await _end(process)
+
+
+def _said(errors: bytes) -> str:
+    """What a command's error is, without where: that is a path of this machine."""
+    for line in errors.decode(errors="replace").splitlines():
+        if line.startswith("error: "):
+            return line.removeprefix("error: ")[:2000]
+    return "the artifact cannot be read"
 
 
 def _line(**data: Any) -> bytes:
