@@ -17,29 +17,72 @@ function log(): RunEvent[] {
     say("step_complete", stage, { step, seconds: 2 });
   };
   const scores = (stage: string, attempt: number, kept: number) => {
-    for (const [task, role, experts] of [["a", "core", []], ["b", "core", ["code"]], ["c", "expert", ["code"]]] as const) {
+    for (const [task, role, experts] of [
+      ["a", "core", []],
+      ["b", "core", ["code"]],
+      ["c", "expert", ["code"]],
+    ] as const) {
       const retention = stage === "baseline" ? {} : { retention: kept, retention_interval: [kept - 0.1, kept + 0.1] };
-      say("benchmark_result", stage, { task, role, experts, score: 0.8 * kept, n: 40, chance: 0.25, informative: true, attempt, ...retention });
+      say("benchmark_result", stage, {
+        task,
+        role,
+        experts,
+        score: 0.8 * kept,
+        n: 40,
+        chance: 0.25,
+        informative: true,
+        attempt,
+        ...retention,
+      });
     }
   };
   say("log_start", null, { version: 2 });
-  say("run_start", null, { model: "m", compressor: "default", original_bytes: 4000, parameters: 1000, stages: ["seedlm", "vptq"], limits: { cumulative_retention: 0.9 } });
+  say("run_start", null, {
+    model: "m",
+    compressor: "default",
+    original_bytes: 4000,
+    parameters: 1000,
+    stages: ["seedlm", "vptq"],
+    limits: { cumulative_retention: 0.9 },
+  });
   say("stage_start", "baseline", { attempt: 1 });
   work("baseline", "evaluate", 5);
   scores("baseline", 1, 1);
   say("stage_complete", "baseline", { passed: true, seconds: 4 });
-  for (const [stage, attempt, kept, passed, final] of [["seedlm", 1, 0.99, true, true], ["vptq", 1, 0.7, false, false], ["vptq", 2, 0.95, true, true]] as const) {
+  for (const [stage, attempt, kept, passed, final] of [
+    ["seedlm", 1, 0.99, true, true],
+    ["vptq", 1, 0.7, false, false],
+    ["vptq", 2, 0.95, true, true],
+  ] as const) {
     if (attempt > 1) say("retry_start", stage, { attempt, adjustments: { "vptq.codebook_size": 512 } });
     say("stage_start", stage, { attempt });
     work(stage, "encode", 20);
-    for (let step = 1; step <= 10; step += 1) say("training_progress", stage, { attempt, step, steps: 10, loss: 1 / step });
-    say("compression_progress", stage, { attempt, compressed_bytes: 400, original_bytes: 4000, ratio: 10, bits_per_weight: 3.2, groups: { q_proj: 400 } });
+    for (let step = 1; step <= 10; step += 1)
+      say("training_progress", stage, { attempt, step, steps: 10, loss: 1 / step });
+    say("compression_progress", stage, {
+      attempt,
+      compressed_bytes: 400,
+      original_bytes: 4000,
+      ratio: 10,
+      bits_per_weight: 3.2,
+      groups: { q_proj: 400 },
+    });
     scores(stage, attempt, kept);
-    say("quality_gate", stage, { attempt, passed, abort: null, checks: [{ name: "core_retention_cumulative", value: kept, threshold: 0.9, passed }] });
+    say("quality_gate", stage, {
+      attempt,
+      passed,
+      abort: null,
+      checks: [{ name: "core_retention_cumulative", value: kept, threshold: 0.9, passed }],
+    });
     say("stage_complete", stage, { attempt, passed, final, seconds: 9, artifact: `/x/${stage}` });
   }
   say("log", null, { level: "info", text: "done" });
-  say("phase_complete", null, { success: false, compression_level: "vptq", seconds: 60, metrics: { expert_retention: { code: 0.95 } } });
+  say("phase_complete", null, {
+    success: false,
+    compression_level: "vptq",
+    seconds: 60,
+    metrics: { expert_retention: { code: 0.95 } },
+  });
   return events;
 }
 
@@ -47,7 +90,9 @@ function log(): RunEvent[] {
 function compacted(events: RunEvent[]): RunEvent[] {
   const last = new Map<string, number>();
   for (const event of events) if (event.kind === "activity") last.set(`${event.stage} ${event.data.step}`, event.seq);
-  return events.filter((event) => event.kind !== "activity" || last.get(`${event.stage} ${event.data.step}`) === event.seq);
+  return events.filter(
+    (event) => event.kind !== "activity" || last.get(`${event.stage} ${event.data.step}`) === event.seq,
+  );
 }
 
 function folded(events: RunEvent[], size: number): RunView {
@@ -126,7 +171,10 @@ test("a run that goes on after an abort begins its unfinished attempt anew", () 
   assert.equal(again.aborted, null);
   assert.equal(again.result, null);
   assert.equal(again.current, "vptq");
-  assert.deepEqual(again.stages.vptq?.attempts.at(-1)?.curve.map((point) => point.step), [1, 2, 3]);
+  assert.deepEqual(
+    again.stages.vptq?.attempts.at(-1)?.curve.map((point) => point.step),
+    [1, 2, 3],
+  );
 });
 
 test("events of unknown kinds and with odd data do no harm", () => {

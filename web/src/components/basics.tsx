@@ -80,7 +80,15 @@ export function StageMark({ stage }: { stage: string }) {
   );
 }
 
-export function StageName({ stage, titles, attempt }: { stage: string; titles?: Record<string, string>; attempt?: number }) {
+export function StageName({
+  stage,
+  titles,
+  attempt,
+}: {
+  stage: string;
+  titles?: Record<string, string>;
+  attempt?: number;
+}) {
   return (
     <span className="inline-flex items-center gap-1.5 whitespace-nowrap">
       <StageMark stage={stage} />
@@ -228,7 +236,15 @@ export function HiddenTable({ caption, head, rows }: { caption: string; head: st
         <tbody>
           {rows.map((row, index) => (
             <tr key={index}>
-              {row.map((cell, column) => (column === 0 ? <th key={column} scope="row">{cell}</th> : <td key={column}>{cell}</td>))}
+              {row.map((cell, column) =>
+                column === 0 ? (
+                  <th key={column} scope="row">
+                    {cell}
+                  </th>
+                ) : (
+                  <td key={column}>{cell}</td>
+                ),
+              )}
             </tr>
           ))}
         </tbody>

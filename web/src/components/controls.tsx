@@ -50,10 +50,20 @@ export function Controls({ summary }: { summary: RunSummary }) {
         <Button icon="pause" disabled={!steerable || held || busy} onClick={() => steer("pause")}>
           Pause
         </Button>
-        <Button icon="play" kind={held ? "main" : "plain"} disabled={!steerable || !held || busy} onClick={() => steer("resume")}>
+        <Button
+          icon="play"
+          kind={held ? "main" : "plain"}
+          disabled={!steerable || !held || busy}
+          onClick={() => steer("resume")}
+        >
           Resume
         </Button>
-        <Button icon="stop" kind="danger" disabled={!steerable || state === "aborting" || busy} onClick={() => setAsked("abort")}>
+        <Button
+          icon="stop"
+          kind="danger"
+          disabled={!steerable || state === "aborting" || busy}
+          onClick={() => setAsked("abort")}
+        >
           Abort
         </Button>
         <Button icon="down" onClick={() => setAsked("export")}>
@@ -165,7 +175,11 @@ function ReplayControls({ summary }: { summary: RunSummary }) {
     }
   };
   return (
-    <div role="group" aria-label="Replay" className="flex flex-wrap items-center gap-x-4 gap-y-1.5 rounded-md border border-line px-2.5 py-1.5 text-[0.85rem]">
+    <div
+      role="group"
+      aria-label="Replay"
+      className="flex flex-wrap items-center gap-x-4 gap-y-1.5 rounded-md border border-line px-2.5 py-1.5 text-[0.85rem]"
+    >
       <span className="font-medium">Replay</span>
       <label className="inline-flex items-center gap-1.5">
         Speed

@@ -43,7 +43,10 @@ export function RunList() {
   useEffect(() => {
     const stop = new AbortController();
     const ask = setTimeout(() => {
-      get<RunListAnswer>(`/runs?query=${encodeURIComponent(query)}&limit=${limit}${state && `&state=${state}`}`, stop.signal).then(
+      get<RunListAnswer>(
+        `/runs?query=${encodeURIComponent(query)}&limit=${limit}${state && `&state=${state}`}`,
+        stop.signal,
+      ).then(
         (answer) => {
           setFound(answer);
           setError(null);
@@ -66,7 +69,8 @@ export function RunList() {
     return all.sort((a, b) => (b.started ?? 0) - (a.started ?? 0));
   }, [found, changed, query, state]);
   const groups = useMemo(() => grouped(runs), [runs]);
-  const choose = (run: string) => setChosen(chosen.includes(run) ? chosen.filter((one) => one !== run) : [...chosen, run]);
+  const choose = (run: string) =>
+    setChosen(chosen.includes(run) ? chosen.filter((one) => one !== run) : [...chosen, run]);
   const now = runs.filter((run) => !OVER.includes(run.state)).length;
 
   return (
@@ -75,13 +79,21 @@ export function RunList() {
         <div>
           <h1 className="text-xl font-semibold">Runs</h1>
           <p className="text-[0.88rem] text-soft" role="status">
-            {found === null ? "Loading" : `${Math.max(found.total, runs.length)} ${query || state ? "found" : "in all"}${now > 0 ? `, ${now} under way` : ""}`}
+            {found === null
+              ? "Loading"
+              : `${Math.max(found.total, runs.length)} ${query || state ? "found" : "in all"}${now > 0 ? `, ${now} under way` : ""}`}
           </p>
         </div>
         <div className="flex flex-wrap items-end gap-2">
           <label className="text-[0.82rem] text-soft">
             <span className="sr-only">Search</span>
-            <input type="search" placeholder="Name, model, vptq.bits=4" value={query} onChange={(event) => setQuery(event.target.value)} className="field w-56 text-ink" />
+            <input
+              type="search"
+              placeholder="Name, model, vptq.bits=4"
+              value={query}
+              onChange={(event) => setQuery(event.target.value)}
+              className="field w-56 text-ink"
+            />
           </label>
           <label>
             <span className="sr-only">State</span>
@@ -110,7 +122,8 @@ export function RunList() {
             "No run matches"
           ) : (
             <span>
-              No runs yet. Start one here, or with <code className="font-mono">python run.py</code>: it shows up by itself.
+              No runs yet. Start one here, or with <code className="font-mono">python run.py</code>: it shows up by
+              itself.
             </span>
           )}
         </Empty>
@@ -124,17 +137,27 @@ export function RunList() {
               <Icon name="right" className="size-3 transition-transform [details[open]>summary>&]:rotate-90" />
               <span className="font-semibold [overflow-wrap:anywhere]">{group.study}</span>
               <span className="text-soft">study, {group.runs.length} runs</span>
-              <Link className="ml-auto underline underline-offset-2" href={`/compare/?runs=${group.runs.slice(0, 20).map((run) => run.run).join(",")}`}>
+              <Link
+                className="ml-auto underline underline-offset-2"
+                href={`/compare/?runs=${group.runs
+                  .slice(0, 20)
+                  .map((run) => run.run)
+                  .join(",")}`}
+              >
                 Compare them
               </Link>
             </summary>
-            <RunTable runs={group.runs} chosen={chosen} choose={choose} label={`Runs of the study ${group.study}`} inside />
+            <RunTable
+              runs={group.runs}
+              chosen={chosen}
+              choose={choose}
+              label={`Runs of the study ${group.study}`}
+              inside
+            />
           </details>
         ),
       )}
-      {found !== null && found.total > limit && (
-        <Button onClick={() => setLimit(limit + PAGE)}>Show more</Button>
-      )}
+      {found !== null && found.total > limit && <Button onClick={() => setLimit(limit + PAGE)}>Show more</Button>}
       <Dialog open={starting} close={() => setStarting(false)} title="Start a run" wide>
         <StartForm from={null} done={() => setStarting(false)} />
       </Dialog>
@@ -170,7 +193,19 @@ function grouped(runs: readonly RunSummary[]): Group[] {
   return groups;
 }
 
-function RunTable({ runs, chosen, choose, label, inside = false }: { runs: RunSummary[]; chosen: readonly string[]; choose: (run: string) => void; label: string; inside?: boolean }) {
+function RunTable({
+  runs,
+  chosen,
+  choose,
+  label,
+  inside = false,
+}: {
+  runs: RunSummary[];
+  chosen: readonly string[];
+  choose: (run: string) => void;
+  label: string;
+  inside?: boolean;
+}) {
   return (
     <div className={inside ? "border-t border-line" : "overflow-hidden rounded-lg border border-line bg-card"}>
       <table className="w-full border-separate border-spacing-0 text-[0.88rem]">
@@ -180,29 +215,61 @@ function RunTable({ runs, chosen, choose, label, inside = false }: { runs: RunSu
             <th scope="col" className="cell w-8">
               <span className="sr-only">Choose to compare</span>
             </th>
-            <th scope="col" className="cell font-medium">Run</th>
-            <th scope="col" className="cell w-32 font-medium">State</th>
-            <th scope="col" className="cell w-36 font-medium">Stages</th>
-            <th scope="col" className="cell w-24 text-right font-medium">Size</th>
-            <th scope="col" className="cell w-20 text-right font-medium">Ratio</th>
-            <th scope="col" className="cell w-24 text-right font-medium">Core kept</th>
-            <th scope="col" className="cell w-28 font-medium max-lg:hidden">Ends at</th>
-            <th scope="col" className="cell w-32 text-right font-medium max-lg:hidden">Time</th>
+            <th scope="col" className="cell font-medium">
+              Run
+            </th>
+            <th scope="col" className="cell w-32 font-medium">
+              State
+            </th>
+            <th scope="col" className="cell w-36 font-medium">
+              Stages
+            </th>
+            <th scope="col" className="cell w-24 text-right font-medium">
+              Size
+            </th>
+            <th scope="col" className="cell w-20 text-right font-medium">
+              Ratio
+            </th>
+            <th scope="col" className="cell w-24 text-right font-medium">
+              Core kept
+            </th>
+            <th scope="col" className="cell w-28 font-medium max-lg:hidden">
+              Ends at
+            </th>
+            <th scope="col" className="cell w-32 text-right font-medium max-lg:hidden">
+              Time
+            </th>
           </tr>
         </thead>
         <tbody>
           {runs.map((run) => (
-            <tr key={run.run} data-run={run.run} className="max-md:grid max-md:grid-cols-[1.6rem_repeat(3,1fr)] max-md:border-b max-md:border-line max-md:p-2.5 max-md:last:border-0 md:hover:bg-raised/50 [&>*]:max-md:border-0! [&>*]:max-md:p-0.5!">
+            <tr
+              key={run.run}
+              data-run={run.run}
+              className="max-md:grid max-md:grid-cols-[1.6rem_repeat(3,1fr)] max-md:border-b max-md:border-line max-md:p-2.5 max-md:last:border-0 md:hover:bg-raised/50 [&>*]:max-md:border-0! [&>*]:max-md:p-0.5!"
+            >
               <td className="cell">
-                <input type="checkbox" className="mt-0.5 size-4" aria-label={`Compare ${run.name}`} checked={chosen.includes(run.run)} onChange={() => choose(run.run)} />
+                <input
+                  type="checkbox"
+                  className="mt-0.5 size-4"
+                  aria-label={`Compare ${run.name}`}
+                  checked={chosen.includes(run.run)}
+                  onChange={() => choose(run.run)}
+                />
               </td>
               <th scope="row" className="cell text-left font-normal max-md:col-span-2">
-                <Link href={`/run/?id=${run.run}`} className="font-medium underline-offset-2 [overflow-wrap:anywhere] hover:underline">
+                <Link
+                  href={`/run/?id=${run.run}`}
+                  className="font-medium underline-offset-2 [overflow-wrap:anywhere] hover:underline"
+                >
                   {run.name}
                 </Link>
                 <span className="block text-[0.8rem] text-soft">
                   {[run.compressor, run.model].filter((name) => name !== "").join(" · ")}
-                  <span className="max-sm:hidden">{run.model !== "" && " · "}{moment(run.started)}</span>
+                  <span className="max-sm:hidden">
+                    {run.model !== "" && " · "}
+                    {moment(run.started)}
+                  </span>
                   {run.source === "replay" && " · replay"}
                 </span>
               </th>
@@ -232,7 +299,12 @@ function RunTable({ runs, chosen, choose, label, inside = false }: { runs: RunSu
 }
 
 const STATE_WORDS: Record<StageSummary["state"], string> = {
-  pending: "pending", running: "in progress", retrying: "retrying", passed: "passed", failed: "failed", skipped: "not reached",
+  pending: "pending",
+  running: "in progress",
+  retrying: "retrying",
+  passed: "passed",
+  failed: "failed",
+  skipped: "not reached",
 };
 
 /** A short bar per stage: filled where it passed, half where it runs, hollow where it failed. */

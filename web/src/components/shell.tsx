@@ -15,7 +15,10 @@ export function Shell({ children }: { children: ReactNode }) {
   const at = (href: string) => (path === href ? ({ "aria-current": "page" } as const) : {});
   return (
     <>
-      <a href="#main" className="sr-only focus:not-sr-only focus:absolute focus:z-10 focus:m-2 focus:rounded focus:bg-card focus:p-2">
+      <a
+        href="#main"
+        className="sr-only focus:not-sr-only focus:absolute focus:z-10 focus:m-2 focus:rounded focus:bg-card focus:p-2"
+      >
         Skip to the content
       </a>
       <header className="border-b border-line bg-card">
@@ -28,7 +31,11 @@ export function Shell({ children }: { children: ReactNode }) {
             <Link href="/" {...at("/")} className="underline-offset-4 hover:underline aria-[current]:font-semibold">
               Runs
             </Link>
-            <Link href="/compare/" {...at("/compare/")} className="underline-offset-4 hover:underline aria-[current]:font-semibold">
+            <Link
+              href="/compare/"
+              {...at("/compare/")}
+              className="underline-offset-4 hover:underline aria-[current]:font-semibold"
+            >
               Compare
             </Link>
           </nav>
@@ -40,7 +47,8 @@ export function Shell({ children }: { children: ReactNode }) {
       </header>
       {connection === "disconnected" && (
         <p role="status" className="border-b border-line bg-raised px-4 py-1.5 text-center text-[0.88rem]">
-          No connection to the server. What is shown is the last known state; the page goes on by itself once the server answers.
+          No connection to the server. What is shown is the last known state; the page goes on by itself once the server
+          answers.
         </p>
       )}
       <main id="main" tabIndex={-1} className="mx-auto max-w-[88rem] px-3 py-4 outline-none sm:px-5">
@@ -61,12 +69,26 @@ function Mark() {
   );
 }
 
-const WORDS = { connecting: "Connecting", connected: "Live", disconnected: "Disconnected", unauthorized: "Token needed" } as const;
-const TONES = { connecting: "bg-edge", connected: "bg-good", disconnected: "bg-poor", unauthorized: "bg-fair" } as const;
+const WORDS = {
+  connecting: "Connecting",
+  connected: "Live",
+  disconnected: "Disconnected",
+  unauthorized: "Token needed",
+} as const;
+const TONES = {
+  connecting: "bg-edge",
+  connected: "bg-good",
+  disconnected: "bg-poor",
+  unauthorized: "bg-fair",
+} as const;
 
 function ConnectionState({ connection }: { connection: keyof typeof WORDS }) {
   return (
-    <span role="status" data-connection={connection} className="inline-flex items-center gap-1.5 text-[0.82rem] text-soft">
+    <span
+      role="status"
+      data-connection={connection}
+      className="inline-flex items-center gap-1.5 text-[0.82rem] text-soft"
+    >
       <span className={`keeps-colour size-2 rounded-full ${TONES[connection]}`} aria-hidden="true" />
       <span className="max-sm:sr-only">{WORDS[connection]}</span>
     </span>
@@ -82,10 +104,19 @@ function TokenForm() {
   return (
     <form onSubmit={submit} className="mx-auto mt-10 max-w-md space-y-3 rounded-lg border border-line bg-card p-5">
       <h1 className="text-lg font-semibold">This server asks for a token</h1>
-      <p className="text-[0.9rem] text-soft">It was printed where the dashboard was started, in the address that ends in #token=…</p>
+      <p className="text-[0.9rem] text-soft">
+        It was printed where the dashboard was started, in the address that ends in #token=…
+      </p>
       <label className="block text-[0.9rem] font-medium">
         Token
-        <input type="password" autoComplete="off" required value={value} onChange={(event) => setValue(event.target.value)} className="field mt-1 block w-full font-normal" />
+        <input
+          type="password"
+          autoComplete="off"
+          required
+          value={value}
+          onChange={(event) => setValue(event.target.value)}
+          className="field mt-1 block w-full font-normal"
+        />
       </label>
       <Button type="submit" kind="main">
         Go on
@@ -119,7 +150,13 @@ function Theme() {
     redraw((count) => count + 1);
   };
   return (
-    <button type="button" onClick={choose} className="grid size-8 place-items-center rounded-md hover:bg-raised" aria-label={`Colours: ${theme}. Change to ${NEXT[theme]}`} title={`Colours: ${theme}`}>
+    <button
+      type="button"
+      onClick={choose}
+      className="grid size-8 place-items-center rounded-md hover:bg-raised"
+      aria-label={`Colours: ${theme}. Change to ${NEXT[theme]}`}
+      title={`Colours: ${theme}`}
+    >
       <Icon name={ICONS[theme]} />
     </button>
   );

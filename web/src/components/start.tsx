@@ -42,12 +42,16 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
 
   useEffect(() => {
     const stop = new AbortController();
-    get<Startable>("/settings", stop.signal).then(setOffer, (caught) => stop.signal.aborted || setError(asError(caught)));
+    get<Startable>("/settings", stop.signal).then(
+      setOffer,
+      (caught) => stop.signal.aborted || setError(asError(caught)),
+    );
     return () => stop.abort();
   }, []);
 
   const known = useMemo(() => new Map((offer?.settings ?? []).map((setting) => [setting.name, setting])), [offer]);
-  const valueOf = (name: string): Value => (name in chosen.settings ? (chosen.settings[name] as Value) : (known.get(name)?.default ?? null));
+  const valueOf = (name: string): Value =>
+    name in chosen.settings ? (chosen.settings[name] as Value) : (known.get(name)?.default ?? null);
   const change = (name: string, value: Value) => {
     const settings = { ...chosen.settings };
     if (value === known.get(name)?.default) delete settings[name];
@@ -61,9 +65,15 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
       const taken: Record<string, Value> = {};
       for (const [name, value] of Object.entries(settings)) {
         const setting = known.get(name);
-        if (setting !== undefined && (value === null || typeof value !== "object") && value !== setting.default) taken[name] = value as Value;
+        if (setting !== undefined && (value === null || typeof value !== "object") && value !== setting.default)
+          taken[name] = value as Value;
       }
-      setChosen({ model: offer?.models.includes(from.model) ? from.model : "", variant: offer?.variants.includes(from.compressor) ? from.compressor : "default", experiment: "", settings: taken });
+      setChosen({
+        model: offer?.models.includes(from.model) ? from.model : "",
+        variant: offer?.variants.includes(from.compressor) ? from.compressor : "default",
+        experiment: "",
+        settings: taken,
+      });
     } catch (caught) {
       setError(asError(caught));
     }
@@ -91,7 +101,15 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
 
   if (offer === null) return error === null ? <Skeleton className="h-72" /> : <ErrorBox error={error} />;
   if (!offer.available) {
-    return <ErrorBox error={{ what: "nothing can be started from here", where: "the directory in which the dashboard was started", fix: "start the dashboard in a checkout of the project, beside run.py" }} />;
+    return (
+      <ErrorBox
+        error={{
+          what: "nothing can be started from here",
+          where: "the directory in which the dashboard was started",
+          fix: "start the dashboard in a checkout of the project, beside run.py",
+        }}
+      />
+    );
   }
   const retries = Number(valueOf("max_retries") ?? 0);
   const field = (name: string, label: string) => {
@@ -101,14 +119,23 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
     );
   };
   const wanted = search.trim().toLowerCase();
-  const found = wanted === "" ? [] : offer.settings.filter((setting) => `${setting.name} ${setting.help}`.toLowerCase().includes(wanted)).slice(0, 12);
+  const found =
+    wanted === ""
+      ? []
+      : offer.settings
+          .filter((setting) => `${setting.name} ${setting.help}`.toLowerCase().includes(wanted))
+          .slice(0, 12);
   const changed = Object.entries(chosen.settings).filter(([name]) => known.has(name));
   return (
     <form onSubmit={submit} className="space-y-4">
       <div className="grid gap-3 sm:grid-cols-3">
         <label className="block text-[0.85rem] font-medium">
           Model
-          <select className="field mt-1 block w-full font-normal" value={offer.models.includes(chosen.model) ? chosen.model : offer.models[0]} onChange={(event) => setChosen({ ...chosen, model: event.target.value })}>
+          <select
+            className="field mt-1 block w-full font-normal"
+            value={offer.models.includes(chosen.model) ? chosen.model : offer.models[0]}
+            onChange={(event) => setChosen({ ...chosen, model: event.target.value })}
+          >
             {offer.models.map((name) => (
               <option key={name}>{name}</option>
             ))}
@@ -116,7 +143,11 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
         </label>
         <label className="block text-[0.85rem] font-medium">
           Variant
-          <select className="field mt-1 block w-full font-normal" value={chosen.variant} onChange={(event) => setChosen({ ...chosen, variant: event.target.value })}>
+          <select
+            className="field mt-1 block w-full font-normal"
+            value={chosen.variant}
+            onChange={(event) => setChosen({ ...chosen, variant: event.target.value })}
+          >
             {offer.variants.map((name) => (
               <option key={name}>{name}</option>
             ))}
@@ -124,7 +155,11 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
         </label>
         <label className="block text-[0.85rem] font-medium">
           Experiment
-          <select className="field mt-1 block w-full font-normal" value={chosen.experiment} onChange={(event) => setChosen({ ...chosen, experiment: event.target.value })}>
+          <select
+            className="field mt-1 block w-full font-normal"
+            value={chosen.experiment}
+            onChange={(event) => setChosen({ ...chosen, experiment: event.target.value })}
+          >
             <option value="">none</option>
             {offer.experiments.map((name) => (
               <option key={name}>{name}</option>
@@ -138,7 +173,11 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
         <div className="grid items-end gap-3 sm:grid-cols-3">
           {known.has("max_retries") && (
             <>
-              <Check label="Try again by itself" checked={retries > 0} change={(on) => change("max_retries", on ? 1 : 0)} />
+              <Check
+                label="Try again by itself"
+                checked={retries > 0}
+                change={(on) => change("max_retries", on ? 1 : 0)}
+              />
               <label className="block text-[0.85rem] font-medium">
                 Retries (0 to 5)
                 <input
@@ -191,9 +230,20 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
           />
         </label>
         {wanted !== "" && (
-          <div className="mt-2 grid max-h-64 gap-3 overflow-y-auto rounded-md border border-line p-3 sm:grid-cols-2" tabIndex={0} role="group" aria-label="Settings found">
+          <div
+            className="mt-2 grid max-h-64 gap-3 overflow-y-auto rounded-md border border-line p-3 sm:grid-cols-2"
+            tabIndex={0}
+            role="group"
+            aria-label="Settings found"
+          >
             {found.map((setting) => (
-              <Field key={setting.name} setting={setting} label={setting.name} value={valueOf(setting.name)} change={(value) => change(setting.name, value)} />
+              <Field
+                key={setting.name}
+                setting={setting}
+                label={setting.name}
+                value={valueOf(setting.name)}
+                change={(value) => change(setting.name, value)}
+              />
             ))}
             {found.length === 0 && <p className="text-[0.85rem] text-soft">No such setting</p>}
           </div>
@@ -203,7 +253,9 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
       {changed.length > 0 && (
         <p className="text-[0.85rem]">
           <span className="text-soft">Changed: </span>
-          <span className="font-mono text-[0.8rem] [overflow-wrap:anywhere]">{changed.map(([name, value]) => `${name}=${figure(value)}`).join(" ")}</span>
+          <span className="font-mono text-[0.8rem] [overflow-wrap:anywhere]">
+            {changed.map(([name, value]) => `${name}=${figure(value)}`).join(" ")}
+          </span>
         </p>
       )}
       {error && <ErrorBox error={error} />}
@@ -212,7 +264,9 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
           {busy ? "Starting" : "Start the run"}
         </Button>
         {from !== null && <Button onClick={fill}>Take this run’s settings</Button>}
-        {changed.length > 0 && <Button onClick={() => setChosen({ ...chosen, settings: {} })}>Back to the defaults</Button>}
+        {changed.length > 0 && (
+          <Button onClick={() => setChosen({ ...chosen, settings: {} })}>Back to the defaults</Button>
+        )}
         <Button onClick={done}>Cancel</Button>
       </div>
     </form>
@@ -228,7 +282,17 @@ function Check({ label, checked, change }: { label: string; checked: boolean; ch
   );
 }
 
-function Field({ setting, label, value, change }: { setting: Setting; label: string; value: Value; change: (value: Value) => void }) {
+function Field({
+  setting,
+  label,
+  value,
+  change,
+}: {
+  setting: Setting;
+  label: string;
+  value: Value;
+  change: (value: Value) => void;
+}) {
   if (setting.type === "bool") return <Check label={label} checked={value === true} change={change} />;
   const bounds = {
     ...(setting.low === null ? {} : { min: setting.low }),
@@ -239,7 +303,11 @@ function Field({ setting, label, value, change }: { setting: Setting; label: str
     <label className="block min-w-0 text-[0.85rem] font-medium" title={setting.help}>
       <span className="block truncate">{label}</span>
       {setting.type === "choice" ? (
-        <select className="field mt-1 block w-full font-normal" value={String(value ?? "")} onChange={(event) => change(event.target.value || null)}>
+        <select
+          className="field mt-1 block w-full font-normal"
+          value={String(value ?? "")}
+          onChange={(event) => change(event.target.value || null)}
+        >
           {setting.nullable && <option value="">none</option>}
           {(setting.choices ?? []).map((choice) => (
             <option key={choice}>{choice}</option>

@@ -21,7 +21,11 @@ export function describe(event: RunEvent, titles: Record<string, string> = {}): 
   const said = (title: string, tone: Tone, sort: Sort): Described => ({ title, tone, sort });
   switch (event.kind) {
     case "run_start":
-      return said(`Run begins: ${text(data.model)}, ${size(num(data.original_bytes))} in FP32, compressor ${text(data.compressor)}`, "plain", "step");
+      return said(
+        `Run begins: ${text(data.model)}, ${size(num(data.original_bytes))} in FP32, compressor ${text(data.compressor)}`,
+        "plain",
+        "step",
+      );
     case "run_resumed":
       return said(`Run goes on (process ${figure(data.process)})`, "good", "step");
     case "stage_start":
@@ -29,15 +33,31 @@ export function describe(event: RunEvent, titles: Record<string, string> = {}): 
     case "step_complete":
       return said(`${which}: ${words(text(data.step))} done in ${seconds(num(data.seconds))}`, "plain", "step");
     case "compression_progress":
-      return said(`${which}: ${size(num(data.compressed_bytes))}, ratio ${times(num(data.ratio))}, ${figure(num(data.bits_per_weight))} bits per weight`, "plain", "step");
+      return said(
+        `${which}: ${size(num(data.compressed_bytes))}, ratio ${times(num(data.ratio))}, ${figure(num(data.bits_per_weight))} bits per weight`,
+        "plain",
+        "step",
+      );
     case "allocation":
-      return said(`${which}: ${text(data.limit)} allows ${size(num(data.budget_bytes))}, encoded into ${size(num(data.size_bytes))}`, "plain", "step");
+      return said(
+        `${which}: ${text(data.limit)} allows ${size(num(data.budget_bytes))}, encoded into ${size(num(data.size_bytes))}`,
+        "plain",
+        "step",
+      );
     case "training_progress":
-      return said(`${which}: training step ${figure(data.step)} of ${figure(data.steps)}, loss ${figure(data.loss)}`, "plain", "step");
+      return said(
+        `${which}: training step ${figure(data.step)} of ${figure(data.steps)}, loss ${figure(data.loss)}`,
+        "plain",
+        "step",
+      );
     case "training_restart":
       return said(`${which}: training begins again without the filter`, "fair", "step");
     case "training_complete":
-      return said(`${which}: held-out loss ${figure(num(data.held_out_before))} to ${figure(num(data.held_out_after))}${data.kept === false ? ", not kept" : ""}`, "plain", "step");
+      return said(
+        `${which}: held-out loss ${figure(num(data.held_out_before))} to ${figure(num(data.held_out_after))}${data.kept === false ? ", not kept" : ""}`,
+        "plain",
+        "step",
+      );
     case "benchmark_result": {
       const retention = num(data.retention);
       const kept = retention === null ? "" : `, ${percent(retention)} kept`;
@@ -58,7 +78,11 @@ export function describe(event: RunEvent, titles: Record<string, string> = {}): 
     case "stage_complete": {
       const passed = data.passed === true;
       const verdict = passed ? "done" : data.final === false ? "attempt not kept" : "not kept";
-      return said(`${which}: ${verdict}, ${seconds(num(data.seconds))}`, passed ? "good" : data.final === false ? "fair" : "poor", "gate");
+      return said(
+        `${which}: ${verdict}, ${seconds(num(data.seconds))}`,
+        passed ? "good" : data.final === false ? "fair" : "poor",
+        "gate",
+      );
     }
     case "log": {
       const level = text(data.level);
@@ -75,7 +99,11 @@ export function describe(event: RunEvent, titles: Record<string, string> = {}): 
       return said(`Error: ${text(data.what)}`, "poor", "problem");
     case "phase_complete": {
       const success = data.success === true;
-      return said(`Run ends at ${levelTitle(text(data.compression_level))}: ${success ? "success" : "not a success"}`, success ? "good" : "fair", "gate");
+      return said(
+        `Run ends at ${levelTitle(text(data.compression_level))}: ${success ? "success" : "not a success"}`,
+        success ? "good" : "fair",
+        "gate",
+      );
     }
     default:
       return said(`${which}: ${words(event.kind)}`, "plain", "step");

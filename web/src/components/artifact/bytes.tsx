@@ -30,7 +30,13 @@ export function Bytes({ tree, stage }: { tree: Node; stage: string }) {
     <div className="grid gap-4 lg:grid-cols-[3fr_2fr]">
       <div className="keeps-colour h-80" aria-hidden="true">
         <ResponsiveContainer width="100%" height="100%" initialDimension={{ width: 320, height: 320 }}>
-          <Treemap data={data} dataKey="bytes" nameKey="name" isAnimationActive={false} content={(box) => <Box {...(box as BoxProps)} colour={stageColour(stage)} />} />
+          <Treemap
+            data={data}
+            dataKey="bytes"
+            nameKey="name"
+            isAnimationActive={false}
+            content={(box) => <Box {...(box as BoxProps)} colour={stageColour(stage)} />}
+          />
         </ResponsiveContainer>
       </div>
       <div className="max-h-80 overflow-auto" tabIndex={0} role="region" aria-label="Bytes by section">
@@ -55,7 +61,12 @@ export function Bytes({ tree, stage }: { tree: Node; stage: string }) {
                 <th scope="row" className="cell text-left font-semibold">
                   <span
                     className="keeps-colour mr-1.5 inline-block size-2.5 rounded-[3px]"
-                    style={{ background: mix(stageColour(stage), Math.max(18, 88 - (70 * index) / Math.max(1, sections.length - 1))) }}
+                    style={{
+                      background: mix(
+                        stageColour(stage),
+                        Math.max(18, 88 - (70 * index) / Math.max(1, sections.length - 1)),
+                      ),
+                    }}
                     aria-hidden="true"
                   />
                   {section.name}
@@ -112,7 +123,16 @@ function Box({ x, y, width, height, depth, name, bytes, shade, section, colour }
   const words = width > 8 * name.length && height > 20;
   return (
     <g>
-      <rect x={x} y={y} width={width} height={height} rx={2} fill={mix(colour, shade ?? 50)} stroke="var(--card)" strokeWidth={1.5}>
+      <rect
+        x={x}
+        y={y}
+        width={width}
+        height={height}
+        rx={2}
+        fill={mix(colour, shade ?? 50)}
+        stroke="var(--card)"
+        strokeWidth={1.5}
+      >
         <title>{`${section}: ${name}, ${size(bytes)}`}</title>
       </rect>
       {words && (

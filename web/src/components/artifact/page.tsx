@@ -13,14 +13,25 @@ import { stageTitle } from "@/lib/stages";
 import type { ArtifactDetail, ArtifactLine, Artifacts, ErrorText } from "@/lib/api";
 import { Talk } from "./talk";
 
-const Bytes = dynamic(() => import("./bytes").then((found) => found.Bytes), { ssr: false, loading: () => <Skeleton className="h-80" /> });
+const Bytes = dynamic(() => import("./bytes").then((found) => found.Bytes), {
+  ssr: false,
+  loading: () => <Skeleton className="h-80" />,
+});
 
 export function ArtifactPage() {
   const search = useSearchParams();
   const run = search.get("run") ?? "";
   const name = search.get("name") ?? "";
   if (run === "" || name === "") {
-    return <ErrorBox error={{ what: "no artifact is named", where: "the address of this page", fix: "open it from the page of its run" }} />;
+    return (
+      <ErrorBox
+        error={{
+          what: "no artifact is named",
+          where: "the address of this page",
+          fix: "open it from the page of its run",
+        }}
+      />
+    );
   }
   return <Artifact key={`${run} ${name}`} run={run} name={name} />;
 }
@@ -39,7 +50,10 @@ function Artifact({ run, name }: { run: string; name: string }) {
       },
       (caught) => stop.signal.aborted || setError(asError(caught)),
     );
-    get<Artifacts>(path, stop.signal).then((answer) => setOthers(answer.artifacts), () => undefined);
+    get<Artifacts>(path, stop.signal).then(
+      (answer) => setOthers(answer.artifacts),
+      () => undefined,
+    );
     return () => stop.abort();
   }, [run, name]);
   return (
@@ -52,7 +66,11 @@ function Artifact({ run, name }: { run: string; name: string }) {
           {others
             .filter((other) => other.name !== name)
             .map((other) => (
-              <Link key={other.name} className="ml-4 underline underline-offset-2" href={`/artifact/?run=${run}&name=${encodeURIComponent(other.name)}`}>
+              <Link
+                key={other.name}
+                className="ml-4 underline underline-offset-2"
+                href={`/artifact/?run=${run}&name=${encodeURIComponent(other.name)}`}
+              >
                 {other.name} ({times(other.ratio)})
               </Link>
             ))}
@@ -83,7 +101,11 @@ function Artifact({ run, name }: { run: string; name: string }) {
               </p>
             )}
           </Part>
-          <Part id="talk" title="Talk to it" hint="the same prompt to the original and to this artifact, token by token">
+          <Part
+            id="talk"
+            title="Talk to it"
+            hint="the same prompt to the original and to this artifact, token by token"
+          >
             <Talk run={run} name={name} stage={found?.stage ?? ""} />
           </Part>
           <Part id="tensors" title="Tensors" {...(found === null ? {} : { hint: `${found.tensors.length}` })}>
@@ -108,13 +130,21 @@ function Tensors({ found }: { found: ArtifactDetail }) {
   const [query, setQuery] = useState("");
   const rows = useMemo(() => {
     const wanted = query.trim().toLowerCase();
-    return found.tensors.filter((tensor) => `${tensor.name} ${tensor.codec} ${settings(tensor.settings)}`.toLowerCase().includes(wanted));
+    return found.tensors.filter((tensor) =>
+      `${tensor.name} ${tensor.codec} ${settings(tensor.settings)}`.toLowerCase().includes(wanted),
+    );
   }, [found, query]);
   return (
     <>
       <label className="mb-2 block w-64 max-w-full">
         <span className="sr-only">Search the tensors</span>
-        <input type="search" placeholder="q_proj, vptq" value={query} onChange={(event) => setQuery(event.target.value)} className="field w-full" />
+        <input
+          type="search"
+          placeholder="q_proj, vptq"
+          value={query}
+          onChange={(event) => setQuery(event.target.value)}
+          className="field w-full"
+        />
       </label>
       {rows.length === 0 ? (
         <Empty>No tensor matches</Empty>
@@ -150,7 +180,9 @@ function Tensors({ found }: { found: ArtifactDetail }) {
                   <td className="cell num text-right">{tensor.shape.join(" × ")}</td>
                   <td className="cell whitespace-nowrap">{tensor.codec}</td>
                   <td className="cell num text-right">{figure(tensor.packed_bits_per_weight)}</td>
-                  <td className="cell text-[0.8rem] text-soft">{Object.keys(tensor.settings).length === 0 ? "" : settings(tensor.settings)}</td>
+                  <td className="cell text-[0.8rem] text-soft">
+                    {Object.keys(tensor.settings).length === 0 ? "" : settings(tensor.settings)}
+                  </td>
                 </tr>
               ))}
             </tbody>

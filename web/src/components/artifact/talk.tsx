@@ -62,13 +62,22 @@ export function Talk({ run, name, stage }: { run: string; name: string; stage: s
         setState("");
         setAnswers((now) => ({
           ...now,
-          [side]: { ...now[side], tokens: [...now[side].tokens, { text: text(found.text), probability: num(found.probability), ms: num(found.ms) }] },
+          [side]: {
+            ...now[side],
+            tokens: [
+              ...now[side].tokens,
+              { text: text(found.text), probability: num(found.probability), ms: num(found.ms) },
+            ],
+          },
         }));
         break;
       case "end":
         setAnswers((now) => ({
           ...now,
-          [side]: { ...now[side], end: { tokens: num(found.tokens) ?? 0, seconds: num(found.seconds) ?? 0, reason: text(found.reason) } },
+          [side]: {
+            ...now[side],
+            end: { tokens: num(found.tokens) ?? 0, seconds: num(found.seconds) ?? 0, reason: text(found.reason) },
+          },
         }));
         break;
       case "error":
@@ -101,25 +110,62 @@ export function Talk({ run, name, stage }: { run: string; name: string; stage: s
       }
     }
   };
-  const busy = state !== "" || (asked !== null && stop.current !== null && (answers.original.end === null || answers.compressed.end === null) && error === null);
+  const busy =
+    state !== "" ||
+    (asked !== null &&
+      stop.current !== null &&
+      (answers.original.end === null || answers.compressed.end === null) &&
+      error === null);
   const parting = firstDifference(answers.original.tokens, answers.compressed.tokens);
   return (
     <div className="space-y-3">
       <form onSubmit={submit} className="flex flex-wrap items-end gap-3">
         <label className="min-w-64 flex-1 text-[0.85rem] font-medium">
           Prompt
-          <textarea rows={2} required maxLength={2000} value={prompt} onChange={(event) => setPrompt(event.target.value)} className="field mt-1 block w-full font-normal" />
+          <textarea
+            rows={2}
+            required
+            maxLength={2000}
+            value={prompt}
+            onChange={(event) => setPrompt(event.target.value)}
+            className="field mt-1 block w-full font-normal"
+          />
         </label>
         <label className="text-[0.85rem] font-medium">
           Tokens
-          <input type="number" min={1} max={200} required value={count} onChange={(event) => setCount(Number(event.target.value))} className="field num mt-1 block w-20 font-normal" />
+          <input
+            type="number"
+            min={1}
+            max={200}
+            required
+            value={count}
+            onChange={(event) => setCount(Number(event.target.value))}
+            className="field num mt-1 block w-20 font-normal"
+          />
         </label>
         <label className="text-[0.85rem] font-medium">
           Temperature
-          <input type="number" min={0} max={2} step={0.1} required value={temperature} onChange={(event) => setTemperature(Number(event.target.value))} className="field num mt-1 block w-24 font-normal" />
+          <input
+            type="number"
+            min={0}
+            max={2}
+            step={0.1}
+            required
+            value={temperature}
+            onChange={(event) => setTemperature(Number(event.target.value))}
+            className="field num mt-1 block w-24 font-normal"
+          />
         </label>
         {busy ? (
-          <Button icon="stop" onClick={() => { stop.current?.abort(); stop.current = null; setState(""); setAsked(null); }}>
+          <Button
+            icon="stop"
+            onClick={() => {
+              stop.current?.abort();
+              stop.current = null;
+              setState("");
+              setAsked(null);
+            }}
+          >
             Stop
           </Button>
         ) : (
@@ -130,16 +176,33 @@ export function Talk({ run, name, stage }: { run: string; name: string; stage: s
       </form>
       <p role="status" className="min-h-5 text-[0.85rem] text-soft first-letter:uppercase">
         {state}
-        {state === "" && answers.original.end !== null && answers.compressed.end !== null &&
+        {state === "" &&
+          answers.original.end !== null &&
+          answers.compressed.end !== null &&
           (parting === null ? "Both say the same" : `The same for ${parting} tokens, then they part`)}
       </p>
       {error !== null && <ErrorBox error={error} />}
       <div className="grid gap-3 md:grid-cols-2">
-        <Column title="Original" mark={BASELINE} prompt={asked} answer={answers.original} parting={parting} side="original" />
-        <Column title="Compressed" mark={stage} prompt={asked} answer={answers.compressed} parting={parting} side="compressed" />
+        <Column
+          title="Original"
+          mark={BASELINE}
+          prompt={asked}
+          answer={answers.original}
+          parting={parting}
+          side="original"
+        />
+        <Column
+          title="Compressed"
+          mark={stage}
+          prompt={asked}
+          answer={answers.compressed}
+          parting={parting}
+          side="compressed"
+        />
       </div>
       <p className="text-[0.8rem] text-soft">
-        The darker a token’s ground, the less sure the model was of it. An outline marks the first token at which the two part.
+        The darker a token’s ground, the less sure the model was of it. An outline marks the first token at which the
+        two part.
       </p>
     </div>
   );
@@ -152,7 +215,21 @@ function firstDifference(a: Token[], b: Token[]): number | null {
   return null;
 }
 
-function Column({ title, mark, prompt, answer, parting, side }: { title: string; mark: string; prompt: string | null; answer: Answer; parting: number | null; side: Side }) {
+function Column({
+  title,
+  mark,
+  prompt,
+  answer,
+  parting,
+  side,
+}: {
+  title: string;
+  mark: string;
+  prompt: string | null;
+  answer: Answer;
+  parting: number | null;
+  side: Side;
+}) {
   return (
     <div className="rounded-md border border-line p-3" data-side={side}>
       <h3 className="mb-1.5 flex items-center gap-2 text-[0.88rem] font-semibold">
@@ -175,7 +252,9 @@ function Column({ title, mark, prompt, answer, parting, side }: { title: string;
               data-token
               title={`${percent(token.probability)}${token.ms === null ? "" : `, ${token.ms.toFixed(0)} ms`}`}
               className={`rounded-sm ${index === parting ? "outline-2 outline-poor" : ""}`}
-              style={{ background: `color-mix(in srgb, var(--fair) ${(28 * (1 - (token.probability ?? 1))).toFixed(0)}%, transparent)` }}
+              style={{
+                background: `color-mix(in srgb, var(--fair) ${(28 * (1 - (token.probability ?? 1))).toFixed(0)}%, transparent)`,
+              }}
             >
               {token.text}
             </span>

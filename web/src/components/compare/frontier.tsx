@@ -1,7 +1,17 @@
 /** Every attempt of every run: ratio against core retention, with intervals and the line of those not beaten. */
 "use client";
 
-import { CartesianGrid, ErrorBar, ReferenceLine, ResponsiveContainer, Scatter, ScatterChart, Tooltip, XAxis, YAxis } from "recharts";
+import {
+  CartesianGrid,
+  ErrorBar,
+  ReferenceLine,
+  ResponsiveContainer,
+  Scatter,
+  ScatterChart,
+  Tooltip,
+  XAxis,
+  YAxis,
+} from "recharts";
 
 import { Empty, HiddenTable } from "@/components/basics";
 import type { FrontierPoint } from "@/lib/api";
@@ -16,7 +26,8 @@ export function Frontier({ points, letters }: { points: FrontierPoint[]; letters
     .filter((point) => point.ratio > 0)
     .map((point) => {
       const bounds = pair(point.core_retention_interval);
-      const spread: [number, number] | undefined = bounds === null ? undefined : [point.core_retention - bounds[0], bounds[1] - point.core_retention];
+      const spread: [number, number] | undefined =
+        bounds === null ? undefined : [point.core_retention - bounds[0], bounds[1] - point.core_retention];
       return { ...point, letter: letters[point.run] ?? "?", spread };
     });
   if (known.length === 0) return <Empty>None of these runs has measured a stage yet</Empty>;
@@ -32,13 +43,58 @@ export function Frontier({ points, letters }: { points: FrontierPoint[]; letters
         <ResponsiveContainer width="100%" height="100%" initialDimension={{ width: 320, height: 320 }}>
           <ScatterChart margin={{ top: 8, right: 16, bottom: 16, left: 0 }} accessibilityLayer={false}>
             <CartesianGrid stroke="var(--line)" />
-            <XAxis dataKey="ratio" type="number" scale="log" domain={[low, high]} ticks={ticks} allowDataOverflow tickFormatter={(value: number) => `${value}×`} tick={tick} tickLine={false} axisLine={{ stroke: "var(--line)" }} label={{ value: "compression ratio", position: "insideBottom", offset: -10, fill: "var(--soft)", fontSize: 12 }} />
-            <YAxis dataKey="core_retention" type="number" domain={[bottom, 1.05]} allowDataOverflow tickFormatter={(value: number) => `${Math.round(100 * value)} %`} tick={tick} tickLine={false} axisLine={false} width={48} />
-            <ReferenceLine y={0.84} stroke="var(--poor)" strokeDasharray="5 4" label={{ value: "84 %", position: "insideBottomLeft", fill: "var(--poor)", fontSize: 12 }} />
+            <XAxis
+              dataKey="ratio"
+              type="number"
+              scale="log"
+              domain={[low, high]}
+              ticks={ticks}
+              allowDataOverflow
+              tickFormatter={(value: number) => `${value}×`}
+              tick={tick}
+              tickLine={false}
+              axisLine={{ stroke: "var(--line)" }}
+              label={{
+                value: "compression ratio",
+                position: "insideBottom",
+                offset: -10,
+                fill: "var(--soft)",
+                fontSize: 12,
+              }}
+            />
+            <YAxis
+              dataKey="core_retention"
+              type="number"
+              domain={[bottom, 1.05]}
+              allowDataOverflow
+              tickFormatter={(value: number) => `${Math.round(100 * value)} %`}
+              tick={tick}
+              tickLine={false}
+              axisLine={false}
+              width={48}
+            />
+            <ReferenceLine
+              y={0.84}
+              stroke="var(--poor)"
+              strokeDasharray="5 4"
+              label={{ value: "84 %", position: "insideBottomLeft", fill: "var(--poor)", fontSize: 12 }}
+            />
             <Tooltip content={Tip} cursor={{ stroke: "var(--line)" }} isAnimationActive={false} />
-            <Scatter data={line} line={{ stroke: "var(--soft)", strokeWidth: 1.5 }} shape={() => <g />} isAnimationActive={false} />
+            <Scatter
+              data={line}
+              line={{ stroke: "var(--soft)", strokeWidth: 1.5 }}
+              shape={() => <g />}
+              isAnimationActive={false}
+            />
             <Scatter data={known} shape={Dot} isAnimationActive={false}>
-              <ErrorBar dataKey="spread" direction="y" width={0} stroke="var(--soft)" strokeWidth={1.5} isAnimationActive={false} />
+              <ErrorBar
+                dataKey="spread"
+                direction="y"
+                width={0}
+                stroke="var(--soft)"
+                strokeWidth={1.5}
+                isAnimationActive={false}
+              />
             </Scatter>
           </ScatterChart>
         </ResponsiveContainer>
@@ -65,7 +121,14 @@ function Dot({ cx, cy, payload }: { cx?: number; cy?: number; payload?: Point })
   return (
     <g>
       <circle cx={cx} cy={cy} r={8} fill={!payload.passed ? "var(--card)" : colour} stroke={colour} strokeWidth={2} />
-      <text x={cx} y={cy + 3.5} textAnchor="middle" fontSize={10} fontWeight={700} fill={!payload.passed ? "var(--ink)" : "var(--card)"}>
+      <text
+        x={cx}
+        y={cy + 3.5}
+        textAnchor="middle"
+        fontSize={10}
+        fontWeight={700}
+        fill={!payload.passed ? "var(--ink)" : "var(--card)"}
+      >
         {payload.letter}
       </text>
     </g>

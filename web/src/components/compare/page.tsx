@@ -31,7 +31,10 @@ export function ComparePage() {
       return;
     }
     const stop = new AbortController();
-    get<Comparison>(`/compare?runs=${key}`, stop.signal).then(setFound, (caught) => stop.signal.aborted || setError(asError(caught)));
+    get<Comparison>(`/compare?runs=${key}`, stop.signal).then(
+      setFound,
+      (caught) => stop.signal.aborted || setError(asError(caught)),
+    );
     return () => stop.abort();
   }, [key]);
 
@@ -52,7 +55,9 @@ export function ComparePage() {
           </span>
         </Empty>
       )}
-      {ids.length >= 2 && error === null && (found === null ? <Skeleton className="h-80" /> : <Found found={found} ids={ids} />)}
+      {ids.length >= 2 &&
+        error === null &&
+        (found === null ? <Skeleton className="h-80" /> : <Found found={found} ids={ids} />)}
     </div>
   );
 }
@@ -74,14 +79,22 @@ function Picker({ ids }: { ids: string[] }) {
   const router = useRouter();
   useEffect(() => {
     const stop = new AbortController();
-    get<RunList>("/runs?limit=100", stop.signal).then((answer) => setRuns(answer.runs), () => undefined);
+    get<RunList>("/runs?limit=100", stop.signal).then(
+      (answer) => setRuns(answer.runs),
+      () => undefined,
+    );
     return () => stop.abort();
   }, []);
   const others = runs.filter((run) => !ids.includes(run.run));
   return (
     <label className="flex items-center gap-2 text-[0.85rem]">
       Add a run
-      <select className="field max-w-60" value="" disabled={ids.length >= 20} onChange={(event) => router.push(`/compare/?runs=${[...ids, event.target.value].join(",")}`)}>
+      <select
+        className="field max-w-60"
+        value=""
+        disabled={ids.length >= 20}
+        onChange={(event) => router.push(`/compare/?runs=${[...ids, event.target.value].join(",")}`)}
+      >
         <option value="">choose</option>
         {others.map((run) => (
           <option key={run.run} value={run.run}>
@@ -98,7 +111,8 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
   const runs = ids.map((id) => found.runs.find((run) => run.run === id)).filter((run) => run !== undefined);
   const letters = Object.fromEntries(runs.map((run, index) => [run.run, letter(index)]));
   const without = (id: string) => router.push(`/compare/?runs=${ids.filter((one) => one !== id).join(",")}`);
-  const order = (pairs: Difference[]) => pairs.filter((pair) => letters[pair.a] !== undefined && letters[pair.b] !== undefined);
+  const order = (pairs: Difference[]) =>
+    pairs.filter((pair) => letters[pair.a] !== undefined && letters[pair.b] !== undefined);
   return (
     <>
       <Part id="picked" title="Runs">
@@ -140,10 +154,18 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
                   <td className="cell num text-right">{times(run.ratio)}</td>
                   <td className="cell num text-right">
                     {percent(run.core_retention)}
-                    <span className="ml-1.5 text-[0.8rem] text-soft">{spread(run.core_retention_interval, percent)}</span>
+                    <span className="ml-1.5 text-[0.8rem] text-soft">
+                      {spread(run.core_retention_interval, percent)}
+                    </span>
                   </td>
                   <td className="cell text-right">
-                    <Button kind="quiet" icon="cross" className="min-h-0! p-1!" aria-label={`Leave out ${run.name}`} onClick={() => without(run.run)} />
+                    <Button
+                      kind="quiet"
+                      icon="cross"
+                      className="min-h-0! p-1!"
+                      aria-label={`Leave out ${run.name}`}
+                      onClick={() => without(run.run)}
+                    />
                   </td>
                 </tr>
               ))}
@@ -193,7 +215,11 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
           )}
         </Part>
       </div>
-      <Part id="retention" title="Retention" hint="of what each run ends with, else of its last attempt; relative to its own baseline, 95 % intervals paired over items">
+      <Part
+        id="retention"
+        title="Retention"
+        hint="of what each run ends with, else of its last attempt; relative to its own baseline, 95 % intervals paired over items"
+      >
         <div className="overflow-x-auto" tabIndex={0} role="region" aria-label="Retention of every benchmark">
           <table className="w-full border-separate border-spacing-0 text-[0.88rem]">
             <caption className="sr-only">Retention of every benchmark in every run</caption>
@@ -225,8 +251,14 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
                         ) : (
                           <div className="min-w-36">
                             <span className="num font-medium">{percent(kept.retention)}</span>
-                            <span className="num ml-1.5 text-[0.8rem] text-soft">{spread(kept.retention_interval, percent)}</span>
-                            <Whisker value={kept.retention} bounds={interval(kept.retention_interval)} stage={kept.stage} />
+                            <span className="num ml-1.5 text-[0.8rem] text-soft">
+                              {spread(kept.retention_interval, percent)}
+                            </span>
+                            <Whisker
+                              value={kept.retention}
+                              bounds={interval(kept.retention_interval)}
+                              stage={kept.stage}
+                            />
                           </div>
                         )}
                       </td>
@@ -239,7 +271,11 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
         </div>
       </Part>
       {order(found.differences).length > 0 && (
-        <Part id="differences" title="Differences" hint="of retentions, in points; an interval that leaves out 0 is a difference that the items can tell">
+        <Part
+          id="differences"
+          title="Differences"
+          hint="of retentions, in points; an interval that leaves out 0 is a difference that the items can tell"
+        >
           <div className="max-h-112 overflow-auto" tabIndex={0} role="region" aria-label="Differences between runs">
             <table className="w-full border-separate border-spacing-0 text-[0.88rem]">
               <caption className="sr-only">Differences of retention between pairs of runs</caption>
@@ -275,9 +311,7 @@ function Found({ found, ids }: { found: Comparison; ids: string[] }) {
                         {letters[row.b]} − {letters[row.a]}
                       </td>
                       <td className="cell num text-right">{points(row.difference)}</td>
-                      <td className="cell num text-right">
-                        {spread(row.interval, points) || "–"}
-                      </td>
+                      <td className="cell num text-right">{spread(row.interval, points) || "–"}</td>
                       <td className="cell font-normal text-soft">{row.paired ? "paired" : "not paired"}</td>
                     </tr>
                   );
@@ -299,7 +333,9 @@ function JudgedStage({ found, run }: { found: Comparison; run: string }) {
 
 function Letter({ children }: { children: React.ReactNode }) {
   return (
-    <span className="mr-2 inline-grid size-5 place-items-center rounded border border-edge text-[0.75rem] font-semibold text-ink">{children}</span>
+    <span className="mr-2 inline-grid size-5 place-items-center rounded border border-edge text-[0.75rem] font-semibold text-ink">
+      {children}
+    </span>
   );
 }
 
@@ -311,9 +347,33 @@ function Whisker({ value, bounds, stage }: { value: number | null; bounds: [numb
   return (
     <svg viewBox="0 0 100 8" preserveAspectRatio="none" className="keeps-colour mt-1 h-2 w-full" aria-hidden="true">
       <line x1={0} x2={100} y1={4} y2={4} stroke="var(--line)" strokeWidth={1} vectorEffect="non-scaling-stroke" />
-      <line x1={at(1)} x2={at(1)} y1={0} y2={8} stroke="var(--soft)" strokeWidth={1} vectorEffect="non-scaling-stroke" />
-      <line x1={at(low)} x2={at(high)} y1={4} y2={4} stroke={stageColour(stage)} strokeWidth={3} vectorEffect="non-scaling-stroke" />
-      <line x1={at(value)} x2={at(value)} y1={1} y2={7} stroke="var(--ink)" strokeWidth={2} vectorEffect="non-scaling-stroke" />
+      <line
+        x1={at(1)}
+        x2={at(1)}
+        y1={0}
+        y2={8}
+        stroke="var(--soft)"
+        strokeWidth={1}
+        vectorEffect="non-scaling-stroke"
+      />
+      <line
+        x1={at(low)}
+        x2={at(high)}
+        y1={4}
+        y2={4}
+        stroke={stageColour(stage)}
+        strokeWidth={3}
+        vectorEffect="non-scaling-stroke"
+      />
+      <line
+        x1={at(value)}
+        x2={at(value)}
+        y1={1}
+        y2={7}
+        stroke="var(--ink)"
+        strokeWidth={2}
+        vectorEffect="non-scaling-stroke"
+      />
     </svg>
   );
 }

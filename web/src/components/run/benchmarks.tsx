@@ -6,7 +6,7 @@ import { Fragment, useState } from "react";
 import { Button, Empty, StageName } from "@/components/basics";
 import { Icon } from "@/components/icons";
 import { answer, lastAttempt, tasks, telling } from "@/lib/derive";
-import { benchmark, percent, words } from "@/lib/format";
+import { benchmark, fixed, percent, words } from "@/lib/format";
 import { save } from "@/lib/rest";
 import { BASELINE } from "@/lib/stages";
 import type { RunView, Score } from "@/lib/store";
@@ -37,18 +37,28 @@ function rowsOf(view: RunView, stages: string[]): Row[] {
     const retention = last?.retention ?? null;
     const limit = view.limits.benchmark;
     const informative = before?.informative ?? first.informative;
-    const [status, tone] = first.role === "integration"
-      ? ["See Integration", "text-soft"]
-      : !informative
-      ? ["Uninformative", "text-soft"]
-      : retention === null
-        ? ["Baseline only", "text-soft"]
-        : retention >= 0.95
-          ? ["Kept", "text-good"]
-          : retention >= limit
-            ? ["Reduced", "text-fair"]
-            : ["Lost", "text-poor"];
-    return { task: first.task, name: benchmark(first.task), role: first.role, baseline: before, stages: scores, retention, status: status as string, tone: tone as string };
+    const [status, tone] =
+      first.role === "integration"
+        ? ["See Integration", "text-soft"]
+        : !informative
+          ? ["Uninformative", "text-soft"]
+          : retention === null
+            ? ["Baseline only", "text-soft"]
+            : retention >= 0.95
+              ? ["Kept", "text-good"]
+              : retention >= limit
+                ? ["Reduced", "text-fair"]
+                : ["Lost", "text-poor"];
+    return {
+      task: first.task,
+      name: benchmark(first.task),
+      role: first.role,
+      baseline: before,
+      stages: scores,
+      retention,
+      status: status as string,
+      tone: tone as string,
+    };
   });
 }
 
@@ -63,7 +73,9 @@ function valueOf(row: Row, key: Key): number | string {
 export function Benchmarks({ view, name }: { view: RunView; name: string }) {
   const [sort, setSort] = useState<{ key: Key; down: boolean }>({ key: "order", down: false });
   const [open, setOpen] = useState<ReadonlySet<string>>(new Set());
-  const stages = Object.keys(view.stages).filter((stage) => stage !== BASELINE && Object.keys(telling(view.stages[stage])?.results ?? {}).length > 0);
+  const stages = Object.keys(view.stages).filter(
+    (stage) => stage !== BASELINE && Object.keys(telling(view.stages[stage])?.results ?? {}).length > 0,
+  );
   const rows = rowsOf(view, stages);
   if (rows.length === 0) return <Empty>The table fills as benchmarks are measured</Empty>;
   if (sort.key !== "order") {
@@ -80,10 +92,16 @@ export function Benchmarks({ view, name }: { view: RunView; name: string }) {
   const heading = (key: Key, children: React.ReactNode, right = false) => {
     const active = sort.key === key;
     return (
-      <th scope="col" aria-sort={active ? (sort.down ? "descending" : "ascending") : "none"} className={`cell p-0! font-medium ${right ? "text-right" : "text-left"}`}>
+      <th
+        scope="col"
+        aria-sort={active ? (sort.down ? "descending" : "ascending") : "none"}
+        className={`cell p-0! font-medium ${right ? "text-right" : "text-left"}`}
+      >
         <button
           type="button"
-          onClick={() => setSort(active ? (sort.down ? { key: "order", down: false } : { key, down: true }) : { key, down: false })}
+          onClick={() =>
+            setSort(active ? (sort.down ? { key: "order", down: false } : { key, down: true }) : { key, down: false })
+          }
           className={`inline-flex min-h-8 w-full items-center gap-1 px-2.5 whitespace-nowrap text-soft hover:text-ink ${right ? "justify-end" : ""}`}
         >
           {children}
@@ -96,17 +114,25 @@ export function Benchmarks({ view, name }: { view: RunView; name: string }) {
   };
   return (
     <>
-      <div className="-mx-1 overflow-x-auto px-1 pb-1" tabIndex={0} role="region" aria-label="Benchmark table, scrolls sideways">
+      <div
+        className="-mx-1 overflow-x-auto px-1 pb-1"
+        tabIndex={0}
+        role="region"
+        aria-label="Benchmark table, scrolls sideways"
+      >
         <table className="w-full border-separate border-spacing-0 text-[0.88rem]">
           <caption className="sr-only">
-            Score of every benchmark at the baseline and at every stage, with the retention of the run's answer, or of the latest stage while it runs
+            Score of every benchmark at the baseline and at every stage, with the retention of the run's answer, or of
+            the latest stage while it runs
           </caption>
           <thead>
             <tr>
               {heading("name", "Benchmark")}
               {heading("baseline", <StageName stage={BASELINE} />, true)}
               {stages.map((stage) => (
-                <Fragment key={stage}>{heading(`stage:${stage}`, <StageName stage={stage} titles={view.titles} />, true)}</Fragment>
+                <Fragment key={stage}>
+                  {heading(`stage:${stage}`, <StageName stage={stage} titles={view.titles} />, true)}
+                </Fragment>
               ))}
               {heading("retention", "Retention", true)}
               {heading("status", "Status")}
@@ -121,14 +147,21 @@ export function Benchmarks({ view, name }: { view: RunView; name: string }) {
                   <tr data-task={row.task}>
                     <th scope="row" className="cell text-left font-medium whitespace-nowrap">
                       {parts.length > 0 ? (
-                        <button type="button" aria-expanded={shown} onClick={() => toggle(row.task)} className="inline-flex items-center gap-1 hover:underline">
+                        <button
+                          type="button"
+                          aria-expanded={shown}
+                          onClick={() => toggle(row.task)}
+                          className="inline-flex items-center gap-1 hover:underline"
+                        >
                           <Icon name="right" className={`size-3 transition-transform ${shown ? "rotate-90" : ""}`} />
                           {row.name}
                         </button>
                       ) : (
                         <span className="pl-4">{row.name}</span>
                       )}
-                      {row.role !== "core" && <span className="ml-1.5 text-[0.78rem] font-normal text-soft">{row.role}</span>}
+                      {row.role !== "core" && (
+                        <span className="ml-1.5 text-[0.78rem] font-normal text-soft">{row.role}</span>
+                      )}
                     </th>
                     <td className="cell num text-right" data-stage={BASELINE}>
                       <ScoreCell score={row.baseline} />
@@ -166,10 +199,18 @@ export function Benchmarks({ view, name }: { view: RunView; name: string }) {
         </table>
       </div>
       <div className="mt-2 flex flex-wrap items-center gap-3">
-        <Button icon="down" onClick={() => save(new Blob([csv(rows, stages)], { type: "text/csv" }), `${name.replaceAll("/", "_")}_benchmarks.csv`)}>
+        <Button
+          icon="down"
+          onClick={() =>
+            save(new Blob([csv(rows, stages)], { type: "text/csv" }), `${name.replaceAll("/", "_")}_benchmarks.csv`)
+          }
+        >
           Save table as CSV
         </Button>
-        <p className="text-[0.82rem] text-soft">Scores ± standard error. Retention: {view.result === null ? "the latest stage" : "what the run ends with"}, relative to the baseline.</p>
+        <p className="text-[0.82rem] text-soft">
+          Scores ± standard error. Retention: {view.result === null ? "the latest stage" : "what the run ends with"},
+          relative to the baseline.
+        </p>
       </div>
     </>
   );
@@ -179,7 +220,7 @@ function ScoreCell({ score }: { score: Score | null }) {
   return (
     <>
       {percent(score?.score)}
-      {score?.stderr != null && <span className="ml-1 text-[0.78rem] text-soft">±{(100 * score.stderr).toFixed(1)}</span>}
+      {score?.stderr != null && <span className="ml-1 text-[0.78rem] text-soft">±{fixed(100 * score.stderr, 1)}</span>}
     </>
   );
 }
@@ -203,9 +244,19 @@ function partsOf(row: Row, stages: string[]): PartRow[] {
   };
   return [
     ...[...names].map((name) =>
-      built(name, scores.find((score) => score?.parts[name])?.parts[name]?.n ?? null, scores.map((score) => score?.parts[name]?.score ?? null)),
+      built(
+        name,
+        scores.find((score) => score?.parts[name])?.parts[name]?.n ?? null,
+        scores.map((score) => score?.parts[name]?.score ?? null),
+      ),
     ),
-    ...[...also].map((name) => built(name.replace(/,none$/, ""), null, scores.map((score) => score?.also[name] ?? null))),
+    ...[...also].map((name) =>
+      built(
+        name.replace(/,none$/, ""),
+        null,
+        scores.map((score) => score?.also[name] ?? null),
+      ),
+    ),
   ];
 }
 
@@ -217,7 +268,12 @@ function csv(rows: Row[], stages: string[]): string {
     return /[",\n]/.test(written) ? `"${written.replaceAll('"', '""')}"` : written;
   };
   const lines = rows.map((row) => [
-    row.task, row.role, row.baseline?.n, row.baseline?.chance, row.baseline?.score, row.baseline?.stderr,
+    row.task,
+    row.role,
+    row.baseline?.n,
+    row.baseline?.chance,
+    row.baseline?.score,
+    row.baseline?.stderr,
     ...stages.flatMap((stage) => [row.stages[stage]?.score, row.stages[stage]?.stderr, row.stages[stage]?.retention]),
   ]);
   return [head, ...lines].map((line) => line.map(cell).join(",")).join("\n") + "\n";

@@ -49,7 +49,14 @@ export function sizePoints(view: RunView): SizePoint[] {
   for (const { stage, attempt, several } of attempts(view)) {
     if (attempt.bytes === null || attempt.ratio === null) continue;
     const label = stageTitle(stage, view.titles) + (several ? ` ${attempt.number}` : "");
-    points.push({ key: `${stage} ${attempt.number}`, label, stage, bytes: attempt.bytes, ratio: attempt.ratio, kept: attempt.passed !== false });
+    points.push({
+      key: `${stage} ${attempt.number}`,
+      label,
+      stage,
+      bytes: attempt.bytes,
+      ratio: attempt.ratio,
+      kept: attempt.passed !== false,
+    });
   }
   return points;
 }
@@ -78,7 +85,8 @@ export function SizeChart({ view }: { view: RunView }) {
   const points = sizePoints(view);
   if (points.length === 0) return <Empty>Sizes appear once the input is loaded</Empty>;
   const bytes = points.map((point) => point.bytes);
-  const goal = view.limits.minRatio !== null && view.originalBytes !== null ? view.originalBytes / view.limits.minRatio : null;
+  const goal =
+    view.limits.minRatio !== null && view.originalBytes !== null ? view.originalBytes / view.limits.minRatio : null;
   const low = Math.min(...bytes, goal ?? Infinity) / 2.5;
   const high = Math.max(...bytes) * 2.2;
   return (
@@ -87,7 +95,14 @@ export function SizeChart({ view }: { view: RunView }) {
         <ResponsiveContainer width="100%" height="100%" initialDimension={{ width: 320, height: 220 }}>
           <LineChart data={points} margin={{ top: 6, right: 26, bottom: 0, left: 0 }} accessibilityLayer={false}>
             <CartesianGrid stroke="var(--line)" vertical={false} />
-            <XAxis dataKey="label" tick={TICK} tickLine={false} axisLine={{ stroke: "var(--line)" }} interval="preserveStartEnd" padding={{ left: 26, right: 16 }} />
+            <XAxis
+              dataKey="label"
+              tick={TICK}
+              tickLine={false}
+              axisLine={{ stroke: "var(--line)" }}
+              interval="preserveStartEnd"
+              padding={{ left: 26, right: 16 }}
+            />
             <YAxis
               scale="log"
               domain={[low, high]}
@@ -99,10 +114,31 @@ export function SizeChart({ view }: { view: RunView }) {
               width={58}
             />
             {goal !== null && (
-              <ReferenceLine y={goal} stroke="var(--soft)" strokeDasharray="4 4" label={{ value: `goal ${times(view.limits.minRatio)}`, position: "insideTopLeft", fill: "var(--soft)", fontSize: 12 }} />
+              <ReferenceLine
+                y={goal}
+                stroke="var(--soft)"
+                strokeDasharray="4 4"
+                label={{
+                  value: `goal ${times(view.limits.minRatio)}`,
+                  position: "insideTopLeft",
+                  fill: "var(--soft)",
+                  fontSize: 12,
+                }}
+              />
             )}
-            <Tooltip {...TIP} formatter={(value) => [size(Number(value)), "on disk"]} cursor={{ stroke: "var(--line)" }} />
-            <Line dataKey="bytes" stroke="var(--edge)" strokeWidth={1.5} isAnimationActive={false} dot={SizeDot} activeDot={false} />
+            <Tooltip
+              {...TIP}
+              formatter={(value) => [size(Number(value)), "on disk"]}
+              cursor={{ stroke: "var(--line)" }}
+            />
+            <Line
+              dataKey="bytes"
+              stroke="var(--edge)"
+              strokeWidth={1.5}
+              isAnimationActive={false}
+              dot={SizeDot}
+              activeDot={false}
+            />
           </LineChart>
         </ResponsiveContainer>
       </div>
@@ -121,7 +157,14 @@ function SizeDot({ cx, cy, payload }: { cx?: number; cy?: number; payload?: Size
   return (
     <g>
       <circle cx={cx} cy={cy} r={5.5} fill={payload.kept ? colour : "var(--card)"} stroke={colour} strokeWidth={2} />
-      <text x={cx} y={payload.kept ? cy - 11 : cy + 20} textAnchor="middle" fill="var(--ink)" fontSize={12} fontWeight={600}>
+      <text
+        x={cx}
+        y={payload.kept ? cy - 11 : cy + 20}
+        textAnchor="middle"
+        fill="var(--ink)"
+        fontSize={12}
+        fontWeight={600}
+      >
         {times(payload.ratio)}
       </text>
     </g>
@@ -129,7 +172,19 @@ function SizeDot({ cx, cy, payload }: { cx?: number; cy?: number; payload?: Size
 }
 
 /** Colours of single benchmarks, after Okabe and Ito; dashes tell apart what colour alone does not. */
-const LINES = ["#0b77b5", "#d97706", "#0f8f6d", "#c0559b", "#5d6b79", "#a0522d", "#6f63c9", "#3b9ab2", "#9a8a1e", "#c4485a", "#4f7f3a"];
+const LINES = [
+  "#0b77b5",
+  "#d97706",
+  "#0f8f6d",
+  "#c0559b",
+  "#5d6b79",
+  "#a0522d",
+  "#6f63c9",
+  "#3b9ab2",
+  "#9a8a1e",
+  "#c4485a",
+  "#4f7f3a",
+];
 const DASHES = ["0", "6 3", "2 3", "8 3 2 3"];
 
 interface Series {
@@ -155,7 +210,9 @@ export function QualityChart({ view }: { view: RunView }) {
   if (rows.length < 2) return <Empty>Lines begin once a stage has been measured</Empty>;
   const ratios = rows.map((row) => row.ratio as number);
   const high = Math.max(...ratios) * 1.15;
-  const figures = rows.flatMap((row) => Object.entries(row).flatMap(([key, value]) => (key === "ratio" || value === null ? [] : [value])));
+  const figures = rows.flatMap((row) =>
+    Object.entries(row).flatMap(([key, value]) => (key === "ratio" || value === null ? [] : [value])),
+  );
   const least = Math.min(...figures);
   const top = Math.max(1.02, Math.ceil(Math.max(...figures) * 50) / 50);
   const floor = view.limits.cumulative;
@@ -176,7 +233,13 @@ export function QualityChart({ view }: { view: RunView }) {
               tick={TICK}
               tickLine={false}
               axisLine={{ stroke: "var(--line)" }}
-              label={{ value: "compression ratio", position: "insideBottom", offset: -10, fill: "var(--soft)", fontSize: 12 }}
+              label={{
+                value: "compression ratio",
+                position: "insideBottom",
+                offset: -10,
+                fill: "var(--soft)",
+                fontSize: 12,
+              }}
             />
             <YAxis
               domain={[bottom, top]}
@@ -187,8 +250,22 @@ export function QualityChart({ view }: { view: RunView }) {
               axisLine={false}
               width={48}
             />
-            <ReferenceLine y={floor} stroke="var(--poor)" strokeDasharray="5 4" label={{ value: `threshold ${percent(floor, 0)}`, position: "insideBottomLeft", fill: "var(--poor)", fontSize: 12 }} />
-            <Tooltip {...TIP} formatter={(value, name) => [percent(Number(value)), name]} labelFormatter={(value) => times(Number(value))} />
+            <ReferenceLine
+              y={floor}
+              stroke="var(--poor)"
+              strokeDasharray="5 4"
+              label={{
+                value: `threshold ${percent(floor, 0)}`,
+                position: "insideBottomLeft",
+                fill: "var(--poor)",
+                fontSize: 12,
+              }}
+            />
+            <Tooltip
+              {...TIP}
+              formatter={(value, name) => [percent(Number(value)), name]}
+              labelFormatter={(value) => times(Number(value))}
+            />
             {series.filter(shown).map((one) => (
               <Line
                 key={one.key}
@@ -202,7 +279,15 @@ export function QualityChart({ view }: { view: RunView }) {
                 connectNulls
               />
             ))}
-            <Line dataKey="mean" name="Core mean" stroke="var(--ink)" strokeWidth={2.6} dot={{ r: 3.5 }} isAnimationActive={false} connectNulls />
+            <Line
+              dataKey="mean"
+              name="Core mean"
+              stroke="var(--ink)"
+              strokeWidth={2.6}
+              dot={{ r: 3.5 }}
+              isAnimationActive={false}
+              connectNulls
+            />
           </LineChart>
         </ResponsiveContainer>
       </div>
@@ -220,7 +305,16 @@ export function QualityChart({ view }: { view: RunView }) {
             className={`inline-flex min-h-7 items-center gap-1.5 rounded border px-1.5 text-[0.8rem] ${shown(one) ? "border-edge" : "border-line text-soft line-through"}`}
           >
             <svg viewBox="0 0 20 4" className="keeps-colour h-1 w-5" aria-hidden="true">
-              <line x1="0" y1="2" x2="20" y2="2" stroke={one.colour} strokeWidth={3} strokeDasharray={one.dash} opacity={shown(one) ? 1 : 0.35} />
+              <line
+                x1="0"
+                y1="2"
+                x2="20"
+                y2="2"
+                stroke={one.colour}
+                strokeWidth={3}
+                strokeDasharray={one.dash}
+                opacity={shown(one) ? 1 : 0.35}
+              />
             </svg>
             {one.name}
           </button>
@@ -260,25 +354,45 @@ export function qualityRows(view: RunView): Record<string, number | null>[] {
 
 export function ExpertRadar({ view }: { view: RunView }) {
   const experts = expertRetention(view);
-  const stages = Object.keys(view.stages).filter((name) => name !== BASELINE && experts.some((row) => row.byStage[name] != null));
+  const stages = Object.keys(view.stages).filter(
+    (name) => name !== BASELINE && experts.some((row) => row.byStage[name] != null),
+  );
   if (experts.length === 0) return <Empty>No expert benchmarks in this run</Empty>;
   if (stages.length === 0) return <Empty>Drawn once a stage has been measured</Empty>;
   const rows = experts.map((row) => ({ expert: row.expert, ...row.byStage }));
   return (
     <>
-      {experts.length > 2 && <div className="keeps-colour h-64" aria-hidden="true">
-        <ResponsiveContainer width="100%" height="100%" initialDimension={{ width: 320, height: 256 }}>
-          <RadarChart data={rows} outerRadius="70%" accessibilityLayer={false}>
-            <PolarGrid stroke="var(--line)" />
-            <PolarAngleAxis dataKey="expert" tick={{ fill: "var(--ink)", fontSize: 12 }} />
-            <PolarRadiusAxis domain={[0, 1]} tickCount={3} tickFormatter={(value: number) => `${Math.round(100 * value)}`} tick={{ fill: "var(--soft)", fontSize: 11 }} axisLine={false} angle={90} />
-            {stages.map((stage) => (
-              <Radar key={stage} dataKey={stage} name={stageTitle(stage, view.titles)} stroke={stageColour(stage)} fill={stageColour(stage)} fillOpacity={0.12} strokeWidth={2} isAnimationActive={false} />
-            ))}
-            <Tooltip {...TIP} formatter={(value, name) => [percent(Number(value)), name]} />
-          </RadarChart>
-        </ResponsiveContainer>
-      </div>}
+      {experts.length > 2 && (
+        <div className="keeps-colour h-64" aria-hidden="true">
+          <ResponsiveContainer width="100%" height="100%" initialDimension={{ width: 320, height: 256 }}>
+            <RadarChart data={rows} outerRadius="70%" accessibilityLayer={false}>
+              <PolarGrid stroke="var(--line)" />
+              <PolarAngleAxis dataKey="expert" tick={{ fill: "var(--ink)", fontSize: 12 }} />
+              <PolarRadiusAxis
+                domain={[0, 1]}
+                tickCount={3}
+                tickFormatter={(value: number) => `${Math.round(100 * value)}`}
+                tick={{ fill: "var(--soft)", fontSize: 11 }}
+                axisLine={false}
+                angle={90}
+              />
+              {stages.map((stage) => (
+                <Radar
+                  key={stage}
+                  dataKey={stage}
+                  name={stageTitle(stage, view.titles)}
+                  stroke={stageColour(stage)}
+                  fill={stageColour(stage)}
+                  fillOpacity={0.12}
+                  strokeWidth={2}
+                  isAnimationActive={false}
+                />
+              ))}
+              <Tooltip {...TIP} formatter={(value, name) => [percent(Number(value)), name]} />
+            </RadarChart>
+          </ResponsiveContainer>
+        </div>
+      )}
       <table className="mt-1 w-full text-[0.82rem]" data-figure="experts">
         <caption className="sr-only">Retention per expert and stage</caption>
         <thead>

@@ -42,7 +42,9 @@ export function Current({ view, summary, over }: { view: RunView; summary: RunSu
           {stage !== null ? (
             <>
               <StageName stage={stage} titles={view.titles} />
-              {attempt !== null && attempt.number > 1 && <span className="font-normal text-soft">, attempt {attempt.number}</span>}
+              {attempt !== null && attempt.number > 1 && (
+                <span className="font-normal text-soft">, attempt {attempt.number}</span>
+              )}
             </>
           ) : (
             standing(view, summary)
@@ -63,11 +65,16 @@ export function Current({ view, summary, over }: { view: RunView; summary: RunSu
             {...(percent === null ? {} : { "aria-valuenow": percent })}
             className="keeps-colour h-2.5 overflow-hidden rounded-full bg-raised"
           >
-            <div className="h-full rounded-full" style={{ width: `${percent ?? 0}%`, background: stageColour(stage) }} />
+            <div
+              className="h-full rounded-full"
+              style={{ width: `${percent ?? 0}%`, background: stageColour(stage) }}
+            />
           </div>
           <p className="mt-1.5 flex flex-wrap justify-between gap-x-4 text-[0.88rem]">
             <span data-figure="activity">
-              {activity === null ? "Between two steps" : sentence(activity.step, activity.text, activity.done, activity.total)}
+              {activity === null
+                ? "Between two steps"
+                : sentence(activity.step, activity.text, activity.done, activity.total)}
             </span>
             <span className="num text-soft">
               {percent !== null && `${percent} %`}
@@ -76,7 +83,9 @@ export function Current({ view, summary, over }: { view: RunView; summary: RunSu
           </p>
         </div>
       )}
-      {attempt !== null && attempt.curve.length > 1 && !attempt.complete && <Curve attempt={attempt} stage={stage ?? ""} />}
+      {attempt !== null && attempt.curve.length > 1 && !attempt.complete && (
+        <Curve attempt={attempt} stage={stage ?? ""} />
+      )}
       {stage === null && <StageTimes view={view} />}
       <div className="mt-auto">
         <h3 className="mb-1 text-[0.8rem] font-medium text-soft">Last five lines</h3>
@@ -99,7 +108,8 @@ export function Current({ view, summary, over }: { view: RunView; summary: RunSu
 function standing(view: RunView, summary: RunSummary | null): string {
   if (view.failure !== null) return "Ended by an error";
   if (view.result !== null) return "Ended";
-  if (summary?.state === "lost") return view.current === null ? "Stopped" : `Stopped in ${stageTitle(view.current, view.titles)}`;
+  if (summary?.state === "lost")
+    return view.current === null ? "Stopped" : `Stopped in ${stageTitle(view.current, view.titles)}`;
   return summary === null || view.lastTime === null ? "Not begun" : "Between two stages";
 }
 
@@ -122,7 +132,11 @@ function StageTimes({ view }: { view: RunView }) {
             <StageName stage={name} titles={view.titles} />
           </dt>
           <dd className="contents">
-            <span className="keeps-colour h-2 rounded-full" style={{ width: `${(100 * took) / longest}%`, background: stageColour(name) }} aria-hidden="true" />
+            <span
+              className="keeps-colour h-2 rounded-full"
+              style={{ width: `${(100 * took) / longest}%`, background: stageColour(name) }}
+              aria-hidden="true"
+            />
             <span className="num text-right">{seconds(took)}</span>
           </dd>
         </div>

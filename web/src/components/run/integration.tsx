@@ -3,7 +3,7 @@
 
 import { Empty, StageName } from "@/components/basics";
 import { edgeOfChaos, rules, telling } from "@/lib/derive";
-import { percent } from "@/lib/format";
+import { fixed, percent } from "@/lib/format";
 import { BASELINE, stageColour } from "@/lib/stages";
 import type { Attempt, Check, RunView } from "@/lib/store";
 
@@ -16,7 +16,10 @@ function verdict(check: Check | null): [string, string] {
 export function Integration({ view }: { view: RunView }) {
   const measured = Object.values(view.stages)
     .map((stage) => ({ stage: stage.name, attempt: telling(stage) }))
-    .filter((row): row is { stage: string; attempt: Attempt } => row.attempt !== null && edgeOfChaos(row.attempt).score !== null);
+    .filter(
+      (row): row is { stage: string; attempt: Attempt } =>
+        row.attempt !== null && edgeOfChaos(row.attempt).score !== null,
+    );
   const withRules = measured.filter(({ attempt }) => rules(attempt).some((rule) => rule.value !== null));
   if (measured.length === 0) return <Empty>The integration tests come after the benchmarks</Empty>;
   const { edgeLow, edgeHigh } = view.limits;
@@ -24,18 +27,26 @@ export function Integration({ view }: { view: RunView }) {
     <div className="flex flex-col gap-4">
       <div>
         <h3 className="mb-2 text-[0.85rem] font-medium">
-          Edge of chaos <span className="font-normal text-soft">accuracy, band {percent(edgeLow, 0)} to {percent(edgeHigh, 0)}</span>
+          Edge of chaos{" "}
+          <span className="font-normal text-soft">
+            accuracy, band {percent(edgeLow, 0)} to {percent(edgeHigh, 0)}
+          </span>
         </h3>
         <ul className="space-y-1.5">
           {measured.map(({ stage, attempt }) => {
             const { score, check } = edgeOfChaos(attempt);
             const [word, tone] = verdict(check);
             return (
-              <li key={stage} data-stage={stage} className="grid grid-cols-[5.2rem_1fr_auto] items-center gap-2.5 text-[0.85rem]">
+              <li
+                key={stage}
+                data-stage={stage}
+                className="grid grid-cols-[5.2rem_1fr_auto] items-center gap-2.5 text-[0.85rem]"
+              >
                 <StageName stage={stage} titles={view.titles} />
                 <Scale value={score?.score ?? null} low={edgeLow} high={edgeHigh} colour={stageColour(stage)} />
                 <span className="num text-right">
-                  <span data-figure="edge">{percent(score?.score)}</span> <span className={`inline-block min-w-12 ${tone}`}>{word}</span>
+                  <span data-figure="edge">{percent(score?.score)}</span>{" "}
+                  <span className={`inline-block min-w-12 ${tone}`}>{word}</span>
                 </span>
               </li>
             );
@@ -76,9 +87,13 @@ export function Integration({ view }: { view: RunView }) {
                     return (
                       <td key={stage} data-stage={stage} className="py-1 pl-2 text-right">
                         <span className={`num ${word === "fails" ? tone : ""}`} data-figure="rule">
-                          {found?.value?.toFixed(3) ?? "–"}
+                          {found?.value == null ? "–" : fixed(found.value, 3)}
                         </span>
-                        <RuleBar value={found?.value ?? null} limit={stage === BASELINE ? null : limit} colour={stageColour(stage)} />
+                        <RuleBar
+                          value={found?.value ?? null}
+                          limit={stage === BASELINE ? null : limit}
+                          colour={stageColour(stage)}
+                        />
                         {word === "fails" && <span className="sr-only">fails</span>}
                       </td>
                     );
@@ -109,16 +124,29 @@ export function Integration({ view }: { view: RunView }) {
 function Scale({ value, low, high, colour }: { value: number | null; low: number; high: number; colour: string }) {
   return (
     <div className="keeps-colour relative h-3.5 rounded bg-raised" aria-hidden="true">
-      <div className="absolute inset-y-0 border-x border-good bg-good/25" style={{ left: `${100 * low}%`, width: `${100 * (high - low)}%` }} />
-      {value !== null && <div className="absolute -inset-y-0.5 w-1 -translate-x-1/2 rounded-sm" style={{ left: `${100 * value}%`, background: colour }} />}
+      <div
+        className="absolute inset-y-0 border-x border-good bg-good/25"
+        style={{ left: `${100 * low}%`, width: `${100 * (high - low)}%` }}
+      />
+      {value !== null && (
+        <div
+          className="absolute -inset-y-0.5 w-1 -translate-x-1/2 rounded-sm"
+          style={{ left: `${100 * value}%`, background: colour }}
+        />
+      )}
     </div>
   );
 }
 
 function RuleBar({ value, limit, colour }: { value: number | null; limit: number | null; colour: string }) {
   return (
-    <div className="keeps-colour relative mt-0.5 ml-auto h-1 max-w-24 min-w-10 rounded-full bg-raised" aria-hidden="true">
-      {value !== null && <div className="h-full rounded-full" style={{ width: `${100 * Math.min(1, value)}%`, background: colour }} />}
+    <div
+      className="keeps-colour relative mt-0.5 ml-auto h-1 max-w-24 min-w-10 rounded-full bg-raised"
+      aria-hidden="true"
+    >
+      {value !== null && (
+        <div className="h-full rounded-full" style={{ width: `${100 * Math.min(1, value)}%`, background: colour }} />
+      )}
       {limit !== null && <div className="absolute -inset-y-0.5 w-0.5 bg-ink" style={{ left: `${100 * limit}%` }} />}
     </div>
   );

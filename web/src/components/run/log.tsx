@@ -163,7 +163,12 @@ function Row({
   count: number;
 }) {
   return (
-    <li style={{ top, height: open ? ROW + DETAILS : ROW }} aria-posinset={place} aria-setsize={count} className="absolute inset-x-0">
+    <li
+      style={{ top, height: open ? ROW + DETAILS : ROW }}
+      aria-posinset={place}
+      aria-setsize={count}
+      className="absolute inset-x-0"
+    >
       <button
         type="button"
         aria-expanded={open}

@@ -30,7 +30,11 @@ const ExpertRadar = dynamic(() => import("./charts").then((found) => found.Exper
 export function RunPage() {
   const id = useSearchParams().get("id") ?? "";
   if (id === "") {
-    return <ErrorBox error={{ what: "no run is named", where: "the address of this page", fix: "choose one from the list of runs" }} />;
+    return (
+      <ErrorBox
+        error={{ what: "no run is named", where: "the address of this page", fix: "choose one from the list of runs" }}
+      />
+    );
   }
   return <Run key={id} id={id} />;
 }
@@ -60,7 +64,12 @@ function Run({ id }: { id: string }) {
         <Part id="integration" title="Integration" className="md:col-span-2 xl:col-span-1">
           <Integration view={view} />
         </Part>
-        <Part id="quality" title="Quality" hint="retention relative to the baseline" className="md:col-span-2 xl:col-span-3">
+        <Part
+          id="quality"
+          title="Quality"
+          hint="retention relative to the baseline"
+          className="md:col-span-2 xl:col-span-3"
+        >
           <Quality view={view} />
         </Part>
         <Part id="tradeoff" title="Quality against compression" className="md:col-span-2">
@@ -104,7 +113,11 @@ function Head({ view, summary }: { view: RunView; summary: RunSummary }) {
         </p>
         <p className="mt-1 flex flex-wrap gap-x-4 gap-y-1 text-[0.88rem]">
           {artifacts.map((stage) => (
-            <Link key={stage.stage} className="underline underline-offset-2" href={`/artifact/?run=${summary.run}&name=${encodeURIComponent(stage.artifact ?? "")}`}>
+            <Link
+              key={stage.stage}
+              className="underline underline-offset-2"
+              href={`/artifact/?run=${summary.run}&name=${encodeURIComponent(stage.artifact ?? "")}`}
+            >
               Artifact {stage.artifact}
             </Link>
           ))}
@@ -159,7 +172,8 @@ function Verdict({ view, summary }: { view: RunView; summary: RunSummary }) {
     <section aria-label="Result" data-part="result" className="rounded-lg border border-line bg-card p-3.5 sm:p-4">
       <div className="flex flex-wrap items-baseline gap-x-6 gap-y-1">
         <p className="text-[1.05rem] font-semibold">
-          <span className={success ? "text-good" : "text-fair"}>{success ? "Success" : "Not a success"}</span>: ends at {levelTitle(String(result.compression_level ?? ""))}
+          <span className={success ? "text-good" : "text-fair"}>{success ? "Success" : "Not a success"}</span>: ends at{" "}
+          {levelTitle(String(result.compression_level ?? ""))}
           {stopped && <span className="font-normal text-soft">, stopped: {stopped}</span>}
         </p>
         <dl className="flex flex-wrap gap-x-5 gap-y-1 text-[0.9rem]">
@@ -179,7 +193,9 @@ function Verdict({ view, summary }: { view: RunView; summary: RunSummary }) {
           <ul className="mt-2 grid gap-x-6 gap-y-1 md:grid-cols-2">
             {criteria.map((check) => (
               <li key={check.name} data-criterion={check.name} className="flex gap-2">
-                <span className={`w-20 shrink-0 font-medium ${check.passed === null ? "text-soft" : check.passed ? "text-good" : "text-poor"}`}>
+                <span
+                  className={`w-20 shrink-0 font-medium ${check.passed === null ? "text-soft" : check.passed ? "text-good" : "text-poor"}`}
+                >
                   {check.passed === null ? "not judged" : check.passed ? "holds" : "fails"}
                 </span>
                 <span className="min-w-0">
@@ -208,7 +224,16 @@ function Fact({ name, value }: { name: string; value: string }) {
   );
 }
 
-const TOLD = new Set(["stage_start", "quality_gate", "retry_start", "paused", "resumed", "aborted", "failed", "phase_complete"]);
+const TOLD = new Set([
+  "stage_start",
+  "quality_gate",
+  "retry_start",
+  "paused",
+  "resumed",
+  "aborted",
+  "failed",
+  "phase_complete",
+]);
 
 /** Says to a screen reader what happens while the page is open: stages, gates, retries, the end. */
 function Announcer({ view }: { view: RunView }) {

@@ -10,7 +10,12 @@ import type { RunView, Score } from "@/lib/store";
 
 const TONES = { good: "text-good", fair: "text-fair", poor: "text-poor", none: "text-soft" } as const;
 const FILLS = { good: "var(--good)", fair: "var(--fair)", poor: "var(--poor)", none: "var(--soft)" } as const;
-const GRADES = { good: "well kept", fair: "above the threshold", poor: "below the threshold", none: "not measured" } as const;
+const GRADES = {
+  good: "well kept",
+  fair: "above the threshold",
+  poor: "below the threshold",
+  none: "not measured",
+} as const;
 
 export function Quality({ view }: { view: RunView }) {
   const found = answer(view);
@@ -27,7 +32,15 @@ export function Quality({ view }: { view: RunView }) {
         <Gauge value={value} floor={view.limits.cumulative} interval={pair(metrics.core_retention_interval)} />
         <p className="mt-1 flex flex-wrap justify-center gap-x-1.5 text-[0.85rem] text-soft">
           core retention of
-          {untouched ? " the input model itself" : <StageName stage={found.stage} titles={view.titles} {...(found.attempt.number > 1 ? { attempt: found.attempt.number } : {})} />}
+          {untouched ? (
+            " the input model itself"
+          ) : (
+            <StageName
+              stage={found.stage}
+              titles={view.titles}
+              {...(found.attempt.number > 1 ? { attempt: found.attempt.number } : {})}
+            />
+          )}
           {!retention.final && " so far"}
         </p>
       </div>
@@ -78,7 +91,9 @@ function Gauge({ value, floor, interval }: { value: number | null; floor: number
     >
       <svg viewBox="0 -14 224 122" className="keeps-colour w-full" aria-hidden="true">
         <path d={arc(0, 1, 82)} fill="none" stroke="var(--raised)" strokeWidth={17} />
-        {value !== null && value > 0 && <path d={arc(0, value, 82)} fill="none" stroke={FILLS[state]} strokeWidth={17} />}
+        {value !== null && value > 0 && (
+          <path d={arc(0, value, 82)} fill="none" stroke={FILLS[state]} strokeWidth={17} />
+        )}
         <line x1={mx0} y1={my0} x2={mx1} y2={my1} stroke="var(--ink)" strokeWidth={2} />
         <text x={tx} y={ty + 2} fill="var(--soft)" fontSize={11} textAnchor="start">
           {percent(floor, 0)}
@@ -115,7 +130,7 @@ function Card({
   const informative = before?.informative ?? true;
   const retention = untouched ? (before === null ? null : 1) : (after?.retention ?? null);
   const state = informative ? grade(retention, floor) : "none";
-  const share = (value: number) => `${100 * Math.min(1.1, Math.max(0, value)) / 1.1}%`;
+  const share = (value: number) => `${(100 * Math.min(1.1, Math.max(0, value))) / 1.1}%`;
   return (
     <li className="rounded-md bg-raised/60 px-2.5 py-2" data-task={task}>
       <h3 className="truncate text-[0.82rem] text-soft">{benchmark(task)}</h3>
@@ -123,11 +138,16 @@ function Card({
         {percent(retention)}
       </p>
       <div className="keeps-colour relative mt-1 mb-1.5 h-1.5 rounded-full bg-line" aria-hidden="true">
-        {retention !== null && <div className="h-full rounded-full" style={{ width: share(retention), background: stageColour(stage) }} />}
+        {retention !== null && (
+          <div className="h-full rounded-full" style={{ width: share(retention), background: stageColour(stage) }} />
+        )}
         {after?.retentionInterval != null && (
           <div
             className="absolute top-1/2 h-px bg-ink"
-            style={{ left: share(after.retentionInterval[0]), right: `calc(100% - ${share(after.retentionInterval[1])})` }}
+            style={{
+              left: share(after.retentionInterval[0]),
+              right: `calc(100% - ${share(after.retentionInterval[1])})`,
+            }}
           />
         )}
         <div className="absolute -inset-y-0.5 w-0.5 bg-ink" style={{ left: share(floor) }} />

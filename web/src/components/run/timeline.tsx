@@ -27,7 +27,11 @@ function Step({ view, name, over }: { view: RunView; name: string; over: boolean
   const took = (view.stages[name]?.attempts ?? []).reduce((sum, one) => sum + (one.seconds ?? 0), 0);
   const idle = state === "pending" || state === "skipped" || state === "off";
   return (
-    <li aria-current={now ? "step" : undefined} data-stage={name} className="min-w-0 rounded-md bg-raised/60 px-3 pt-0 pb-2.5">
+    <li
+      aria-current={now ? "step" : undefined}
+      data-stage={name}
+      className="min-w-0 rounded-md bg-raised/60 px-3 pt-0 pb-2.5"
+    >
       <div className="keeps-colour -mx-3 mb-2 h-1.5 overflow-hidden rounded-t-md bg-line" aria-hidden="true">
         <div
           className={`h-full transition-[width] duration-300 ${now ? "animate-pulse" : ""}`}
