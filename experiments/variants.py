@@ -14,6 +14,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from phase8.files import write_atomic
 
@@ -32,6 +33,15 @@ VARIANTS = {
 RUNS = ROOT / "outputs" / "variants"
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- results: written by experiments/variants.py -->", "<!-- /results -->"
+
+
+def rounded(found: Any) -> Any:
+    """Figures to four places, without what the attempts say already (`metrics`) and the tensors left alone."""
+    if isinstance(found, float):
+        return round(found, 4)
+    if isinstance(found, dict):
+        return {key: rounded(value) for key, value in found.items() if key not in ("metrics", "left_alone")}
+    return [rounded(value) for value in found] if isinstance(found, list) else found
 
 
 def run(variant: str) -> dict:
@@ -114,8 +124,9 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "variants.md").write_text(text, encoding="utf-8")
     # A run records its directory in full; what is published is relative to the repository.
-    every = json.dumps(results, indent=1).replace(f"{ROOT}/", "")
-    (RESULTS / "variants.json").write_text(every + "\n", encoding="utf-8")
+    every = ",\n".join(f"{json.dumps(name)}: {json.dumps(rounded(result))}" for name, result in results.items())
+    every = every.replace(f"{ROOT}/", "")
+    (RESULTS / "variants.json").write_text(f"{{\n{every}\n}}\n", encoding="utf-8")
     if list(results) == list(VARIANTS):
         readme = ROOT / "README.md"
         before, rest = readme.read_text(encoding="utf-8").split(BEGIN)

@@ -9,7 +9,6 @@ from typing import Any
 
 from phase8.files import write_atomic
 from phase8.watch import plots
-from phase8.watch.report import page_style
 from phase8.watch.runs import (
     Point,
     Retained,
@@ -20,6 +19,7 @@ from phase8.watch.runs import (
     differing_settings,
     points,
 )
+from phase8.watch.style import page_style
 from phase8.watch.view import mapping, number
 from phase8.watch.wording import NOTHING, clean, figure, percent, size, stage_name, times
 
