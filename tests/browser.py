@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dashboard_server import REPOSITORY
 
 from phase8.watch.server.page import BUILT
+from tests.dashboard_server import REPOSITORY
 
 WCAG = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]
 AXE = REPOSITORY / "web" / "node_modules" / "axe-core" / "axe.min.js"

@@ -7,10 +7,10 @@ import re
 
 import pytest
 from rich.console import Console
-from synthetic_run import SCENARIOS, mean_core, play
 
 from phase8.events import Activity, EventLog, Log, StageStart, read_events
 from phase8.watch.console import ConsoleListener
+from tests.synthetic_run import SCENARIOS, mean_core, play
 
 
 def plain_text(name, tmp_path):

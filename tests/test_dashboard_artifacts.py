@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 
-import invented_log
 import numpy as np
 import pytest
-from dashboard_server import REPOSITORY, served
 
 from phase8.artifact.read import read_artifact
 from phase8.runtime.side_by_side import load_original
+from tests import invented_log
+from tests.dashboard_server import REPOSITORY, served
 
 PROMPT = "Question: What is the"
 

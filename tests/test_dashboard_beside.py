@@ -13,11 +13,11 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-import invented_log
 import pytest
-from dashboard_server import REPOSITORY
 
 from phase8.watch.server.beside import dashboard_beside
+from tests import invented_log
+from tests.dashboard_server import REPOSITORY
 
 
 def ask(url: str) -> dict:

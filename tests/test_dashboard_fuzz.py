@@ -5,10 +5,8 @@ Each answer must be one that the description names: status, headers, content typ
 
 from __future__ import annotations
 
-import invented_log
 import pytest
 import schemathesis
-from dashboard_server import served
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
@@ -19,6 +17,9 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+
+from tests import invented_log
+from tests.dashboard_server import served
 
 CHECKS = [
     not_a_server_error,

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from dashboard_server import REPOSITORY, Served, served
+
+from tests.dashboard_server import REPOSITORY, Served, served
 
 
 @pytest.fixture

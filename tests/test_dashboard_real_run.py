@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from dashboard_server import REPOSITORY, served
+
+from tests.dashboard_server import REPOSITORY, served
 
 SMALL = {
     "benchmark_samples": 4,

@@ -6,10 +6,11 @@ import asyncio
 import time
 from pathlib import Path
 
-import invented_log
 import pytest
-from dashboard_server import served
 from test_dashboard_sockets import Viewer
+
+from tests import invented_log
+from tests.dashboard_server import served
 
 LINES = len(list(invented_log.whole(Path())))
 

@@ -7,12 +7,12 @@ import io
 import json
 import shutil
 
-import invented_log
 import numpy as np
 import pytest
-from dashboard_server import Served, served
 
 from phase8.watch.server.pairs import paired_interval
+from tests import invented_log
+from tests.dashboard_server import Served, served
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,8 @@ import http.client
 import json
 from urllib.parse import urlsplit
 
-import invented_log
 import pytest
 import socketio
-from dashboard_server import REPOSITORY as REPOSITORY_DIRECTORY
-from dashboard_server import served
 
 from phase8.errors import ConfigError
 from phase8.watch.server.guard import is_loopback
@@ -19,6 +16,9 @@ from phase8.watch.server.page import policy
 from phase8.watch.server.schema import Start
 from phase8.watch.server.serve import Options
 from phase8.watch.server.settings import Project, settings
+from tests import invented_log
+from tests.dashboard_server import REPOSITORY as REPOSITORY_DIRECTORY
+from tests.dashboard_server import served
 
 TOKEN = "a-token-of-some-length"
 REPOSITORY = Project(REPOSITORY_DIRECTORY)

@@ -6,10 +6,11 @@ import asyncio
 import os
 import time
 
-import invented_log
 import pytest
 import socketio
-from dashboard_server import served
+
+from tests import invented_log
+from tests.dashboard_server import served
 
 
 class Viewer:

@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
-from tiny_model import tiny_model, tiny_tokenizer
 
 from phase8.benchmarks.eudaimonia import read_pairs, with_eudaimonia
 from phase8.benchmarks.evaluate import RULES, evaluate
 from phase8.benchmarks.suite import load_suite, suite_hash
 from phase8.errors import BenchmarkError
+from tests.tiny_model import tiny_model, tiny_tokenizer
 
 PAIRS = [
     {"rule": rule, "context": f"The miller asks {number}. She says:", "good": "Yes, grain.", "bad": "No geese at all."}

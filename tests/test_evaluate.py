@@ -7,13 +7,13 @@ import warnings
 import pytest
 from lm_eval import evaluator
 from lm_eval.models.huggingface import HFLM
-from tiny_model import tiny_model, tiny_tokenizer
 
 from phase8.benchmarks.cache import BaselineCache
 from phase8.benchmarks.evaluate import RULES, Score, SuiteResult, evaluate
 from phase8.benchmarks.experts import EXPERT_BENCHMARKS
 from phase8.benchmarks.suite import MINI, load_suite, read_tasks, suite_hash
 from phase8.errors import BenchmarkError, OutputError
+from tests.tiny_model import tiny_model, tiny_tokenizer
 
 READER = """
 import json

@@ -18,7 +18,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_run import run_start
 
 from phase8.errors import ArtifactError, OutputError, RunStopped
 from phase8.events import (
@@ -45,6 +44,7 @@ from phase8.events import (
 from phase8.events import log as log_module
 from phase8.events import read as read_module
 from phase8.events.record import from_line, to_line
+from tests.synthetic_run import run_start
 
 START = b'{"time": 1, "kind": "log_start", "stage": null, "data": {"version": 2, "program": "phase8"}}\n'
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from tiny_model import TEXT, tiny_model, tiny_tokenizer
 
 from phase8.benchmarks.lm import Phase8LM, PlanCache
 from phase8.errors import BenchmarkError
+from tests.tiny_model import TEXT, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

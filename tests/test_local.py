@@ -3,11 +3,11 @@
 import json
 
 import pytest
-from benchmark_files import invented, invented_for_experts, write_as_authors, write_data_sets, write_lines
 
 from phase8.benchmarks.local import FILES, check_data_dir, local_splits
 from phase8.benchmarks.real import load_real_suite
 from phase8.errors import BenchmarkError, ConfigError
+from tests.benchmark_files import invented, invented_for_experts, write_as_authors, write_data_sets, write_lines
 
 ROWS = invented()
 UNUSED = {"hellaswag": {"ind"}}

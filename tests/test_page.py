@@ -9,12 +9,12 @@ import shutil
 from contextlib import ExitStack
 from pathlib import Path
 
-import invented_log
 import pytest
-from browser import launched, opened, page_directory, press_until, violations
-from dashboard_server import REPOSITORY, served
 
 from phase8.watch import wording
+from tests import invented_log
+from tests.browser import launched, opened, page_directory, press_until, violations
+from tests.dashboard_server import REPOSITORY, served
 
 RECORDED = Path(__file__).parent / "data" / "run"
 """A run of the embedded model."""

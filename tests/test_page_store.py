@@ -7,9 +7,9 @@ import shutil
 import subprocess
 
 import pytest
-from dashboard_server import REPOSITORY
 
 from phase8.codecs.stages import STAGES
+from tests.dashboard_server import REPOSITORY
 
 WEB = REPOSITORY / "web"
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_model import tiny_model
 
 from phase8.benchmarks import edge, probes
 from phase8.benchmarks.eudaimonia import with_eudaimonia
@@ -21,6 +20,7 @@ from phase8.model.source import load_source
 from phase8.run.retry import Sensitivity, adjust, recommend
 from phase8.train.divergence import tensor_sensitivity
 from phase8.world import items as world_items
+from tests.tiny_model import tiny_model
 
 
 @pytest.fixture(scope="module")

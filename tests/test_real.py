@@ -10,9 +10,7 @@ import datasets
 import evaluate as hf_evaluate
 import lm_eval
 import pytest
-from benchmark_files import SUBJECTS, invented, invented_for_experts, write_as_authors, write_data_sets, write_lines
 from lm_eval.tasks import TaskManager
-from tiny_model import tiny_model, tiny_tokenizer
 
 import phase8
 from phase8.benchmarks.code_eval import chance_of_a_pass, pass_at_k
@@ -22,6 +20,15 @@ from phase8.benchmarks.real import CORE, _load_parts, load_real_suite
 from phase8.benchmarks.suite import suite_hash
 from phase8.errors import BenchmarkError
 from phase8.model.source import load_source
+from tests.benchmark_files import (
+    SUBJECTS,
+    invented,
+    invented_for_experts,
+    write_as_authors,
+    write_data_sets,
+    write_lines,
+)
+from tests.tiny_model import tiny_model, tiny_tokenizer
 
 ROWS = invented()
 FIVE = ("analytical", "creative", "code", "reasoning", "communication")

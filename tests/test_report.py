@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 from lxml import etree, html
-from synthetic_run import CORE, LIMITS, SCENARIOS, Script, core_retentions, mean_core, play, run_start
 
 from phase8.errors import ArtifactError
 from phase8.events import (
@@ -25,6 +24,7 @@ from phase8.events import (
 )
 from phase8.watch.report import write_report
 from phase8.watch.view import RunView
+from tests.synthetic_run import CORE, LIMITS, SCENARIOS, Script, core_retentions, mean_core, play, run_start
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from synthetic_run import run_start
 
 from experiments import kills
 from phase8 import api
@@ -26,6 +25,7 @@ from phase8.events import EventLog, read_events
 from phase8.run import retry, score
 from phase8.run.control import Control, write_control
 from phase8.run.signals import EndOnSignal
+from tests.synthetic_run import run_start
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from synthetic_run import CORE, ORIGINAL_BYTES, core_retentions, mean_core, play
 
 from phase8.errors import ConfigError
 from phase8.events import read_events
 from phase8.watch.tracking import _ENVIRONMENT, WandbTracker
+from tests.synthetic_run import CORE, ORIGINAL_BYTES, core_retentions, mean_core, play
 
 STAGE_DIRECTORIES = ("seedlm", "seedlm_retry1", "vptq", "hyper", "hyper_retry1")
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from lm_eval.api.instance import Instance
-from tiny_model import TEXT, tiny_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from phase8.benchmarks.lm import Phase8LM
 from phase8.benchmarks.perplexity import bits_per_byte
 from phase8.model.latency import measure_latency_ms
 from phase8.model.window import window
+from tests.tiny_model import TEXT, tiny_tokenizer
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 ROPE = {"rope_theta": 10000.0, "original_max_position_embeddings": 16, "factor": 4.0}

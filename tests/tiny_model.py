@@ -1,4 +1,5 @@
-"""A tiny tokenizer and a tiny model with random weights, for tests of everything around a model."""
+"""Tiny tokenizers and tiny models with random weights, for tests of everything around a model: a BPE tokenizer with a
+model whose outputs differ clearly, and single bytes with the smallest model that has every part."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -35,4 +36,43 @@ def tiny_model(tokenizer, **settings):
         num_key_value_heads=2, max_position_embeddings=96, bos_token_id=0, eos_token_id=1, pad_token_id=2,
         initializer_range=0.4, **settings,
     )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
+def byte_tokenizer():
+    """256 bytes and two special tokens; adds the beginning-of-text token itself."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index + 2 for index, symbol in enumerate(alphabet)}
+    vocabulary |= {"<|endoftext|>": 0, "<pad>": 1}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def smallest_model():
+    """A random Llama: 258 tokens, width 16, 2 layers, tied head."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=258,
+        hidden_size=16,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
     return LlamaForCausalLM(config).eval()
