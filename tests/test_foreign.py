@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,7 +12,7 @@ from phase8.api import CompressionOrchestrator
 from phase8.artifact import write
 from phase8.config import CompressionConfig
 from phase8.events import read_events
-from phase8.run import attempt, pipeline
+from phase8.run import attempt, baseline, pipeline
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +24,8 @@ def run(tmp_path_factory, tiny_tokenizer):
     directory = tmp_path_factory.mktemp("foreign")
     text = directory / "text.txt"
     text.write_bytes(b"\xef\xbb\xbf" + b"\r\n \r\n".join(b"A goose, number %d, eats grain." % n for n in range(60)))
+    held_out = directory / "held_out.txt"
+    held_out.write_text("A goose eats.\n\nThe river turns the wheel.\n\nNobody has seen the sea.\n")
     torch.manual_seed(0)
     network = LlamaForCausalLM(
         LlamaConfig(
@@ -32,7 +35,11 @@ def run(tmp_path_factory, tiny_tokenizer):
     ).train()  # fmt: skip
     settings = {
         "benchmark_samples": 8,
-        "max_retries": 2,
+        "max_retries": 0,
+        "seedlm": {"enabled": False},
+        "hyper": {"enabled": False},
+        "gates": {"policy": "confident"},  # three documents prove nothing, so the stage fails
+        "benchmarks": {"perplexity_text": str(held_out)},
         "calibration_text": str(text),
         "grokfast": {"iterations": 0},
         "optimizer": {"calibration_sequences": 8, "held_out_sequences": 2, "sequence_tokens": 96},
@@ -78,16 +85,36 @@ def test_the_callers_network_is_left_alone(run):
 
 
 def test_what_was_judged_was_opened_as_a_user_opens_it(run):
-    assert run[4] == ["seedlm"]
+    assert run[4] == ["vptq"]
 
 
 def test_what_was_read_is_told_and_what_was_shortened(run):
     assert told(run[3], "calibration text", "60 documents") and told(run[3], "48 tokens instead of", "96")
 
 
-def test_the_embedded_worlds_text_is_named_and_warned_of(run):
-    (warning,) = told(run[3], "is not set", "embedded world's text")
-    assert "benchmarks.perplexity_text=FILE" in warning and "calibration_text=FILE" not in warning
+def test_the_held_out_text_is_named_with_what_it_holds(run):
+    assert told(run[3], "held-out text: ", "held_out.txt", "3 documents")
+    gate = next(event.data for event in read_events(run[0] / "run" / "events.jsonl") if event.kind == "quality_gate")
+    assert gate.text.endswith("held_out.txt") and gate.baseline_bits_per_byte is not None
+
+
+@pytest.mark.parametrize("own_text", [False, True])
+def test_a_foreign_model_on_the_embedded_worlds_text_is_warned_of(own_text):
+    logs = []
+    config = CompressionConfig.from_dict({"calibration_text": "mine.txt"} if own_text else {})
+    context = SimpleNamespace(
+        config=config,
+        source=SimpleNamespace(name="mine"),
+        suite=SimpleNamespace(text=("one", "two")),
+        log=lambda level, text, stage: logs.append((level, text)),
+    )
+    baseline._tell_texts(context)
+    ((level, warning),) = logs
+    assert level == "warning" and "embedded world's text" in warning and "benchmarks.perplexity_text=FILE" in warning
+    assert ("calibration_text=FILE" in warning) is not own_text
+    context.source.name, logs[:] = "embedded:reference", []
+    baseline._tell_texts(context)
+    assert logs == []
 
 
 def test_edge_of_chaos_is_not_made_of_luck(run):
@@ -95,15 +122,13 @@ def test_edge_of_chaos_is_not_made_of_luck(run):
     assert run[2]["metrics"]["edge_of_chaos"] is None
 
 
-def test_no_retry_where_no_gate_can_pass_and_the_ways_on_are_named(run):
-    _, _, result, logs, _ = run
-    assert list(result["stages"]) == ["seedlm"] and len(result["stages"]["seedlm"]["attempts"]) == 1
-    assert told(logs, "no gate can pass", "Ways on", "phase8 encode", "benchmarks.perplexity_text=FILE")
+def test_what_the_benchmarks_cannot_tell_is_said_with_the_ways_on(run):
+    assert told(run[3], "cannot tell", "Ways on", "phase8 encode", "benchmarks.perplexity_text=FILE")
 
 
 def test_no_figure_of_chance(run):
     result = run[2]
-    rows = result["stages"]["seedlm"]["attempts"][0]["benchmarks"]
+    rows = result["stages"]["vptq"]["attempts"][0]["benchmarks"]
     assert any(not row["informative"] for row in rows.values())
     for row in rows.values():
         assert row["informative"] or row["retention_corrected"] is None

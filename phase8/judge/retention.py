@@ -26,7 +26,7 @@ LEVEL = 0.95
 STANDARD_ERRORS = 2.0
 """How far above chance a baseline must be to tell anything."""
 WAYS_OUT = (
-    "Ways on: benchmarks=core with data that this model can answer; held-out text of its own kind to watch "
+    "Ways on: benchmarks=core with data that this model can answer; held-out text of its own kind "
     "(benchmarks.perplexity_text=FILE) with calibration_text=FILE; gates.min_informative lowered, where fewer are "
     "enough for you; one stage without a verdict: `python -m phase8 encode MODEL OUT --stage vptq`"
 )
