@@ -258,8 +258,10 @@ def greedy_settings(model: Any, new_tokens: int, pad: int) -> Iterator[None]:
         model.generation_config = own
 
 
-def changes_distribution(settings: GenerationConfig) -> bool:
+def changes_distribution(settings: GenerationConfig | None) -> bool:
     """Whether generation settings change the distribution of the next token, beyond sampling from it."""
+    if settings is None:
+        return False
     ordinary = GenerationConfig().to_dict()
     neutral = (None, False, 0, 1.0, [], {})
     return any(

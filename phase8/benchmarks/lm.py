@@ -29,6 +29,7 @@ from phase8.benchmarks.generation import Generator, Job
 from phase8.benchmarks.packing import Encoded, Plan, make_plan
 from phase8.benchmarks.scoring import Scorer
 from phase8.errors import BenchmarkError
+from phase8.model.generation import end_tokens
 from phase8.model.window import window as context_window
 
 Progress = Callable[[int, int], None]
@@ -100,8 +101,7 @@ class Phase8LM(TemplateLM):
         self._fingerprint = _fingerprint(tokenizer, self._max_length)
         self._token_text: dict[int, str] = {}
         self.scorer = Scorer(model, batch_tokens)
-        ends = model.generation_config.eos_token_id
-        ends = {self.eot_token_id} | set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+        ends = {self.eot_token_id, *end_tokens(model.generation_config)}
         self.generator = Generator(model, pad=self.eot_token_id, ends=ends, stopped=self._stopped)
 
     @property
