@@ -178,10 +178,15 @@ def _adopt_orphans() -> None:
 
 
 def _state(directory: Path) -> dict[str, tuple[int, str]]:
-    """Mode and content of every file."""
-    return {
-        path.name: (path.stat().st_mode, hashlib.sha256(path.read_bytes()).hexdigest()) for path in directory.glob("*")
-    }
+    """Mode and content of every file; no content where it may not be read any more."""
+    found = {}
+    for path in directory.glob("*"):
+        try:
+            content = hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError:
+            content = ""
+        found[path.name] = path.stat().st_mode, content
+    return found
 
 
 def _alive() -> set[int]:
