@@ -45,7 +45,8 @@ def check_overrides(arguments: list[str]) -> None:
             fix=_quoted(words),
         ) from error
     groups = (
-        "compressor", "model", "benchmarks", "gates", "optimizer", "trainer", "logger", "paths", "experiment", "sweep",
+        "compressor", "model", "benchmarks", "gates", "optimizer", "training", "trainer", "logger", "paths",
+        "experiment", "sweep",
     )  # fmt: skip
     known = [*_names(CompressionConfig().to_dict()), *groups]
     many = any(word in ("-m", "--multirun") or word.startswith("sweep=") for word in arguments)

@@ -22,13 +22,14 @@ from phase8.codecs.vptq.settings import Sharing, VPTQConfig
 from phase8.errors import ConfigError
 from phase8.judge.settings import GateConfig, GatePolicy, GateReference, StageThresholds
 from phase8.model.settings import ModelConfig
-from phase8.train.settings import GrokfastConfig, GrokfastVariant, OptimizerConfig, Precision
+from phase8.train.settings import GrokfastConfig, GrokfastVariant, OptimizerConfig, Precision, TrainingConfig
 
 __all__ = [
     "EXPERTS", "STAGES", "Axis", "BenchmarkSuite", "BenchmarksConfig", "CompressionConfig",
     "EdgePool", "Fallback", "GateConfig", "GatePolicy", "GateReference", "GrokfastConfig", "GrokfastVariant",
     "HyperConfig", "LoggerConfig", "ModelConfig", "OptimizerConfig", "PathsConfig", "Precision", "SeedLMConfig",
-    "SeedSearch", "Sharing", "StageThresholds", "Trajectory", "VPTQConfig", "WandbMode", "Winding",
+    "SeedSearch", "Sharing", "StageThresholds", "TrainingConfig", "Trajectory", "VPTQConfig",
+    "WandbMode", "Winding",
 ]  # fmt: skip
 
 
@@ -102,6 +103,7 @@ class RunSettings:
     model: ModelConfig = field(default_factory=ModelConfig)
     grokfast: GrokfastConfig = field(default_factory=GrokfastConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
     benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)
     gates: GateConfig = field(default_factory=GateConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
@@ -143,9 +145,17 @@ class RunSettings:
             fix="switch on at least one",
         )
         for name in NAMES:
-            limit = self.limit_of(name)
-            if limit is not None and self.stage(name).enabled:
-                self.stage(name).check_budget(limit[0])
+            limit, stage = self.limit_of(name), self.stage(name)
+            if not stage.enabled:
+                continue
+            if limit is not None:
+                stage.check_budget(limit[0])
+            require(
+                limit is not None or not stage.trained,
+                f"{name} is trained within a byte budget, and none is set",
+                where=f"{name}.target_ratio",
+                fix=f"{name}.target_ratio=40, for example",
+            )
 
     def stage(self, name: str) -> StageSettings:
         """The settings of a stage."""

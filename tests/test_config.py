@@ -105,7 +105,7 @@ def test_round_trip():
         ({"budget_bytes": 0}, "budget_bytes is 0"),
         ({"vptq": {"target_ratio": 1}}, "vptq.target_ratio is 1"),
         ({"seedlm": {"target_ratio": 9, "budget_bytes": 9}}, "seedlm.budget_bytes and seedlm.target_ratio"),
-        ({"target_ratio": 9, "hyper": {"trajectory_type": "fourier"}}, "for the ergodic trajectory only"),
+        ({"target_ratio": 9, "hyper": {"trajectory_type": "fourier"}}, "only the ergodic trajectory and the lattice"),
         ({"benchmark_samples": 0}, "benchmark_samples"),
         ({"protect": "all"}, "needs a list"),
         ({"seedlm": {"enabled": False}, "vptq": {"enabled": False}, "hyper": {"enabled": False}}, "switched off"),

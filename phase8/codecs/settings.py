@@ -63,6 +63,11 @@ class StageSettings:
     SAMPLED_ROWS: ClassVar[int] = 1
     """Consecutive rows that the sample takes at a time."""
 
+    @property
+    def trained(self) -> bool:
+        """Whether the whole stage is trained within its byte budget (`phase8.train.whole`), and needs one."""
+        return False
+
     def bits_per_weight(self) -> float:
         """Packed bits per weight, without what is stored once per matrix or group, and without padding."""
         raise NotImplementedError

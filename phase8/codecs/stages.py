@@ -64,5 +64,5 @@ STAGES = (
 
 NAMES = tuple(stage.name for stage in STAGES)
 BY_LEVEL = {stage.level: stage.name for stage in STAGES}
-CODECS = ("plain", *NAMES)
+CODECS = ("plain", *NAMES, "lattice")
 """What a group in a file may be coded with."""

@@ -25,6 +25,7 @@ from phase8.run.journal import read_facts, read_groups, read_scores, recalled, w
 from phase8.run.optimise import Trained, trained
 from phase8.run.result import Attempt, text_name
 from phase8.run.score import score, tell_score
+from phase8.run.train import train_whole
 
 
 def directory_of(run_dir: Path, stage: str, attempt: int) -> Path:
@@ -107,6 +108,8 @@ def write_stage(run: Context, stage: str, number: int, config: CompressionConfig
 
 def _groups(run: Context, stage: str, number: int, config: CompressionConfig) -> Trained:
     """The stage's groups, encoded and trained."""
+    if config.stage(stage).trained:
+        return train_whole(run, stage, number, config)
     if config.limit_of(stage) is not None:
         return within_budget(run, stage, number, config)
     return trained(run, stage, number, config, lambda: _encoded(run, stage, number, config))

@@ -39,6 +39,7 @@ from phase8.run.result import Attempt, build_result
 from phase8.run.signals import EndOnSignal
 from phase8.run.stage import run_stage
 from phase8.run.tell import limits_of, phase_complete
+from phase8.run.train import check_trained_budget
 
 
 @dataclass
@@ -87,7 +88,8 @@ class Pipeline:
         try:
             self._begin(stages)
             for stage in stages:
-                check_budget(self.source, stage, self.config)
+                check = check_trained_budget if self.config.stage(stage).trained else check_budget
+                check(self.source, stage, self.config)
             check_reopens(self.source)
             measure_baseline(run)
             for stage in stages:

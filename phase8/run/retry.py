@@ -115,16 +115,16 @@ def recommend(
             changes = _first_accepted(config, rates)
             add("raise_rate", changes, f"{figure}, below {RAISE_RATE_BELOW:.2f}: more bits for {stage}")
         if lowest < RAISE_CALIBRATION_BELOW:
-            changes = _first_accepted(config, [_more_calibration(config), _longer(config)])
+            changes = _first_accepted(config, [_more_calibration(stage, config), _longer(stage, config)])
             add("raise_calibration", changes, f"{figure}, below {RAISE_CALIBRATION_BELOW:.2f}: more calibration text")
         else:
-            changes = _first_accepted(config, [_longer(config)])
+            changes = _first_accepted(config, [_longer(stage, config)])
             add("train_longer", changes, f"{figure}, a near miss: longer training")
     elif single := [check.name.removeprefix("benchmark/") for check in failed if check.name.startswith(_SINGLE)]:
-        changes = _first_accepted(config, [_more_calibration(config), _longer(config)])
+        changes = _first_accepted(config, [_more_calibration(stage, config), _longer(stage, config)])
         add("raise_calibration", changes, f"{', '.join(single)} failed, and no average did: more calibration text")
     elif integration:
-        add("train_longer", _first_accepted(config, [_longer(config)]), f"{which} failed: longer training")
+        add("train_longer", _first_accepted(config, [_longer(stage, config)]), f"{which} failed: longer training")
     if not actions:
         names = ", ".join(check.name for check in failed) or "nothing"
         return Recommendation(action="fall_back", adjustments={}, reason=f"no setting left to change for: {names}")
@@ -159,11 +159,15 @@ def _higher_rates(stage: str, config: CompressionConfig, severe: bool) -> Iterat
         yield {f"{stage}.{name}": value for name, value in values.items()}
 
 
-def _more_calibration(config: CompressionConfig) -> Adjustments:
-    return {"optimizer.calibration_sequences": 2 * config.optimizer.calibration_sequences} | _longer(config)
+def _more_calibration(stage: str, config: CompressionConfig) -> Adjustments:
+    if config.stage(stage).trained:
+        return {"training.sequences": 2 * config.training.sequences} | _longer(stage, config)
+    return {"optimizer.calibration_sequences": 2 * config.optimizer.calibration_sequences} | _longer(stage, config)
 
 
-def _longer(config: CompressionConfig) -> Adjustments:
+def _longer(stage: str, config: CompressionConfig) -> Adjustments:
+    if config.stage(stage).trained:
+        return {"training.steps": 2 * config.training.steps}
     return {"grokfast.iterations": max(100, 2 * config.grokfast.iterations)}
 
 

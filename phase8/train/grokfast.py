@@ -43,6 +43,14 @@ class GrokfastFilter:
         variant = config.variant if config.enabled else GrokfastVariant.off
         return cls(variant, config.alpha, config.lambda_, config.window)
 
+    def state(self) -> dict[int, Tensor]:
+        """The running means, by the parameter's number, for a checkpoint. A window (`ma`) starts anew."""
+        return dict(self._means)
+
+    def load(self, means: dict[int, Tensor]) -> None:
+        """Goes on from `state`."""
+        self._means = {index: mean.clone() for index, mean in means.items()}
+
     @torch.no_grad()
     def apply(self, parameters: Iterable[nn.Parameter]) -> None:
         """Changes `.grad` of each parameter in place. The order of the parameters must be the same at each call.

@@ -17,18 +17,14 @@ groups, decides which of the two is returned. The same seed on the same machine 
 from __future__ import annotations
 
 import copy
-import logging
 import math
-import signal
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import pytorch_lightning as lightning
 import torch
-from pytorch_lightning.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader
@@ -38,6 +34,7 @@ from phase8.errors import CodecError, ModelError
 from phase8.model.source import in_place, unique_parameters
 from phase8.train.divergence import check_replacements, kl_per_token, mean_kl, network_logits
 from phase8.train.grokfast import GrokfastFilter
+from phase8.train.lightning import quiet, run_trainer
 from phase8.train.precision import takes_bfloat16
 from phase8.train.settings import GrokfastConfig, OptimizerConfig
 
@@ -106,7 +103,7 @@ def reconstruct(
     before = mean_kl(network, before_weights, held_out)
     del before_weights
 
-    with _deterministic(device), _quiet():
+    with _deterministic(device), quiet():
         trainer = _Reconstruction(network, groups, calibration, config, grokfast, seed, on_step)
         if trainer.parameters_:
             weight_steps = round(config.weight_phase * grokfast.iterations)
@@ -166,24 +163,8 @@ class _Reconstruction(lightning.LightningModule):
             return
         self._objective, self._steps = objective, steps
         self._filter = GrokfastFilter.from_config(self.grokfast)
-        trainer = lightning.Trainer(
-            max_steps=steps,
-            accelerator="cpu" if device.type == "cpu" else "gpu",
-            devices=1 if device.type == "cpu" else [device.index or 0],
-            plugins=[LightningEnvironment()],
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            enable_progress_bar=False,
-        )
-        interrupt = signal.getsignal(signal.SIGINT)
-        try:
-            trainer.fit(self, DataLoader([self._draw() for _ in range(steps)], batch_size=None))
-        except SystemExit as stop:
-            # Lightning answers Ctrl-C by ignoring all further ones and leaving the process, and SIGTERM likewise; here
-            # both are the user's wish to stop, which the run answers in order.
-            signal.signal(signal.SIGINT, interrupt)
-            raise KeyboardInterrupt from stop
+        batches = DataLoader([self._draw() for _ in range(steps)], batch_size=None)
+        run_trainer(self, batches, steps, device)
 
     def _draw(self) -> Tensor:
         """The next batch's sequence numbers: the calibration set in random order, again and again."""
@@ -311,25 +292,3 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(was, warn_only=warn_only)
         torch.utils.deterministic.fill_uninitialized_memory = filled
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning's advice (more workers, a logger, a progress bar) is not for our readers."""
-    names = (
-        "pytorch_lightning",
-        "lightning.pytorch",
-        "pytorch_lightning.utilities.rank_zero",
-        "lightning_fabric.utilities.rank_zero",
-    )
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"pytorch_lightning|lightning_fabric")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

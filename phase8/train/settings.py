@@ -61,6 +61,51 @@ class GrokfastConfig:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """Training within a byte budget: how long, how fast, on how much text; see `phase8.train.within_budget`."""
+
+    steps: int = 1800
+    """Optimiser steps; the learning rate's fall and the size's ramp are shares of them."""
+    batch_sequences: int = 16
+    sequences: int = 8192
+    """Sequences of training text, each `optimizer.sequence_tokens` long; the original answers each of them once."""
+    kept_answers: int = 48
+    """Likeliest next tokens that are kept of the original's answer at each place."""
+    lr: float = 0.01
+    """Adam's highest step, as a share of a matrix's root mean square."""
+    ramp: float = 0.3
+    """Share of the steps over which the size falls to the budget."""
+    fall: float = 0.75
+    """Share of the steps, the last ones, over which the learning rate falls to zero."""
+    focus: float = 0.6
+    """After a first reading, sequences are drawn in proportion to their last divergence to this power; 0: all alike."""
+    checkpoint_every: int = 100
+    """Steps between two checkpoints from which a killed run goes on."""
+    grokfast: bool = False
+    """Filters the gradients as `grokfast` says. Measured to do harm here (experiments/LOG.md)."""
+
+    def __post_init__(self) -> None:
+        def bounds(name: str, low: float, high: float, default: float) -> None:
+            value = getattr(self, name)
+            require(
+                low <= value <= high,
+                f"training.{name} is {value}, needs {low:g} to {high:g}",
+                where="training",
+                fix=f"the default is training.{name}={default:g}",
+            )
+
+        bounds("steps", 1, 100_000_000, 1800)
+        bounds("batch_sequences", 1, 65_536, 16)
+        bounds("sequences", 1, 100_000_000, 8192)
+        bounds("kept_answers", 1, 1_000_000, 48)
+        bounds("lr", 1e-7, 1.0, 0.01)
+        bounds("ramp", 0.0, 1.0, 0.3)
+        bounds("fall", 0.0, 1.0, 0.75)
+        bounds("focus", 0.0, 4.0, 0.6)
+        bounds("checkpoint_every", 1, 100_000_000, 100)
+
+
 class Precision(Enum):
     """Number format of the matrix products in training; parameters and the optimiser stay in float32."""
 

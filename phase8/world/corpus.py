@@ -82,11 +82,15 @@ def training_problem(world: World, rng: random.Random, skill: str) -> Problem:
     return problem
 
 
-def documents(seed: int = TRAINING_SEED) -> Iterator[str]:
-    """Endless documents of this seed, each a few dozen to two hundred tokens."""
+def documents(seed: int = TRAINING_SEED, first: int = 0) -> Iterator[str]:
+    """Endless documents of this seed, each a few dozen to two hundred tokens.
+
+    Args:
+        first: number of the first one, which decides in which phase the stream begins.
+    """
     world, rng = build_world(), random.Random(seed)
     skills = list(WEIGHTS)
-    for number in count():
+    for number in count(first):
         phase = bisect_right(PHASES, number) - 1
         shares = [WEIGHTS[skill][0][phase] for skill in skills]
         skill = rng.choices(skills, shares)[0]
@@ -102,6 +106,9 @@ def held_out_documents(n: int, seed: int) -> list[str]:
     return list(islice(documents(seed + 1_000_000), n))
 
 
-def calibration_documents(n: int, seed: int) -> list[str]:
-    """`n` documents of a stream that neither training nor `held_out_documents` uses, for a compressor's Hessians."""
-    return list(islice(documents(seed + 2_000_000), n))
+def calibration_documents(n: int, seed: int, *, first: int = 0) -> list[str]:
+    """`n` documents of a stream that neither training nor `held_out_documents` uses, for a compressor.
+
+    `first=PHASES[-1]` draws them from the mix that the original saw last: it shows every skill.
+    """
+    return list(islice(documents(seed + 2_000_000, first), n))

@@ -19,6 +19,7 @@ class Trajectory(Enum):
     fourier = "fourier"
     ergodic = "ergodic"
     manifold = "manifold"
+    lattice = "lattice"
 
 
 class Axis(Enum):
@@ -81,6 +82,13 @@ class HyperConfig(StageSettings):
     side: float = 0.0
     """ergodic: l, side of the cube in units of the weights; 0 chooses it from the data, with a scale per tensor."""
 
+    kept_width: float = 0.625
+    """lattice: share of the residual stream's channels that are kept, the strongest after a rotation."""
+    kept_units: float = 0.625
+    """lattice: share of each feed-forward block's units that are kept."""
+    start_step: float = 0.6
+    """lattice: distance of its points before training, in standard deviations of the matrix."""
+
     VARIED: ClassVar = ("dims", "grid")
     # 0.06 to 4 bits per weight
     GRID: ClassVar = (
@@ -110,6 +118,9 @@ class HyperConfig(StageSettings):
             where="hyper.side",
             fix="the published value is hyper.side=0.1; 0 chooses it from the data",
         )
+        bounds("kept_width", 0.01, 1.0, "the default is 0.625")
+        bounds("kept_units", 0.01, 1.0, "the default is 0.625")
+        bounds("start_step", 0.01, 10.0, "the default is 0.6")
         bounds("inputs", 1, 32, "the default is 2")
         bounds("width", 1, 64, "the default is 32")
         bounds("depth", 1, 3, "the default is 2")
@@ -125,7 +136,11 @@ class HyperConfig(StageSettings):
         if self.trajectory_type is Trajectory.manifold:
             self._check_manifold()
         # Over the layers the degree is that of the stacks; the few matrices in blocks use as much of it as they hold.
-        elif self.block_size and self.trajectory_type is not Trajectory.ergodic and self.axis is Axis.block:
+        elif (
+            self.block_size
+            and self.trajectory_type in (Trajectory.polynomial, Trajectory.fourier)
+            and self.axis is Axis.block
+        ):
             polynomial = self.trajectory_type is Trajectory.polynomial
             highest = (
                 min(self.block_size - 1, 4 * math.isqrt(self.block_size)) if polynomial else (self.block_size - 1) // 2
@@ -152,6 +167,11 @@ class HyperConfig(StageSettings):
             where="hyper.width",
             fix="lower hyper.width or hyper.depth, or raise hyper.block_size",
         )
+
+    @property
+    def trained(self) -> bool:
+        """See `StageSettings`."""
+        return self.trajectory_type is Trajectory.lattice
 
     @property
     def code_bits(self) -> int:
@@ -182,6 +202,8 @@ class HyperConfig(StageSettings):
 
     def richer(self, severe: bool) -> Iterator[dict[str, Any]]:
         """See `StageSettings`."""
+        if self.trained:
+            return  # its bytes are its budget; a retry trains longer
         if self.trajectory_type is Trajectory.ergodic:
             if self.dims > 1:
                 yield {"dims": self.dims // 2 if severe else max(1, 3 * self.dims // 4)}
@@ -199,9 +221,9 @@ class HyperConfig(StageSettings):
     def check_budget(self, limit: str) -> None:
         """See `StageSettings`."""
         require(
-            self.trajectory_type is Trajectory.ergodic,
-            f"{limit} is set, but bytes are allocated for the ergodic trajectory only, and "
+            self.trajectory_type in (Trajectory.ergodic, Trajectory.lattice),
+            f"{limit} is set, but only the ergodic trajectory and the lattice keep to a number of bytes, and "
             f"hyper.trajectory_type is {self.trajectory_type.value}",
             where="hyper.trajectory_type",
-            fix="take hyper.trajectory_type=ergodic, or limit the other stages one by one",
+            fix="take hyper.trajectory_type=lattice, or limit the other stages one by one",
         )

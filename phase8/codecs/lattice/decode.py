@@ -1,0 +1,77 @@
+"""A lattice's integers back to weights: w = step q.
+
+Of a matrix [O, I] only the upper left part [o, i] is stored; the rest is 0. A network whose residual stream was rotated
+and cut to i channels needs no more (`phase8.train.slicing`), and still has its architecture's shapes.
+
+Settings: `extents`, the stored [o, i] of each matrix in order; `coded_bytes`, the length of the coded integers.
+Streams: `codes`, shared, bytes that `phase8.lossless.contexts` reads; `step` of a matrix, one float16.
+
+Example: extents [[2, 2]], integers 1 0 / 0 -3, step 0.5, shape 2 x 3: the weights are 0.5 0 0 / 0 -1.5 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from phase8.codecs.streams import EncodedGroup, Layout, float16_values, matrix_size
+from phase8.errors import ArtifactError
+from phase8.lossless import contexts
+
+MAX_CODED_BITS = 40
+"""Bits that one integer's decisions can take, with room: a file cannot claim more for the integers that it stands
+for."""
+
+
+def extents_of(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:
+    """The stored part of each matrix.
+
+    Raises:
+        ArtifactError: they are not parts of these shapes.
+    """
+    extents = settings.get("extents")
+    where = "lattice group"
+    if not isinstance(extents, list) or len(extents) != len(shapes):
+        raise ArtifactError(f"`extents` must be a list of {len(shapes)} pairs", where=where)
+    found = []
+    for extent, (name, shape) in zip(extents, shapes.items(), strict=True):
+        matrix_size(shape, name)
+        ok = isinstance(extent, list) and len(extent) == 2 and all(type(n) is int for n in extent)
+        if not ok or not all(1 <= n <= whole for n, whole in zip(extent, shape, strict=True)):
+            raise ArtifactError(f"{str(extent)[:40]} is no part of a matrix {shape}", where=name)
+        found.append((extent[0], extent[1]))
+    return found
+
+
+def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
+    """See `phase8.codecs.decoders`."""
+    if set(settings) != {"extents", "coded_bytes"}:
+        raise ArtifactError(
+            f"unknown settings {sorted(settings)}", where="lattice group", fix="known: extents, coded_bytes"
+        )
+    extents = extents_of(settings, shapes)
+    stored = sum(o * i for o, i in extents)
+    coded = settings["coded_bytes"]
+    if type(coded) is not int or not len(shapes) <= coded <= len(shapes) + 8 + MAX_CODED_BITS * stored // 8:
+        raise ArtifactError(f"`coded_bytes` is {coded!r}, which {stored} integers cannot take", where="lattice group")
+    return Layout(
+        shared={"codes": (coded, 8)},
+        tensors={name: {"step": (1, 16)} for name in shapes},
+        operations=sum(math.prod(shape) for shape in shapes.values()) + 64 * stored,
+        table=1 << 14 | 6 * max(o * i for o, i in extents),
+        steps=sum(40 * contexts.runs_of(extent) for extent in extents) + stored // 4,
+    )
+
+
+def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
+    """See `phase8.codecs.decoders`."""
+    extents = extents_of(group.settings, group.shapes)
+    codes = contexts.decode_each(group.shared["codes"].values.astype(np.uint8).tobytes(), extents)
+    for (name, tensor), integers in zip(group.tensors.items(), codes, strict=True):
+        step = float16_values(tensor.streams["step"].values)[0]
+        weights = np.zeros(tensor.shape, dtype=np.float32)
+        weights[: integers.shape[0], : integers.shape[1]] = integers.astype(np.float32) * step
+        yield name, weights

@@ -1,0 +1,357 @@
+"""Codes matrices of small signed integers, most of them zero, in fewer bits than their frequencies alone allow.
+
+A matrix becomes yes-no decisions: is the value zero (row after row), its sign, is its magnitude above 1, above 2, ...
+Each decision is coded with its own probability by asymmetric numeral systems (Duda 2013). The probability of a
+non-zero value is a mixture of five opinions: how often this column was non-zero so far, how often lately, how often
+this row was non-zero so far, how often the matrix is, and a constant. Opinions are combined in the logistic domain,
+p = squash(sum of w_i stretch(p_i)), and the weights w_i follow the coding error (Mahoney 2005, logistic mixing), so
+that whichever opinion is worth more counts for more. A magnitude's probability is a count over decisions of the same
+level whose row and column are about as dense.
+
+    stretch(p) = ln(p / (1 - p))        squash(x) = 1 / (1 + e^-x)
+
+Decisions of a row are taken in runs of at least `RUN` columns at once, with what was known before the run, so that
+numpy does the work. Encoder and decoder walk the same path (`_walk`) and differ only in who names the outcome.
+Everything is integer arithmetic and the two tables are correctly rounded, so every machine finds the same
+probabilities.
+
+Worked example: a 512 x 256 matrix with one value in ten at +-1, columns alternately 2 % and 18 % full, takes 0.60 bits
+a value by its frequencies (0.47 for the places, 0.1 for the signs, ...) and 0.52 here; see `tests/test_contexts.py`.
+
+Shapes: O rows, I columns of a matrix. Probabilities are of "yes", in 1/65536.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal, localcontext
+from functools import cache
+
+import numpy as np
+
+from phase8.errors import ArtifactError, CodecError
+
+try:
+    import constriction
+except ImportError:  # a reader without the library
+    constriction = None
+
+ONE = 1 << 16
+RUN = 64
+"""Columns whose decisions are taken at once, at least; wide matrices take a quarter of a row."""
+LEVELS = 18
+"""Magnitudes up to here are told by yes-no decisions, larger ones by 16 plain bits more."""
+LARGEST = LEVELS + (1 << 16) - 1
+
+_LEAST = 8
+_UNIT = 256
+_REACH = 12 * _UNIT - 1
+_TRUST = 2
+_RATE = 3
+_AT_ONCE = 2048
+"""Most decisions on magnitudes between two updates of their counts."""
+_BINS = 24
+
+Take = Callable[[np.ndarray], np.ndarray]
+"""Given probabilities int64 [n], names the outcomes, int64 [n] of 0 and 1."""
+
+
+@cache
+def _squash_table() -> np.ndarray:
+    with localcontext(prec=30):
+        values = [Decimal(ONE) / (1 + (-Decimal(x) / _UNIT).exp()) for x in range(-_REACH, _REACH + 1)]
+    return np.array([min(ONE - _LEAST, max(_LEAST, int(v.to_integral_value()))) for v in values], dtype=np.int64)
+
+
+@cache
+def _stretch_table() -> np.ndarray:
+    half = Decimal("0.5")
+    with localcontext(prec=30):
+        values = [_UNIT * ((p + half) / (4096 - p - half)).ln() for p in map(Decimal, range(4096))]
+    return np.array([int(v.to_integral_value()) for v in values], dtype=np.int64)
+
+
+def _squash(x: np.ndarray) -> np.ndarray:
+    return _squash_table()[np.clip(x, -_REACH, _REACH) + _REACH]
+
+
+def _stretch(p: np.ndarray) -> np.ndarray:
+    return _stretch_table()[p >> 4]
+
+
+class _Mixer:
+    """Weights of the opinions, one set for each run of a row (the first knows nothing of its row)."""
+
+    def __init__(self, opinions: int, sets: int) -> None:
+        self.w_SK = np.full((sets, opinions), ONE // 4, dtype=np.int64)
+
+    def predict(self, place: int, x_KN: np.ndarray) -> np.ndarray:
+        self._place, self._x_KN = place, x_KN
+        self._p_N = _squash((self.w_SK[place][:, None] * x_KN).sum(0) >> 16)
+        return self._p_N
+
+    def learn(self, outcome_N: np.ndarray) -> None:
+        error_N = (outcome_N << 16) - self._p_N
+        self.w_SK[self._place] += ((self._x_KN * error_N).sum(1) * _RATE) >> 20
+
+
+class _State:
+    """What is remembered from one matrix to the next: the mixer, and how full the columns of each width were."""
+
+    def __init__(self) -> None:
+        self.mixer = _Mixer(5, 4)
+        self.columns: dict[int, np.ndarray] = {}
+        self.yes = np.zeros((LEVELS + 1, _BINS), dtype=np.int64)
+        self.total = np.zeros((LEVELS + 1, _BINS), dtype=np.int64)
+
+    def fade(self) -> None:
+        """Before the next matrix: a count of the last one is worth a quarter of its own."""
+        self.yes >>= 2
+        self.total >>= 2
+
+
+def _places(shape: tuple[int, int], state: _State, take: Take, full: int) -> np.ndarray:
+    """The map of non-zero values, int64 [O, I]; `full` is the matrix's own share of them."""
+    rows, columns = shape
+    places = np.zeros(shape, dtype=np.int64)
+    known = state.columns.get(columns)
+    slow_I = np.full(columns, full, dtype=np.int64) if known is None else known.copy()
+    fast_I = slow_I.copy()
+    # A guess of the density is worth as many rows as it takes to see `_TRUST` non-zero values.
+    trust = min(max(_TRUST * ONE // full, 4), 400)
+    steady, lately = 8 * trust + 128, max(16, 2 * trust)
+    length = max(RUN, -(-columns // 4))
+    typical_row, constant = full, int(_stretch(np.array([full]))[0])
+    for row in range(rows):
+        ones = seen = 0
+        share = ONE // min(row + trust, steady)
+        for number, begin in enumerate(range(0, columns, length)):
+            run = slice(begin, min(columns, begin + length))
+            in_row = ((ones << 16) + 4 * trust * typical_row) // (seen + 4 * trust)
+            x_KN = np.empty((5, run.stop - begin), dtype=np.int64)
+            x_KN[0], x_KN[1] = _stretch(slow_I[run]), _stretch(fast_I[run])
+            x_KN[2] = _stretch_table()[min(max(in_row, 32), ONE - 32) >> 4]
+            x_KN[3], x_KN[4] = constant, _UNIT
+            outcome_N = take(state.mixer.predict(min(number, 3), x_KN))
+            places[row, run] = outcome_N
+            state.mixer.learn(outcome_N)
+            ones += int(outcome_N.sum())
+            seen += run.stop - begin
+            target_N = outcome_N << 16
+            slow_I[run] += ((target_N - slow_I[run]) * share) >> 16
+            fast_I[run] += (target_N - fast_I[run]) // lately
+        typical_row += ((ones << 16) // columns - typical_row) >> 5
+        np.clip(slow_I, 32, ONE - 32, out=slow_I)
+        np.clip(fast_I, 32, ONE - 32, out=fast_I)
+    state.columns[columns] = slow_I
+    return places
+
+
+def _density_bins(places: np.ndarray) -> np.ndarray:
+    """For each non-zero value, in reading order, how dense its row and column are together, 0 .. _BINS - 1."""
+    rows, columns = places.shape
+    in_row, in_column = places.sum(1), places.sum(0)
+    row, column = np.nonzero(places)
+    # Half octaves of the product of the two densities, by comparing squares: every operation is one IEEE operation.
+    product = (in_row[row] * in_column[column]).astype(np.float64)
+    limits = np.float64(rows * columns) ** 2 * 0.5 ** np.arange(_BINS, dtype=np.float64)[::-1]
+    return np.searchsorted(limits, product * product, side="right").clip(0, _BINS - 1)
+
+
+def _parts(count: int) -> Iterator[slice]:
+    """Growing runs of decisions on magnitudes: the counts are updated after each."""
+    begin, size = 0, 64
+    while begin < count:
+        yield slice(begin, begin + size)
+        begin += size
+        size = min(2 * size, _AT_ONCE)
+
+
+def _magnitudes(bins: np.ndarray, state: _State, take: Take) -> np.ndarray:
+    """Magnitudes of the non-zero values, int64, at least 1."""
+    values = np.ones(bins.size, dtype=np.int64)
+    alive = np.arange(bins.size)
+    for level in range(2, LEVELS + 1):
+        if alive.size == 0:
+            return values
+        yes, total = state.yes[level], state.total[level]
+        larger = np.zeros(alive.size, dtype=np.int64)
+        for part in _parts(alive.size):
+            of = bins[alive[part]]
+            p = np.clip((yes[of] + 1 << 16) // (total[of] + 3), _LEAST, ONE - _LEAST)
+            larger[part] = take(p)
+            yes += np.bincount(of[larger[part] == 1], minlength=_BINS)
+            total += np.bincount(of, minlength=_BINS)
+        alive = alive[larger == 1]
+        values[alive] += 1
+    if alive.size:  # magnitude LEVELS stands for itself and more
+        more = np.zeros(alive.size, dtype=np.int64)
+        for _ in range(16):
+            more = more << 1 | take(np.full(alive.size, ONE // 2, dtype=np.int64))
+        values[alive] += more
+    return values
+
+
+def _walk(shape: tuple[int, int], full: int, state: _State, take: Take) -> np.ndarray:
+    """Takes every decision of a matrix in order; returns its values, int64 [O, I]."""
+    places = _places(shape, state, take, full)
+    state.fade()
+    count = int(places.sum())
+    negative = take(np.full(count, ONE // 2, dtype=np.int64))
+    values = np.zeros(shape, dtype=np.int64)
+    values[places == 1] = _magnitudes(_density_bins(places), state, take) * (1 - 2 * negative)
+    return values
+
+
+class _Recorder:
+    """Names the outcomes from a matrix that is known, and keeps each with its probability."""
+
+    def __init__(self) -> None:
+        self.p: list[np.ndarray] = []
+        self.outcomes: list[np.ndarray] = []
+
+    def follow(self, values: np.ndarray, full: int, state: _State) -> None:
+        magnitudes = np.abs(values)
+        nonzero = values != 0
+        run = max(RUN, -(-values.shape[1] // 4))
+        self._script = iter(self._outcomes(values, magnitudes, nonzero, run))
+        _walk(values.shape, full, state, self._take)
+
+    @staticmethod
+    def _outcomes(values: np.ndarray, magnitudes: np.ndarray, nonzero: np.ndarray, run: int):
+        for row in nonzero:
+            for begin in range(0, row.size, run):
+                yield row[begin : begin + run]
+        yield values[nonzero] < 0
+        alive = magnitudes[nonzero]
+        for level in range(2, LEVELS + 1):
+            if alive.size == 0:
+                return
+            for part in _parts(alive.size):
+                yield alive[part] >= level
+            alive = alive[alive >= level]
+        for bit in range(15, -1, -1):
+            if alive.size:
+                yield (alive - LEVELS) >> bit & 1
+
+    def _take(self, p: np.ndarray) -> np.ndarray:
+        outcome = next(self._script).astype(np.int64)
+        self.p.append(p.astype(np.uint16))
+        self.outcomes.append(outcome.astype(np.uint8))
+        return outcome
+
+
+def _share_of(values: np.ndarray) -> int:
+    """The share of non-zero values, in 1/256, 1 .. 255: a byte of the stream."""
+    return min(255, max(1, round(256 * float(np.count_nonzero(values)) / values.size)))
+
+
+def encode(matrices: Sequence[np.ndarray]) -> bytes:
+    """Codes integer matrices [O, I], one after the other; what was learned from one helps with the next.
+
+    Returns:
+        A byte per matrix (its share of non-zero values in 1/256), then the coded decisions as 32-bit words.
+
+    Raises:
+        CodecError: a value's magnitude is above `LARGEST`; the constriction library is missing.
+    """
+    if constriction is None:
+        raise CodecError("entropy coding needs the constriction library", fix="pip install constriction")
+    recorder, state = _Recorder(), _State()
+    shares = bytearray()
+    for values in matrices:
+        if np.abs(values).max(initial=0) > LARGEST:
+            raise CodecError(f"a stored integer is beyond {LARGEST}", fix="take a larger step")
+        shares.append(_share_of(values))
+        recorder.follow(values.astype(np.int64), shares[-1] << 8, state)
+    coder = constriction.stream.stack.AnsCoder()
+    model = constriction.stream.model.Bernoulli(perfect=True)
+    for p, outcome in zip(reversed(recorder.p), reversed(recorder.outcomes), strict=True):
+        if p.size:  # a stack: the last decision goes in first
+            coder.encode_reverse(outcome.astype(np.int32), model, p / float(ONE))
+    return bytes(shares) + coder.get_compressed().astype("<u4").tobytes()
+
+
+def code_length_bits(matrices: Sequence[np.ndarray]) -> float:
+    """How many bits `encode` takes, without coding: minus the sum of log2 p over the outcomes, and the shares."""
+    recorder, state = _Recorder(), _State()
+    for values in matrices:
+        recorder.follow(values.astype(np.int64), _share_of(values) << 8, state)
+    if not recorder.p:
+        return 0.0
+    p, yes = np.concatenate(recorder.p) / ONE, np.concatenate(recorder.outcomes) == 1
+    return 8.0 * len(matrices) - float(np.log2(np.where(yes, p, 1.0 - p)).sum())
+
+
+class _Coder:
+    """Names the outcomes from coded words, by the library or, without it, by a loop some twenty times as slow."""
+
+    def __init__(self, words: np.ndarray) -> None:
+        self._library = None
+        if constriction is not None:
+            self._library = constriction.stream.stack.AnsCoder(words)
+            self._model = constriction.stream.model.Bernoulli(perfect=True)
+            return
+        self._words = words.tolist()
+        if self._words and self._words[-1] == 0:
+            raise ValueError("the last word is 0")
+        self._state = 0
+        for _ in range(min(2, len(self._words))):
+            self._state = self._state << 32 | self._words.pop()
+
+    def take(self, p: np.ndarray) -> np.ndarray:
+        if p.size == 0:
+            return np.zeros(0, dtype=np.int64)
+        if self._library is not None:
+            return self._library.decode(self._model, p / float(ONE)).astype(np.int64)
+        outcomes, words, state = np.empty(p.size, dtype=np.int64), self._words, self._state
+        for i, probability in enumerate(p.tolist()):
+            no = (ONE - probability) << 8  # of 2**24 units, "no" has the first
+            place = state & 0xFFFFFF
+            yes = place >= no
+            state = (state >> 24) * (probability << 8) + place - no if yes else (state >> 24) * no + place
+            if state < 1 << 32 and words:
+                state = state << 32 | words.pop()
+            outcomes[i] = yes
+        self._state = state
+        return outcomes
+
+    def is_empty(self) -> bool:
+        if self._library is not None:
+            return self._library.is_empty()
+        return self._state == 0 and not self._words
+
+
+def decode_each(blob: bytes | memoryview, shapes: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
+    """Yields the matrices, int64 [O, I] of the shapes given, that `encode` was called with, one after the other.
+
+    Time and memory follow from the shapes, which the caller has to have checked.
+
+    Raises:
+        ArtifactError: the blob is not what `encode` writes for matrices of these shapes.
+    """
+    count = len(shapes)
+    if len(blob) < count or (len(blob) - count) % 4:
+        raise ArtifactError("a stream of coded matrices is cut short")
+    shares = bytes(blob[:count])
+    if 0 in shares:
+        raise ArtifactError("a stream of coded matrices has a density of 0")
+    state = _State()
+    try:
+        coder = _Coder(np.frombuffer(blob, dtype="<u4", offset=count).astype(np.uint32))
+        for share, shape in zip(shares, shapes, strict=True):
+            yield _walk(shape, share << 8, state, coder.take)
+    except ValueError as error:
+        raise ArtifactError(f"a stream of coded matrices is damaged: {error}") from error
+    if not coder.is_empty():
+        raise ArtifactError("a stream of coded matrices does not end where its values do")
+
+
+def decode(blob: bytes | memoryview, shapes: Sequence[tuple[int, int]]) -> list[np.ndarray]:
+    """All of `decode_each`; raises as it does."""
+    return list(decode_each(blob, shapes))
+
+
+def runs_of(shape: tuple[int, int]) -> int:
+    """How many runs of columns a matrix is decoded in: each takes some 40 microseconds, however short."""
+    return shape[0] * -(-shape[1] // max(RUN, -(-shape[1] // 4)))

@@ -1,0 +1,129 @@
+"""A stage that is trained as a whole within its byte budget, told as it happens."""
+
+from __future__ import annotations
+
+from phase8.codecs.hyper.settings import HyperConfig
+from phase8.codecs.pools import is_protected
+from phase8.config import CompressionConfig, GrokfastVariant
+from phase8.errors import ConfigError
+from phase8.events import TrainingComplete, TrainingProgress
+from phase8.model.source import SourceModel
+from phase8.run.budget import size_of
+from phase8.run.calibration import CALIBRATION_SEED
+from phase8.run.context import Context
+from phase8.run.journal import read_facts, read_groups, recalled, write_facts, write_groups
+from phase8.run.optimise import CURVE_POINTS, Trained
+from phase8.train.text import training_text
+from phase8.train.whole import Shape, TrainedStage, plan_of
+from phase8.train.within_budget import StepDone
+
+TEXT_SEED = 1
+"""Added to the calibration's seed: training reads other text than the Hessians and the held-out sequences."""
+
+
+def check_trained_budget(source: SourceModel, stage: str, config: CompressionConfig) -> None:
+    """Raises `ConfigError` where the budget is below what structure and side information take."""
+    limit, budget = config.limit_of(stage), config.budget_of(stage, source.original_bytes)
+    assert limit is not None and budget is not None  # the settings' own check
+    _stage(source, stage, config, None, None).check(budget, f"{limit[0]}={limit[1]:g}")
+
+
+def train_whole(run: Context, stage: str, attempt: int, config: CompressionConfig) -> Trained:
+    """The groups of a trained stage; of an earlier process where that one finished it."""
+    path = run.journal.path(stage, attempt, "trained_1.p8")
+    facts = path.with_suffix(".json")
+    if run.journal.done(stage, attempt, "optimise"):
+        found = recalled(run.tell, lambda: (read_groups(path), read_facts(facts)["filter"]))
+        if found is not None:
+            return found
+    with run.step("optimise", stage, attempt):
+        groups, gradient_filter = _train(run, stage, attempt, config)
+        write_facts(facts, {"filter": gradient_filter})
+        write_groups(path, groups, stage, run.source.parameter_count)
+    return groups, gradient_filter
+
+
+def _stage(source: SourceModel, stage: str, config: CompressionConfig, tokens, cache_dir) -> TrainedStage:
+    settings = config.stage(stage)
+    if not isinstance(settings, HyperConfig):
+        raise ConfigError(f"{stage} cannot be trained as a whole", where=stage)
+    return TrainedStage(
+        source,
+        tokens,
+        shape=Shape(width=settings.kept_width, units=settings.kept_units),
+        start_step=settings.start_step,
+        size=lambda groups: size_of(groups, source, stage),
+        protected=[name for name in source.matrices() if is_protected(name, config.protect)],
+        cache_dir=cache_dir,
+        kept_answers=config.training.kept_answers,
+    )
+
+
+def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) -> Trained:
+    budget = config.budget_of(stage, run.source.original_bytes)
+    assert budget is not None
+    settings = config.training
+    text = training_text(
+        run.source,
+        model_path=config.model.path,
+        path=config.calibration_text,
+        sequences=settings.sequences,
+        length=config.optimizer.sequence_tokens,
+        seed=CALIBRATION_SEED + TEXT_SEED + config.seed,
+        on_written=lambda done, total: run.progress("text", stage, done, total, f"{done} of {total} sequences written"),
+    )
+    run.log("info", f"{stage} trains on {text.told}", stage)
+    plan = plan_of(settings, config.grokfast, config.optimizer.precision, config.seed)
+    gradient_filter = plan.grokfast.variant.value if plan.grokfast.enabled else GrokfastVariant.off.value
+
+    def on_step(done: StepDone) -> None:
+        size = round(done.estimated_bytes)
+        text = f"loss {done.loss:.4f}, {size:,} bytes"
+        run.progress("optimise", stage, done.step, done.steps, text)
+        if done.step % max(1, done.steps // CURVE_POINTS) == 0 or done.step == done.steps:
+            run.tell(
+                TrainingProgress(
+                    attempt=attempt,
+                    step=done.step,
+                    steps=done.steps,
+                    loss=done.loss,
+                    estimated_bytes=size,
+                    budget_bytes=budget,
+                    seconds_left=done.seconds_left,
+                    filter=gradient_filter,
+                ),
+                stage,
+            )
+
+    trained = _stage(run.source, stage, config, text.tokens_NT, run.cache_dir).run(
+        budget,
+        plan,
+        device=config.device,
+        on_answers=lambda done, total: run.progress(
+            "answers", stage, done, total, f"the original answers sequence {done} of {total}"
+        ),
+        on_step=on_step,
+        checkpoint=run.journal.path(stage, attempt, "training"),
+    )
+    outcome = trained.outcome
+    for note in trained.notes:
+        run.log("warning", f"{stage}: {note}", stage)
+    if outcome.setbacks:
+        run.log(
+            "warning", f"{stage}: the loss was not a number {outcome.setbacks} times; trained on more slowly", stage
+        )
+    run.tell(
+        TrainingComplete(
+            attempt=attempt,
+            steps=len(outcome.losses),
+            loss=outcome.losses[-1] if outcome.losses else None,
+            held_out_before=None,
+            held_out_after=None,
+            kept=not outcome.diverged,
+            diverged=outcome.diverged,
+            filter=gradient_filter,
+            seconds=outcome.seconds,
+        ),
+        stage,
+    )
+    return trained.groups, gradient_filter

@@ -1,0 +1,121 @@
+"""What the original answers to the training text: its likeliest next tokens, computed once and read again.
+
+Of a vocabulary of V tokens only the K likeliest are kept at each place, with what the rest has together. The divergence
+between the original and a network is then that over K + 1 outcomes,
+
+    KL = sum_k p_k (ln p_k - ln q_k) + r (ln r - ln s)      r = 1 - sum_k p_k,  s = 1 - sum_k q_k
+
+never more than the full one (the rest is one outcome). With K = 48 of 2,048 tokens the embedded model's likeliest hold
+99 % of its probability. N sequences of T tokens take 4 N T K bytes.
+
+Shapes: N sequences, T tokens, V vocabulary, K kept answers, B sequences of a batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phase8.files import write_atomic
+
+TINY = 1e-6
+
+
+class Answers:
+    """The K likeliest next tokens at every place of a text, with their log-probabilities."""
+
+    def __init__(self, log_p_NTK: np.ndarray, token_NTK: np.ndarray) -> None:
+        self.log_p_NTK, self.token_NTK = log_p_NTK, token_NTK
+
+    def divergence(self, rows: Tensor, logits_BTV: Tensor) -> Tensor:
+        """Mean KL(original || network) of each sequence, float32 [B], in nats per token; differentiable.
+
+        Args:
+            rows: numbers of the sequences, int64 [B].
+            logits_BTV: the network's answers to them.
+        """
+        index = rows.cpu().numpy()
+        device = logits_BTV.device
+        theirs = torch.from_numpy(self.log_p_NTK[index].astype(np.float32)).to(device)
+        tokens = torch.from_numpy(self.token_NTK[index].astype(np.int64)).to(device)
+        logits = logits_BTV.float()
+        ours = logits.gather(-1, tokens) - torch.logsumexp(logits, -1, keepdim=True)
+        p = theirs.exp()
+        rest = (1.0 - p.sum(-1)).clamp_min(TINY)
+        our_rest = (1.0 - ours.exp().sum(-1)).clamp_min(TINY)
+        return ((p * (theirs - ours)).sum(-1) + rest * (rest.log() - our_rest.log())).mean(-1)
+
+
+@torch.no_grad()
+def collect_answers(
+    network: nn.Module,
+    tokens_NT: Tensor,
+    *,
+    kept: int = 48,
+    batch_sequences: int = 16,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Answers:
+    """Asks the original once. `on_progress` is told how many sequences are done, of how many."""
+    count, length = tokens_NT.shape
+    vocabulary = int(network.config.vocab_size)
+    kept = min(kept, vocabulary)
+    log_p = np.empty((count, length, kept), dtype=np.float16)
+    token = np.empty((count, length, kept), dtype=np.uint16 if vocabulary <= 1 << 16 else np.uint32)
+    device = next(network.parameters()).device
+    for begin in range(0, count, batch_sequences):
+        batch = tokens_NT[begin : begin + batch_sequences].to(device)
+        logits = network(input_ids=batch, use_cache=False).logits.float()
+        values, places = logits.topk(kept, -1, sorted=False)
+        end = begin + len(batch)
+        log_p[begin:end] = (values - torch.logsumexp(logits, -1, keepdim=True)).cpu().numpy()
+        token[begin:end] = places.cpu().numpy()
+        if on_progress is not None:
+            on_progress(end, count)
+    return Answers(log_p, token)
+
+
+def answers_key(model_hash: str, tokens_NT: Tensor, kept: int) -> str:
+    """A name for the answers of one model to one text."""
+    text = hashlib.sha256(tokens_NT.numpy().tobytes()).hexdigest()
+    return hashlib.sha256(f"answers 1 {model_hash} {text} {tuple(tokens_NT.shape)} {kept}".encode()).hexdigest()[:24]
+
+
+def load_answers(directory: Path, key: str, shape: tuple[int, int]) -> Answers | None:
+    """Answers written before; None where there are none, or where they are damaged."""
+    try:
+        with np.load(directory / f"answers_{key}.npz", allow_pickle=False) as file:
+            log_p, token, check = file["log_p"], file["token"], str(file["check"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    sound = (
+        log_p.shape == token.shape
+        and log_p.ndim == 3
+        and log_p.shape[:2] == shape
+        and log_p.dtype == np.float16
+        and token.dtype in (np.uint16, np.uint32)
+        and check == _checksum(log_p, token)
+    )
+    return Answers(log_p, token) if sound else None
+
+
+def save_answers(directory: Path, key: str, answers: Answers) -> None:
+    """Writes answers for another run, whole or not at all.
+
+    Raises:
+        OutputError: the directory cannot be written to, or the disk is full.
+    """
+    buffer = io.BytesIO()
+    check = np.array(_checksum(answers.log_p_NTK, answers.token_NTK))
+    np.savez(buffer, log_p=answers.log_p_NTK, token=answers.token_NTK, check=check)
+    write_atomic(directory / f"answers_{key}.npz", buffer.getvalue())
+
+
+def _checksum(log_p: np.ndarray, token: np.ndarray) -> str:
+    return hashlib.sha256(log_p.tobytes() + token.tobytes()).hexdigest()

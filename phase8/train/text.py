@@ -1,0 +1,118 @@
+"""Text to train on: the embedded world's, a user's file, or what the original writes itself.
+
+Training shows a compressed model every skill that it is to keep, so the embedded world's documents are drawn from the
+mix that the reference model saw last. A user's file is read whole; where it holds less than is wanted, the original
+writes the rest itself: sequences sampled from it token by token (temperature 1), which hold what the model knows and
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from phase8.errors import ConfigError
+from phase8.model.source import EMBEDDED, SourceModel
+from phase8.model.text import read_documents
+
+WRITTEN_AT_ONCE = 64
+"""Sequences that the original writes side by side."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingText:
+    """Sequences to train on, and where they come from."""
+
+    tokens_NT: Tensor
+    """int64 [N, T]."""
+    told: str
+    """For people: "8,192 sequences of the embedded world's text"."""
+
+
+def training_text(
+    source: SourceModel,
+    *,
+    model_path: str,
+    path: str | None,
+    sequences: int,
+    length: int,
+    seed: int,
+    on_written: Callable[[int, int], None] | None = None,
+) -> TrainingText:
+    """Collects `sequences` sequences of `length` tokens.
+
+    Args:
+        model_path: the setting `model.path`; the embedded model has text of its own.
+        path: a UTF-8 text file; None where the user gave none.
+        on_written: told how many sequences the original has written, of how many.
+
+    Raises:
+        ConfigError: the file cannot be read, is not text, or holds not even one sequence.
+    """
+    if path is None and model_path.startswith(EMBEDDED):
+        from phase8.model.text import token_sequences
+
+        tokens = token_sequences(source.tokenizer, sequences=sequences, length=length, seed=seed, last_mix=True)
+        return TrainingText(tokens_NT=tokens, told=f"{sequences:,} sequences of the embedded world's text")
+    found = torch.empty(0, length, dtype=torch.int64)
+    told = "no text was given"
+    if path is not None:
+        found = _from_file(source, path, length)
+        told = f"{Path(path).name} holds {found.numel():,} tokens"
+        if len(found) >= sequences:
+            return TrainingText(tokens_NT=found[:sequences], told=f"{sequences:,} sequences of {Path(path).name}")
+    missing = sequences - len(found)
+    written = write_text(source.network, missing, length, seed=seed, on_written=on_written)
+    told += f"; {missing:,} sequences of {length} tokens were written by the original itself"
+    return TrainingText(tokens_NT=torch.cat([found, written]), told=told)
+
+
+def _from_file(source: SourceModel, path: str, length: int) -> Tensor:
+    fix = "give a UTF-8 text file, documents parted by blank lines, or none: the original then writes its own text"
+    ids: list[int] = []
+    for document in source.tokenizer(read_documents(path, fix), verbose=False)["input_ids"]:
+        ids.extend(document)
+    whole = len(ids) // length
+    if whole == 0:
+        raise ConfigError(
+            f"the text holds {len(ids):,} tokens, not even one sequence of {length}", where=str(Path(path)), fix=fix
+        )
+    return torch.tensor(ids[: whole * length], dtype=torch.int64).view(whole, length)
+
+
+@torch.no_grad()
+def write_text(
+    network: PreTrainedModel,
+    sequences: int,
+    length: int,
+    *,
+    seed: int,
+    on_written: Callable[[int, int], None] | None = None,
+) -> Tensor:
+    """Has the model write: int64 [sequences, length], each begun with its first token of text, sampled after it."""
+    config = network.config
+    begin = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
+    begin = begin[0] if isinstance(begin, list) else begin
+    generator = torch.Generator().manual_seed(seed)
+    parts = []
+    for first in range(0, sequences, WRITTEN_AT_ONCE):
+        count = min(WRITTEN_AT_ONCE, sequences - first)
+        if begin is None:
+            column = torch.randint(config.vocab_size, (count, 1), generator=generator)
+        else:
+            column = torch.full((count, 1), int(begin), dtype=torch.int64)
+        text, cache = [column], None
+        for _ in range(length - 1):
+            answer = network(input_ids=column, past_key_values=cache, use_cache=True)
+            cache = answer.past_key_values
+            column = torch.multinomial(answer.logits[:, -1].float().softmax(-1), 1, generator=generator)
+            text.append(column)
+        parts.append(torch.cat(text, 1))
+        if on_written is not None:
+            on_written(first + count, sequences)
+    return torch.cat(parts) if parts else torch.empty(0, length, dtype=torch.int64)

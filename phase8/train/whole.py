@@ -1,0 +1,236 @@
+"""A stage that trains what it stores: narrow the network, round it, train it within the budget, make groups of it.
+
+    source ── answers (computed once, cached) ──────────────────────────┐
+    source ── narrow (train/slicing) ── lattice (codecs/lattice) ── train_within_budget ── groups
+
+The groups have the names and shapes of the original's tensors, so everything behind (file, readers, benchmarks) is as
+for any other stage. A network that cannot be narrowed keeps its width, and its vectors are stored as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from phase8.codecs import EncodedGroup, get_codec
+from phase8.codecs.lattice.encode import LatticeCodec, LatticeConfig, pack
+from phase8.codecs.lattice.train import LatticeTrainable
+from phase8.errors import ConfigError, OutputError
+from phase8.model.source import SourceModel
+from phase8.train.answers import Answers, answers_key, collect_answers, load_answers, save_answers
+from phase8.train.settings import GrokfastConfig, Precision, TrainingConfig
+from phase8.train.slicing import Narrow, narrow, why_not
+from phase8.train.within_budget import Outcome, Plan, StepDone, train_within_budget, trim
+
+NARROWING_SEQUENCES = 128
+"""Sequences of text that choose the kept directions and units."""
+
+Size = Callable[[Sequence[EncodedGroup]], int]
+"""Bytes of the artifact that groups would make."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What came of it."""
+
+    groups: list[EncodedGroup]
+    outcome: Outcome
+    notes: list[str]
+    """What a reader of the log should know: why the network was not narrowed, that the answers could not be cached."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """Which part of the network is kept, as shares."""
+
+    width: float = 1.0
+    units: float = 1.0
+
+    def of(self, network: nn.Module) -> tuple[int, int]:
+        """Channels and feed-forward units, multiples of 8 where the original's are."""
+        config = network.config
+        return _share(config.hidden_size, self.width), _share(config.intermediate_size, self.units)
+
+
+def _share(whole: int, share: float) -> int:
+    unit = 8 if whole % 8 == 0 and whole >= 64 else 1
+    return max(unit, min(whole, unit * round(whole * share / unit)))
+
+
+class TrainedStage:
+    """One attempt: created with everything that decides the result, run once.
+
+    Args:
+        source: the model; not changed.
+        tokens_NT: training text, int64 [N, T].
+        size: bytes of the whole artifact for a list of groups.
+        protected: names of matrices that stay in 16 bits.
+        cache_dir: where the original's answers are kept for other runs; None keeps them in memory alone.
+    """
+
+    def __init__(
+        self,
+        source: SourceModel,
+        tokens_NT: Tensor,
+        *,
+        shape: Shape,
+        start_step: float,
+        size: Size,
+        protected: Sequence[str] = (),
+        cache_dir: Path | None = None,
+        kept_answers: int = 48,
+    ) -> None:
+        self.source, self.tokens_NT, self.size = source, tokens_NT, size
+        self.protected, self.cache_dir, self.kept_answers = set(protected), cache_dir, kept_answers
+        self.shape, self.start_step, self.notes = shape, start_step, list[str]()
+        self._shapes = {name: tuple(parameter.shape) for name, (_, parameter) in source.parameters.items()}
+
+    def smallest_bytes(self) -> int:
+        """What the artifact takes with every integer zero: names, shapes, steps, vectors."""
+        zeros = {name: torch.zeros(1, 1, dtype=torch.int64).numpy() for name in self._coded_names()}
+        group = pack(zeros, dict.fromkeys(zeros, 1.0), {name: self._matrix_shape(name) for name in zeros})
+        ones = {name: torch.ones_like(vector) for name, vector in self.source.vectors().items()}
+        return self.size([group, *self._plain(ones)]) + len(zeros) * 4
+
+    def check(self, budget_bytes: int, setting: str) -> None:
+        """Raises `ConfigError` where the budget is below what structure and side information take."""
+        smallest = self.smallest_bytes()
+        if budget_bytes < smallest:
+            highest = self.source.original_bytes / smallest
+            raise ConfigError(
+                f"{setting} allows {budget_bytes:,} bytes, but names, shapes, steps and vectors alone take "
+                f"{smallest:,} (1/{highest:.1f} of the model's FP32 bytes)",
+                where=setting,
+                fix=f"allow at least {smallest:,} bytes, a ratio of at most {math.floor(10 * highest) / 10:g}",
+            )
+
+    def run(
+        self,
+        budget_bytes: int,
+        plan: Plan,
+        *,
+        device: str = "cpu",
+        on_answers: Callable[[int, int], None] | None = None,
+        on_step: Callable[[StepDone], None] | None = None,
+        checkpoint: Path | None = None,
+    ) -> Trained:
+        """Trains within the budget; see `train_within_budget` for what may be raised."""
+        answers = self._answers(on_answers)
+        part = self._narrow()
+        network = part.network if part is not None else self.source.network
+        trainable, vectors = self._start(network, part)
+        room = budget_bytes - self._side_bytes(trainable, vectors, part)
+        outcome = train_within_budget(
+            network,
+            trainable,
+            vectors,
+            answers=answers,
+            tokens_NT=self.tokens_NT,
+            budget_bytes=room,
+            plan=plan,
+            device=device,
+            on_step=on_step,
+            checkpoint=checkpoint,
+        )
+        groups = self._groups(trainable, vectors, part)
+        while (over := self.size(groups) - budget_bytes) > 0:  # the header's numbers took more digits than before
+            room -= over + 8
+            coded, trimmed = trim(trainable, room)
+            outcome = replace(outcome, coded_bytes=coded, trimmed=outcome.trimmed + trimmed)
+            groups = self._groups(trainable, vectors, part)
+        return Trained(groups=groups, outcome=outcome, notes=self.notes)
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _coded_names(self) -> list[str]:
+        return [name for name in self.source.matrices() if name not in self.protected]
+
+    def _matrix_shape(self, name: str) -> tuple[int, int]:
+        return tuple(self.source.matrices()[name].shape)  # type: ignore[return-value]
+
+    def _answers(self, on_answers: Callable[[int, int], None] | None) -> Answers:
+        key = answers_key(self.source.content_hash, self.tokens_NT, self.kept_answers)
+        if self.cache_dir is not None:
+            shape = (self.tokens_NT.shape[0], self.tokens_NT.shape[1])
+            found = load_answers(self.cache_dir, key, shape)
+            if found is not None:
+                return found
+        answers = collect_answers(self.source.network, self.tokens_NT, kept=self.kept_answers, on_progress=on_answers)
+        if self.cache_dir is not None:
+            try:
+                self.cache_dir.mkdir(parents=True, exist_ok=True)
+                save_answers(self.cache_dir, key, answers)
+            except (OutputError, OSError) as error:
+                self.notes.append(f"the original's answers were not cached ({error}); a later run asks it again")
+        return answers
+
+    def _narrow(self) -> Narrow | None:
+        reason = why_not(self.source.network)
+        if reason is not None or self.protected:
+            if self.shape.width < 1.0 or self.shape.units < 1.0:
+                why = reason or "tensors are protected"
+                self.notes.append(f"the network keeps its width: {why}")
+            return None
+        width, units = self.shape.of(self.source.network)
+        batches = self.tokens_NT[:NARROWING_SEQUENCES].split(16)
+        return narrow(self.source.network, batches, width=width, units=units)
+
+    def _start(self, network: nn.Module, part: Narrow | None) -> tuple[LatticeTrainable, dict[str, nn.Parameter]]:
+        """The lattice under the weights as they are (not rounded), and the vectors that are trained."""
+        if part is None:
+            weights = {name: self.source.matrices()[name].float() for name in self._coded_names()}
+        else:
+            own = dict(network.named_parameters())
+            weights = {name: own[name].detach() for name in self._coded_names()}
+        codec = LatticeCodec()
+        trainable = codec.trainable(codec.encode(weights, LatticeConfig(start_step=self.start_step)))
+        with torch.no_grad():
+            for value, weight in zip(trainable.values, weights.values(), strict=True):
+                value.copy_(weight)
+        vectors: dict[str, nn.Parameter] = {}
+        if part is not None and network.config.tie_word_embeddings:
+            vectors["model.norm.weight"] = nn.Parameter(network.model.norm.weight.detach().clone())
+        return trainable, vectors
+
+    def _plain(self, vectors: dict[str, Tensor]) -> list[EncodedGroup]:
+        plain = get_codec("plain")
+        kept = {name: self.source.matrices()[name] for name in self.source.matrices() if name in self.protected}
+        return [plain.encode(tensors, None, importance={}, seed=0) for tensors in (vectors, kept) if tensors]
+
+    def _wide_vectors(self, vectors: dict[str, nn.Parameter], part: Narrow | None) -> dict[str, Tensor]:
+        if part is None:
+            return self.source.vectors()
+        own = {name: p for name, p in part.network.named_parameters() if p.dim() == 1}
+        return part.widened(own | vectors, self._shapes)
+
+    def _groups(
+        self, trainable: LatticeTrainable, vectors: dict[str, nn.Parameter], part: Narrow | None
+    ) -> list[EncodedGroup]:
+        shapes = {name: self._matrix_shape(name) for name in self._coded_names()}
+        return [trainable.export(shapes), *self._plain(self._wide_vectors(vectors, part))]
+
+    def _side_bytes(self, trainable: LatticeTrainable, vectors: dict[str, nn.Parameter], part: Narrow | None) -> int:
+        """Bytes of the artifact beside the coded integers, with a little room for numbers that change."""
+        groups = self._groups(trainable, vectors, part)
+        return self.size(groups) - groups[0].settings["coded_bytes"] + 64
+
+
+def plan_of(settings: TrainingConfig, grokfast: GrokfastConfig, precision: Precision, seed: int) -> Plan:
+    """The plan that a run's settings ask for."""
+    return Plan(
+        steps=settings.steps,
+        batch_sequences=settings.batch_sequences,
+        lr=settings.lr,
+        ramp=settings.ramp,
+        fall=settings.fall,
+        focus=settings.focus,
+        grokfast=replace(grokfast, enabled=grokfast.enabled and settings.grokfast),
+        precision=precision,
+        seed=seed,
+        checkpoint_every=settings.checkpoint_every,
+    )

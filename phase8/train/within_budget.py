@@ -1,0 +1,395 @@
+"""Trains what is stored, within a byte budget, so that the network answers as the original does.
+
+    loss = KL(original || network) per token + price * bits            price: `phase8.train.price`
+
+Each step rebuilds the network's matrices from the stored integers (`Trainable.weights`), asks it for its answers to a
+batch of text, compares them with the original's (`phase8.train.answers`, computed once) and adds what the integers cost
+(`Trainable.bits`). The size falls from that of the start to the budget over the first `ramp` of the steps, the learning
+rate to zero over the last `fall` of them: most of the divergence goes while the rate falls. What the real coder makes
+of the integers is measured a few times and corrects the estimate; at the end whatever is over the budget is trimmed,
+the integers nearest to zero first, so that the file is never larger than was asked for.
+
+A loss that is not finite takes the training back to its last good point with half the learning rate, twice; after that
+it stops there. The same seed on the same machine gives the same bytes, also where the training was interrupted and
+goes on from a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as lightning
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader
+
+from phase8.codecs.lattice.train import LatticeTrainable, ideal_bits
+from phase8.files import write_atomic
+from phase8.lossless import contexts
+from phase8.train.answers import TINY, Answers
+from phase8.train.grokfast import GrokfastFilter
+from phase8.train.lightning import quiet, run_trainer
+from phase8.train.precision import takes_bfloat16
+from phase8.train.price import EVERY, Price
+from phase8.train.settings import GrokfastConfig, Precision
+
+CODED_SHARE = 0.985
+"""The real coder's bytes over the estimate's, before they are measured."""
+MEASURED_AT = (0.0, 0.35, 0.6, 0.85, 0.97)
+"""Shares of the steps at which they are."""
+MARGIN = 0.9995
+"""Of the budget is aimed at, so that little has to be trimmed."""
+SNAPSHOT_EVERY = 50
+SETBACKS = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How long and how fast."""
+
+    steps: int
+    batch_sequences: int = 16
+    lr: float = 0.01
+    """Adam's highest step, as a share of a parameter tensor's root mean square."""
+    warmup_steps: int = 20
+    fall: float = 0.75
+    ramp: float = 0.35
+    grokfast: GrokfastConfig = field(default_factory=lambda: GrokfastConfig(enabled=False))
+    focus: float = 0.6
+    """After every sequence was seen once, sequences are drawn in proportion to their last divergence to this power:
+    what is known already is shown less. 0 draws all alike."""
+    precision: Precision = Precision.auto
+    seed: int = 0
+    checkpoint_every: int = 200
+    """Steps between two checkpoints, where a directory is given."""
+
+    def rate(self, share: float, step: int) -> float:
+        """Factor of the learning rate when this share of the steps is done."""
+        return min(1.0, (step + 1) / (self.warmup_steps + 1)) * min(1.0, (1.0 - share) / max(self.fall, 1e-9))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepDone:
+    """What an onlooker hears after each step."""
+
+    step: int
+    steps: int
+    loss: float
+    """Mean KL of the batch, nats per token."""
+    estimated_bytes: float
+    budget_bytes: int
+    seconds_left: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What the training brought; the trainable and the vectors hold the result."""
+
+    losses: list[float]
+    estimated_bytes: float
+    """Of the integers, by the estimate that steered, before trimming."""
+    coded_bytes: int
+    """Of the integers as the real coder makes them; within the budget."""
+    trimmed: int
+    """Integers set to zero at the end to keep the budget."""
+    setbacks: int
+    diverged: bool
+    seconds: float
+
+
+def train_within_budget(
+    network: nn.Module,
+    trainable: LatticeTrainable,
+    vectors: Mapping[str, nn.Parameter],
+    *,
+    answers: Answers,
+    tokens_NT: Tensor,
+    budget_bytes: int,
+    plan: Plan,
+    device: str | torch.device = "cpu",
+    on_step: Callable[[StepDone], None] | None = None,
+    checkpoint: Path | None = None,
+) -> Outcome:
+    """Trains `trainable` and `vectors` in place.
+
+    Args:
+        network: the network whose parameters they stand for, by name; its other parameters stay.
+        answers: the original's, to every sequence of `tokens_NT` (int64 [N, T]).
+        budget_bytes: what the coded integers may take.
+        on_step: may raise to stop; what it raises passes through.
+        checkpoint: a directory; a training that was stopped goes on from what lies there.
+    """
+    device = torch.device(device)
+    start = time.perf_counter()
+    module = _Training(
+        network.to(device), trainable, vectors, answers, tokens_NT, budget_bytes, plan, on_step, checkpoint
+    )
+    with quiet():
+        done = module.resume()
+        if done < plan.steps:
+            run_trainer(module, DataLoader(range(done, plan.steps), batch_size=None), plan.steps - done, device)
+    module.cpu()
+    estimate = module.bits * module.coded_share / 8
+    coded, trimmed = trim(trainable, budget_bytes)
+    return Outcome(
+        losses=module.losses,
+        estimated_bytes=estimate,
+        coded_bytes=coded,
+        trimmed=trimmed,
+        setbacks=module.setbacks,
+        diverged=module.setbacks > SETBACKS,
+        seconds=time.perf_counter() - start,
+    )
+
+
+class _Training(lightning.LightningModule):
+    def __init__(
+        self,
+        network: nn.Module,
+        trainable: LatticeTrainable,
+        vectors: Mapping[str, nn.Parameter],
+        answers: Answers,
+        tokens_NT: Tensor,
+        budget_bytes: int,
+        plan: Plan,
+        on_step: Callable[[StepDone], None] | None,
+        checkpoint: Path | None,
+    ) -> None:
+        super().__init__()
+        self.trainable = trainable
+        self.vectors = nn.ParameterList(list(vectors.values()))
+        self._vector_names = list(vectors)
+        # Lightning would move and train what it finds as a submodule; the network is only a function here.
+        object.__setattr__(self, "network", network)
+        self.plan, self._answers, self._tokens = plan, answers, tokens_NT
+        self._budget_bytes, self._on_step, self._directory = budget_bytes, on_step, checkpoint
+        self._steps = self._highest()
+        self.seen_N = torch.ones(len(tokens_NT))
+        self._filter = GrokfastFilter.from_config(plan.grokfast)
+        self.losses: list[float] = []
+        self.setbacks, self.slower, self.done = 0, 1.0, 0
+        with torch.no_grad():
+            self.bits = float(trainable.bits())
+        self.coded_share = CODED_SHARE
+        self.price = Price(start_bits=self.bits, budget_bits=self._wanted_bits(), ramp=plan.ramp)
+        self._unmeasured = [share for share in MEASURED_AT if share < 1.0]
+        self._snapshot: dict[str, Any] | None = None
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._saved_optimizer: dict[str, Tensor] | None = None
+        self._began = time.perf_counter()
+
+    def _wanted_bits(self) -> float:
+        return 8 * self._budget_bytes * MARGIN / self.coded_share
+
+    def _draw(self) -> Tensor:
+        """Numbers of the next batch's sequences, int64 [B]; they follow from the step and the divergences seen."""
+        size, count = self.plan.batch_sequences, len(self._tokens)
+        first = self.done * size
+        generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + self.done)
+        if first + size <= count or self.plan.focus == 0.0:
+            epoch, place = divmod(first, max(size, count - count % size))
+            shuffle = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + 7 * epoch + 1)
+            order = torch.randperm(count, generator=shuffle)
+            return order[torch.arange(place, place + size) % count]
+        return torch.multinomial(self.seen_N.pow(self.plan.focus), min(size, count), generator=generator)
+
+    def training_step(self, number: int, batch_idx: int) -> Tensor | None:
+        rows = self._draw()
+        share = self.done / self.plan.steps
+        if self._unmeasured and share >= self._unmeasured[0]:
+            self._measure()
+        weights = self.trainable.weights() | dict(zip(self._vector_names, self.vectors, strict=True))
+        tokens = self._tokens[rows].to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=takes_bfloat16(self.plan.precision, self.device)):
+            logits = functional_call(
+                self.network, weights, (), {"input_ids": tokens, "use_cache": False}, tie_weights=True
+            ).logits
+        of_each = self._answers.divergence(rows, logits)
+        divergence = of_each.mean()
+        value = float(divergence.detach())
+        if not math.isfinite(value):
+            return self._step_back()
+        self.seen_N[rows] = of_each.detach().cpu().clamp_min(TINY)
+        bits = self.trainable.bits()
+        if self.done % EVERY == 0:
+            self.bits = float(bits.detach())
+            self.price.look(self.bits, share)
+        self.price.step()
+        self.losses.append(value)
+        return divergence + self.price.value * bits
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        self._filter.apply(self.parameters_())
+        factor = self.slower * self.plan.rate(self.done / self.plan.steps, self.done)
+        for group in optimizer.param_groups:
+            group["lr"] = group["highest"] * factor
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.done += 1
+        if self.done % SNAPSHOT_EVERY == 0:
+            self._snapshot = self._state()
+        if self._directory is not None and self.done % self.plan.checkpoint_every == 0 and self.done < self.plan.steps:
+            self.save()
+        if self._on_step is not None and self.losses:
+            spent = time.perf_counter() - self._began
+            here = max(1, self.done - self._first)
+            self._on_step(
+                StepDone(
+                    step=self.done,
+                    steps=self.plan.steps,
+                    loss=self.losses[-1],
+                    estimated_bytes=self.bits * self.coded_share / 8,
+                    budget_bytes=self._budget_bytes,
+                    seconds_left=spent / here * (self.plan.steps - self.done),
+                )
+            )
+
+    def parameters_(self) -> list[nn.Parameter]:
+        return [*self.trainable.parameters(), *self.vectors]
+
+    def _highest(self) -> list[float]:
+        """Adam's highest step of every parameter, from the values that training begins with."""
+        rms = [float(p.detach().square().mean().sqrt()) or 1.0 for p in self.trainable.values]
+        of_steps = [1.0] * len(self.trainable.log_steps)
+        of_vectors = [float(p.detach().square().mean().sqrt()) or 1.0 for p in self.vectors]
+        return [self.plan.lr * size for size in (*rms, *of_steps, *of_vectors)]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        parameters = [*self.trainable.values, *self.trainable.log_steps, *self.vectors]
+        groups = [{"params": [p], "highest": step} for p, step in zip(parameters, self._steps, strict=True)]
+        fused = self.device.type in ("cpu", "cuda")
+        self._optimizer = torch.optim.Adam(groups, lr=1.0, betas=(0.9, 0.98), eps=1e-12, fused=fused)
+        if self._saved_optimizer is not None:
+            self._load_moments(self._saved_optimizer)
+        return self._optimizer
+
+    # The real coder -----------------------------------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        """Compares the estimate with what the coder really takes."""
+        self._unmeasured.pop(0)
+        integers = self.trainable.integers()
+        estimate = sum(ideal_bits(torch.from_numpy(q)) for q in integers.values())
+        self.coded_share = contexts.code_length_bits(list(integers.values())) / max(estimate, 1.0)
+        self.price.budget_bits = self._wanted_bits()
+
+    # Going back and going on --------------------------------------------------------------------------------------
+
+    def _state(self) -> dict[str, Any]:
+        tensors = {f"value.{i}": p.detach().clone() for i, p in enumerate(self.parameters_())}
+        if self._optimizer is not None:
+            for i, parameter in enumerate(self.parameters_()):
+                for name, value in self._optimizer.state.get(parameter, {}).items():
+                    tensors[f"{name}.{i}"] = value.detach().clone()
+        tensors["seen"] = self.seen_N.clone()
+        for i, mean in self._filter.state().items():
+            tensors[f"filter.{i}"] = mean.clone()
+        meta = {
+            "done": self.done,
+            "bits": self.bits,
+            "coded_share": self.coded_share,
+            "unmeasured": self._unmeasured,
+            "setbacks": self.setbacks,
+            "slower": self.slower,
+            "losses": self.losses,
+            "price": vars(self.price),
+            "plan": repr(self.plan),
+            "budget": self._budget_bytes,
+        }
+        return {"tensors": tensors, "meta": json.dumps(meta)}
+
+    @torch.no_grad()
+    def _load(self, state: dict[str, Any]) -> None:
+        meta, tensors = json.loads(state["meta"]), state["tensors"]
+        for i, parameter in enumerate(self.parameters_()):
+            parameter.copy_(tensors[f"value.{i}"])
+        self.done, self.bits, self.coded_share = meta["done"], meta["bits"], meta["coded_share"]
+        self._unmeasured, self.losses = list(meta["unmeasured"]), list(meta["losses"])
+        self.price = Price(**meta["price"])
+        self.seen_N = tensors["seen"].clone()
+        self._filter.load({int(k[7:]): v for k, v in tensors.items() if k.startswith("filter.")})
+        if self._optimizer is None:
+            self._saved_optimizer = tensors
+        else:
+            self._load_moments(tensors)
+
+    def _load_moments(self, tensors: dict[str, Tensor]) -> None:
+        assert self._optimizer is not None
+        for i, parameter in enumerate(self.parameters_()):
+            names = ("step", "exp_avg", "exp_avg_sq")
+            if f"exp_avg.{i}" in tensors:
+                self._optimizer.state[parameter] = {name: tensors[f"{name}.{i}"].clone() for name in names}
+
+    def _step_back(self) -> None:
+        self.setbacks += 1
+        self.slower /= 2
+        if self._snapshot is not None:
+            done = self.done
+            self._load(self._snapshot)
+            self.done = done  # the schedules go on
+        if self.setbacks > SETBACKS:
+            self.trainer.should_stop = True
+
+    def save(self) -> None:
+        """Writes a checkpoint, whole or not at all."""
+        assert self._directory is not None
+        state = self._state()
+        self._directory.mkdir(parents=True, exist_ok=True)
+        tensors = {name: value.contiguous().cpu() for name, value in state["tensors"].items()}
+        write_atomic(self._directory / "checkpoint.safetensors", save(tensors, metadata={"state": state["meta"]}))
+
+    def resume(self) -> int:
+        """Takes up a checkpoint of the same plan and budget, if there is one; returns how many steps are done."""
+        self._first = 0
+        path = None if self._directory is None else self._directory / "checkpoint.safetensors"
+        if path is not None and path.exists():
+            from safetensors import safe_open
+
+            with safe_open(path, "pt") as file:
+                meta = (file.metadata() or {}).get("state", "{}")
+            found = json.loads(meta)
+            if found.get("plan") == repr(self.plan) and found.get("budget") == self._budget_bytes:
+                self._load({"tensors": load_file(path), "meta": meta})
+                self.setbacks, self.slower = found["setbacks"], found["slower"]
+                self._first = self.done
+        return self.done
+
+
+@torch.no_grad()
+def trim(trainable: LatticeTrainable, budget_bytes: int) -> tuple[int, int]:
+    """Sets the integers nearest to zero to zero until the coded ones fit.
+
+    Returns:
+        Bytes of the coded integers, and how many integers were set to zero.
+    """
+    kept = [value.detach().clone() for value in trainable.values]
+    size = len(contexts.encode(list(trainable.integers().values())))
+    wanted, trimmed = float(budget_bytes), 0
+    while size > budget_bytes:
+        share = size / (float(trainable.bits()) / 8)
+        low, high = 0.0, 64.0
+        for _ in range(24):  # the narrowest zero bin whose estimate fits
+            middle = (low + high) / 2
+            trimmed = trainable.widen_zero(middle)
+            fits = share * float(trainable.bits()) / 8 <= wanted
+            low, high = (low, middle) if fits else (middle, high)
+            _restore(trainable, kept)
+        trimmed = trainable.widen_zero(high)
+        size = len(contexts.encode(list(trainable.integers().values())))
+        wanted -= max(8.0, 1.02 * (size - budget_bytes))
+        if size > budget_bytes:
+            _restore(trainable, kept)
+    return size, trimmed
+
+
+def _restore(trainable: LatticeTrainable, kept: list[Tensor]) -> None:
+    for value, saved in zip(trainable.values, kept, strict=True):
+        value.copy_(saved)

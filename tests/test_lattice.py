@@ -1,0 +1,118 @@
+"""The lattice codec: decoding by hand, training's gradients against plain formulas, forged settings."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from phase8.codecs import get_codec
+from phase8.codecs.decoders import decode, layout
+from phase8.codecs.lattice.encode import LatticeConfig, pack
+from phase8.codecs.lattice.train import LatticeTrainable, ideal_bits, laplace_scale
+from phase8.errors import ArtifactError
+
+
+def test_a_group_decodes_to_step_times_integer_and_zeros_around():
+    q = np.array([[1, 0], [0, -3]])
+    group = pack({"w": q}, {"w": 0.5}, {"w": (2, 3)})
+    (found,) = [weights for _, weights in decode(group)]
+    assert found.dtype == np.float32
+    assert found.tolist() == [[0.5, 0.0, 0.0], [0.0, -1.5, 0.0]]
+
+
+def test_encoding_takes_the_nearest_point():
+    torch.manual_seed(0)
+    w = torch.randn(24, 40)
+    codec = get_codec("lattice")
+    group = codec.encode({"w": w}, LatticeConfig(start_step=0.3), importance={}, seed=0)
+    step = float(group.tensors["w"].streams["step"].values.astype(np.uint16).view(np.float16)[0])
+    assert step == pytest.approx(0.3 * float(w.std(correction=0)), rel=1e-3)
+    expected = torch.round(w / step) * step
+    assert torch.equal(torch.from_numpy(codec.decode(group)["w"]), expected)
+
+
+def test_the_scale_is_that_of_a_rounded_laplace_law():
+    for b in (0.3, 0.62, 1.0, 4.0):
+        k = np.arange(1, 400)
+        mass = np.exp(-(k - 0.5) / b) - np.exp(-(k + 0.5) / b)  # both signs
+        assert laplace_scale(float((k * mass).sum())) == pytest.approx(b, rel=1e-6)
+
+
+def test_ideal_bits_are_the_entropy_of_zeros_signs_and_a_geometric_law():
+    rng = np.random.default_rng(0)
+    filled = rng.random(200_000) < 0.2
+    q = filled * rng.choice([-1, 1], filled.size) * rng.geometric(0.6, filled.size)
+    entropy = -(0.2 * math.log2(0.2) + 0.8 * math.log2(0.8)) + 0.2 * (
+        1 + (-0.6 * math.log2(0.6) - 0.4 * math.log2(0.4)) / 0.6
+    )
+    assert ideal_bits(torch.from_numpy(q)) / q.size == pytest.approx(entropy, rel=0.01)
+    assert ideal_bits(torch.zeros(10)) == 0.0
+
+
+def trainable(w: torch.Tensor, step: float) -> LatticeTrainable:
+    return LatticeTrainable({"w": w}, {"w": step}, {"w": tuple(w.shape)})
+
+
+def test_rounding_passes_gradients_straight_through():
+    torch.manual_seed(1)
+    module, pull = trainable(torch.randn(6, 5), 0.5), torch.randn(6, 5)
+    (module.weights()["w"] * pull).sum().backward()
+    value = module.values[0]
+    assert torch.equal(value.grad, pull)
+    rounded = torch.round(value.detach() / 0.5) * 0.5
+    assert float(module.log_steps[0].grad) == pytest.approx(float((pull * (rounded - value.detach())).sum()), rel=1e-5)
+
+
+def test_the_price_is_the_slope_of_a_laplace_bins_code_length():
+    module = trainable(torch.linspace(-2.4, 2.4, 49).reshape(7, 7), 1.0)
+    module.bits().backward()
+    u = module.values[0].detach().double()
+    b = laplace_scale(float(u.round().abs().mean()))
+
+    def bits(x: torch.Tensor) -> torch.Tensor:  # of the bin of width 1 around x
+        inside = 1 - torch.exp(torch.tensor(-0.5 / b)) * torch.cosh(x / b)
+        outside = torch.exp(-x.abs() / b) * math.sinh(0.5 / b)
+        return -torch.log2(torch.where(x.abs() < 0.5, inside, outside))
+
+    x = u.clone().requires_grad_(True)
+    bits(x).sum().backward()
+    steady = (u.abs() - 0.5).abs() > 1e-3  # the slope is capped at the zero bin's edge
+    capped = x.grad.clamp(-1 / (b * math.log(2)), 1 / (b * math.log(2)))
+    assert torch.allclose(module.values[0].grad.double()[steady], capped[steady], atol=1e-5)
+
+
+def test_training_module_and_file_agree():
+    torch.manual_seed(2)
+    module = trainable(torch.randn(20, 30), 0.37)
+    exported = module.export({"w": (24, 32)})
+    (found,) = [weights for _, weights in decode(exported)]
+    assert torch.equal(torch.from_numpy(found[:20, :30]), module.weights()["w"].detach())
+    assert not found[20:].any() and not found[:, 30:].any()
+
+
+def test_widening_the_zero_bin_zeroes_what_is_near_it():
+    module = trainable(torch.tensor([[0.2, 0.6, -0.7, 1.4]]), 1.0)
+    assert module.widen_zero(0.15) == 1
+    assert module.integers()["w"].tolist() == [[0, 0, -1, 1]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"extents": [[2, 2]]},
+        {"extents": [[3, 2]], "coded_bytes": 9},
+        {"extents": [[0, 2]], "coded_bytes": 9},
+        {"extents": [[2, 2.0]], "coded_bytes": 9},
+        {"extents": [[2, 2], [1, 1]], "coded_bytes": 9},
+        {"extents": [[2, 2]], "coded_bytes": 10**9},
+        {"extents": [[2, 2]], "coded_bytes": True},
+        {"extents": [[2, 2]], "coded_bytes": 9, "more": 1},
+    ],
+)
+def test_forged_settings_are_refused_before_anything_is_decoded(settings):
+    with pytest.raises(ArtifactError):
+        layout("lattice", settings, {"w": (2, 3)})

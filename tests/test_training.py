@@ -1,0 +1,224 @@
+"""Training within a byte budget, on the tiny Llama: the budget, the answers, the narrowing, going on after a stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from phase8.artifact.write import contents
+from phase8.codecs.decoders import decode
+from phase8.config import GrokfastConfig, Precision
+from phase8.errors import ConfigError, ModelError
+from phase8.model.source import ExpertFile, source_from_network
+from phase8.train.answers import answers_key, collect_answers, load_answers, save_answers
+from phase8.train.price import Price
+from phase8.train.slicing import narrow, why_not
+from phase8.train.text import write_text
+from phase8.train.whole import Shape, TrainedStage
+from phase8.train.within_budget import Plan
+
+PLAN = Plan(
+    steps=24, batch_sequences=4, lr=0.02, ramp=0.3, precision=Precision.float32, warmup_steps=2, checkpoint_every=8
+)
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(2, 258, (24, 12), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture
+def tiny_network(tiny_network):
+    """As in the other tests, with weights so large that its answers differ from place to place."""
+    with torch.no_grad():
+        for parameter in tiny_network.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(12.0)
+    return tiny_network
+
+
+@pytest.fixture
+def source(tiny_network, tiny_tokenizer):
+    return source_from_network(tiny_network, tiny_tokenizer, ExpertFile(), "tiny")
+
+
+def stage(source, tokens, **shape) -> TrainedStage:
+    def size(groups):
+        return sum(map(len, contents(groups, source, stage="hyper").values()))
+
+    return TrainedStage(source, tokens, shape=Shape(**shape), start_step=0.5, size=size)
+
+
+# Answers ------------------------------------------------------------------------------------------------------------
+
+
+def full_divergence(network, other, tokens):
+    with torch.no_grad():
+        p = torch.log_softmax(network(input_ids=tokens).logits, -1)
+        q = torch.log_softmax(other(input_ids=tokens).logits, -1)
+    return (p.exp() * (p - q)).sum(-1).mean(-1)
+
+
+def test_with_every_answer_kept_the_divergence_is_the_full_one(tiny_network, tokens):
+    answers = collect_answers(tiny_network, tokens, kept=258, batch_sequences=5)
+    other = narrow(tiny_network, [tokens], width=8, units=16).network
+    with torch.no_grad():
+        found = answers.divergence(torch.arange(6), other(input_ids=tokens[:6]).logits)
+    assert torch.allclose(found, full_divergence(tiny_network, other, tokens[:6]), atol=2e-3)
+
+
+def test_with_few_answers_kept_it_is_never_more(tiny_network, tokens):
+    other = narrow(tiny_network, [tokens], width=8, units=16).network
+    whole = full_divergence(tiny_network, other, tokens)
+    for kept in (1, 8, 64):
+        answers = collect_answers(tiny_network, tokens, kept=kept)
+        with torch.no_grad():
+            found = answers.divergence(torch.arange(len(tokens)), other(input_ids=tokens).logits)
+        assert (found <= whole + 2e-3).all() and (found > 0).all()
+
+
+def test_cached_answers_come_back_and_damaged_ones_do_not(tiny_network, tokens, tmp_path):
+    answers, key = collect_answers(tiny_network, tokens, kept=4), answers_key("hash", tokens, 4)
+    save_answers(tmp_path, key, answers)
+    found = load_answers(tmp_path, key, tuple(tokens.shape))
+    assert np.array_equal(found.log_p_NTK, answers.log_p_NTK) and np.array_equal(found.token_NTK, answers.token_NTK)
+    assert load_answers(tmp_path, answers_key("other", tokens, 4), tuple(tokens.shape)) is None
+    (file,) = tmp_path.glob("answers_*.npz")
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(bytes(raw))
+    assert load_answers(tmp_path, key, tuple(tokens.shape)) is None
+
+
+# Narrowing ----------------------------------------------------------------------------------------------------------
+
+
+def test_at_full_width_nothing_changes(tiny_network, tokens):
+    whole = narrow(tiny_network, [tokens], width=16, units=40)
+    with torch.no_grad():
+        assert torch.allclose(whole.network(input_ids=tokens).logits, tiny_network(input_ids=tokens).logits, atol=1e-4)
+
+
+def test_the_narrow_network_is_the_wide_one_with_zeros(tiny_network, tokens):
+    with torch.no_grad():
+        for parameter in tiny_network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9)))
+    part = narrow(tiny_network, tokens.split(8), width=8, units=24)
+    shapes = {name: tuple(p.shape) for name, p in tiny_network.named_parameters()}
+    wide = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    for name, parameter in part.network.named_parameters():
+        if parameter.dim() == 2:
+            wide[name][: parameter.shape[0], : parameter.shape[1]] = parameter
+    wide |= part.widened({n: p for n, p in part.network.named_parameters() if p.dim() == 1}, shapes)
+    with torch.no_grad():
+        found = torch.func.functional_call(tiny_network, wide, (), {"input_ids": tokens}, tie_weights=True).logits
+        assert torch.allclose(found, part.network(input_ids=tokens).logits, atol=1e-4)
+
+
+def test_dropping_units_that_do_nothing_changes_nothing(tiny_network, tokens):
+    with torch.no_grad():
+        for layer in tiny_network.model.layers:
+            layer.mlp.down_proj.weight[:, ::2] = 0.0
+    part = narrow(tiny_network, [tokens], width=16, units=20)
+    with torch.no_grad():
+        found, expected = part.network(input_ids=tokens).logits, tiny_network(input_ids=tokens).logits
+    assert torch.allclose(found, expected, atol=1e-2)
+
+
+def test_another_layout_is_refused_with_the_reason():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    network = GPT2LMHeadModel(GPT2Config(n_embd=8, n_head=2, n_layer=1, vocab_size=20))
+    assert "Llama" in why_not(network)
+    with pytest.raises(ModelError, match="cannot be narrowed"):
+        narrow(network, [], width=4, units=4)
+
+
+# Price --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_price_holds_a_size_that_answers_late():
+    price, size, past = Price(start_bits=1000.0, budget_bits=300.0, ramp=0.4), 1000.0, [1e-7] * 20
+    steps = 1500
+    for step in range(steps):
+        if step % 4 == 0:
+            price.look(size, step / steps)
+        price.step()
+        past.append(price.value)
+        wanted = 1000.0 / (1.0 + (past[-20] / 1e-6) ** 0.5)  # what this price leads to, in the end
+        size += (wanted - size) / 15.0
+    assert size == pytest.approx(300.0, rel=0.05)
+
+
+# The whole stage ----------------------------------------------------------------------------------------------------
+
+
+def test_the_file_is_within_the_budget_and_says_what_was_trained(source, tokens):
+    made = stage(source, tokens, width=0.5, units=0.5)
+    budget = made.smallest_bytes() + 1800
+    result = made.run(budget, PLAN)
+    assert made.size(result.groups) <= budget
+    decoded = dict(pair for group in result.groups for pair in decode(group))
+    assert {n: w.shape for n, w in decoded.items()} == {n: tuple(p.shape) for n, (_, p) in source.parameters.items()}
+    embedding = decoded["model.embed_tokens.weight"]
+    assert embedding[:, :8].any() and not embedding[:, 8:].any()
+    assert len(result.outcome.losses) == PLAN.steps
+
+
+def test_training_lowers_the_divergence(source, tokens):
+    made = stage(source, tokens)
+    plan = dataclasses.replace(PLAN, steps=60, ramp=0.0)
+    losses = made.run(made.smallest_bytes() + 12_000, plan).outcome.losses
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+
+
+def test_a_budget_below_the_side_information_is_refused_with_the_smallest(source, tokens):
+    made = stage(source, tokens)
+    with pytest.raises(ConfigError, match=f"{made.smallest_bytes():,}"):
+        made.check(made.smallest_bytes() - 1, "hyper.budget_bytes=1")
+
+
+def test_a_stopped_training_goes_on_to_the_same_bytes(source, tokens, tmp_path):
+    made = stage(source, tokens, width=0.5, units=1.0)
+    budget = made.smallest_bytes() + 2000
+    plan = dataclasses.replace(PLAN, grokfast=GrokfastConfig(enabled=True), focus=0.6)
+    whole = made.run(budget, plan)
+
+    def stop(done):
+        if done.step == 19:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.run(budget, plan, on_step=stop, checkpoint=tmp_path)
+    steps = []
+    again = made.run(budget, plan, on_step=lambda done: steps.append(done.step), checkpoint=tmp_path)
+    assert steps[0] == 17  # the last checkpoint was at 16
+    assert contents(again.groups, source, stage="hyper") == contents(whole.groups, source, stage="hyper")
+    assert again.outcome.losses == whole.outcome.losses
+
+
+def test_a_loss_that_is_no_number_goes_back_and_slower(source, tokens, monkeypatch):
+    from phase8.train import answers
+
+    right, calls = answers.Answers.divergence, []
+
+    def sometimes(self, rows, logits):
+        calls.append(1)
+        return right(self, rows, logits) * (math.nan if len(calls) == 10 else 1.0)
+
+    monkeypatch.setattr(answers.Answers, "divergence", sometimes)
+    made = stage(source, tokens)
+    outcome = made.run(made.smallest_bytes() + 4000, PLAN).outcome
+    assert outcome.setbacks == 1 and not outcome.diverged
+    assert all(map(math.isfinite, outcome.losses))
+
+
+def test_the_original_writes_text_of_its_own(tiny_network):
+    first, again = (write_text(tiny_network, 3, 9, seed=1) for _ in range(2))
+    assert first.shape == (3, 9) and torch.equal(first, again)
+    assert (first[:, 0] == tiny_network.config.bos_token_id).all()
+    assert not torch.equal(first, write_text(tiny_network, 3, 9, seed=2))
