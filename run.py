@@ -23,6 +23,7 @@ from phase8.errors import ConfigError, Phase8Error
 from phase8.files import fresh_directory, make_directory
 from phase8.sweep.best import expand_study
 from phase8.sweep.objective import figures, inside_job
+from phase8.sweep.watch import TrialWatch
 
 OUR_ERROR, INTERRUPTED = 2, 130
 FREE = ("benchmarks.experts.",)
@@ -128,16 +129,21 @@ def main(composed: DictConfig) -> dict[str, float] | None:
             name, what = error.full_key or "SETTING", str(error).splitlines()[0]
             raise ConfigError(what, where=f"{name} (command line or conf/)", fix=f"write {name}=VALUE") from error
         config = CompressionConfig.from_dict(settings)
+        if config.paths.reuse is None:
+            config = config.changed({"paths.reuse": inside_job()})
         from phase8.api import run_configured
         from phase8.watch.server.beside import dashboard_beside
 
         with dashboard_beside(config.dashboard and not inside_job(), config.paths.output_dir):
-            result = run_configured(config)
+            watch = TrialWatch(config)
+            result = run_configured(config, listeners=[watch] if inside_job() else [])
     except Phase8Error as error:
         if inside_job():
             raise  # one job of several: the sweeper records it, and the others go on
         fail(error)
-    if result["interrupted"] and not inside_job():
+    if inside_job():
+        watch.end(result)
+    elif result["interrupted"]:
         sys.exit(INTERRUPTED)
     return figures(result)
 

@@ -64,7 +64,10 @@ class PathsConfig:
 
     output_dir: str = "outputs/run"
     cache_dir: str = "outputs/cache"
-    """Baselines, by model and suite; safe to delete."""
+    """Baselines, by model and suite, and what runs share; safe to delete."""
+    reuse: bool | None = None
+    """Take steps that other runs finished (Hessians, encodings, trainings, scores) from the cache, by their content;
+    null: inside a multirun or study."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

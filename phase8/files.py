@@ -127,7 +127,11 @@ def read_bounded(path: Path | str, limit_bytes: int, *, error: type[Phase8Error]
     path = Path(path)
     try:
         with path.open("rb") as file:
-            data = file.read(limit_bytes + 1)
+            pieces, left = [], limit_bytes + 1  # in pieces: `read(n)` sets n bytes aside, however short the file is
+            while left > 0 and (piece := file.read(min(left, 1 << 24))):
+                pieces.append(piece)
+                left -= len(piece)
+            data = b"".join(pieces)
     except OSError as problem:
         raise error(f"cannot read: {problem.strerror or problem}", where=str(path), fix=fix) from problem
     if len(data) > limit_bytes:

@@ -98,7 +98,8 @@ def write_stage(run: Context, stage: str, number: int, config: CompressionConfig
         if found is not None:
             run.journal.clear(stage, number)
             return found
-    groups, gradient_filter = _groups(run, stage, number, config)
+    groups, found = _groups(run, stage, number, config)
+    gradient_filter = str(found["filter"])
     with run.step("write", stage, number):
         write_facts(facts, {"filter": gradient_filter})
         artifact = write_artifact(directory, groups, run.source, stage=stage)
@@ -124,7 +125,12 @@ def _encoded(run: Context, stage: str, number: int, config: CompressionConfig) -
             return found
     total = sum(m.numel() for name, m in run.source.matrices().items() if not is_protected(name, config.protect))
     with run.step("encode", stage, number):
-        groups = encode_all(run.source, run.calibration, stage, config, counter(run, stage, total))
+        groups = run.shared.encoded(
+            stage,
+            config,
+            run.calibration.tokens(config)[0],
+            lambda: encode_all(run.source, run.calibration, stage, config, counter(run, stage, total)),
+        )
         write_groups(path, groups, stage, run.source.parameter_count)
     return groups
 
@@ -139,9 +145,17 @@ def score_stage(run: Context, stage: str, number: int, artifact: Artifact, told:
                 tell_score(run, known, stage, number)
             return found
     with run.step("evaluate", stage, number):
-        # Opened as a user opens it: architecture and settings from its own files, the weights into a fresh network.
-        network, _ = load_artifact(directory_of(run.run_dir, stage, number))
-        result = score(run, network.to(run.config.device), stage, number)
+        assert run.suite is not None
+        directory = directory_of(run.run_dir, stage, number)
+
+        def measure() -> SuiteResult:
+            # Opened as a user opens it: architecture and settings from its own files, the weights into a fresh network.
+            network, _ = load_artifact(directory)
+            return score(run, network.to(run.config.device), stage, number)
+
+        result, taken = run.shared.scores(directory, run.suite, run.config, measure)
+        for known in result.scores.values() if taken else ():
+            tell_score(run, known, stage, number)
         write_scores(path, result)
     return result
 

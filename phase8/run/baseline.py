@@ -10,6 +10,7 @@ from phase8.benchmarks.eudaimonia import with_eudaimonia
 from phase8.benchmarks.evaluate import SuiteResult, evaluate
 from phase8.benchmarks.real import load_real_suite
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, Suite, load_suite, suite_hash
+from phase8.cache import content_key
 from phase8.codecs.pools import kind_of
 from phase8.config import BenchmarkSuite, CompressionConfig, EdgePool
 from phase8.events import CompressionProgress, StageComplete, StageStart
@@ -82,7 +83,8 @@ def _scores(run: Context, cache: BaselineCache, told: bool) -> SuiteResult:
                 tell_score(run, known, BASELINE, 1)
             return found
     key = (run.source.content_hash, suite_hash(run.suite))
-    with run.step("evaluate", BASELINE):
+    # One measures, the others of a multirun wait for it: the lock is its process's and goes with it.
+    with run.step("evaluate", BASELINE), run.shared.cache.lock(content_key({"baseline": key})):
         found = cache.get(*key)
         if found is None:
             found = score(run, run.source.network, BASELINE, 1)

@@ -13,6 +13,7 @@ from phase8.model.importance import collect_importance
 from phase8.model.source import SourceModel
 from phase8.model.text import token_sequences
 from phase8.model.window import window
+from phase8.run.shared import Shared
 
 CALIBRATION_SEED = 1009
 """Added to the run's seed: calibration text is drawn apart from everything else."""
@@ -23,6 +24,7 @@ class Calibration:
     """Text of one model, by the settings that choose it."""
 
     source: SourceModel
+    shared: Shared
     on_note: Callable[[str], None] | None = None
     """Told once what was read, and what was shortened."""
     _tokens: dict[OptimizerConfig, Tensor] = field(default_factory=dict)
@@ -69,7 +71,10 @@ class Calibration:
             training, _ = self.tokens(config)
             batches = training.split(config.optimizer.batch_sequences)
             # The last set alone is kept: a retry's replaces the first attempt's.
-            self._importances = {
-                config.optimizer: collect_importance(self.source.network, batches, tuple(self.source.matrices()))
-            }
+            found = self.shared.importance(
+                training,
+                config.optimizer.batch_sequences,
+                lambda: collect_importance(self.source.network, batches, tuple(self.source.matrices())),
+            )
+            self._importances = {config.optimizer: found}
         return self._importances[config.optimizer]

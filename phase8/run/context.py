@@ -17,6 +17,7 @@ from phase8.run.calibration import Calibration
 from phase8.run.control import Control
 from phase8.run.journal import Journal
 from phase8.run.machine import peak_memory_mb
+from phase8.run.shared import Shared
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Context:
     journal: Journal
     control: Control
     calibration: Calibration
+    shared: Shared
     suite: Suite | None = None
     baseline: SuiteResult | None = None
     step_in_hand: str = ""

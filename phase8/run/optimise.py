@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
 from phase8.codecs import EncodedGroup
 from phase8.config import CompressionConfig, GrokfastConfig, GrokfastVariant
@@ -16,8 +17,9 @@ from phase8.train.reconstruct import ReconstructionResult, reconstruct
 CURVE_POINTS = 50
 """Of a training in the log, about."""
 
-Trained = tuple[list[EncodedGroup], str]
-"""Groups, and the filter of the training that they come from (`off` also where none is kept)."""
+Trained = tuple[list[EncodedGroup], dict[str, Any]]
+"""Groups, and facts as plain values: `filter`, that of the training they come from (`off` also where none is kept),
+and `restart`, the fields of the event that told of a training begun anew without the filter."""
 
 
 def trained(
@@ -36,15 +38,30 @@ def trained(
     path = run.journal.path(stage, attempt, f"trained_{round}.p8")
     facts = path.with_suffix(".json")
     if run.journal.done(stage, attempt, "optimise", round):
-        found = recalled(run.tell, lambda: (read_groups(path), read_facts(facts)["filter"]))
+        found = recalled(run.tell, lambda: (read_groups(path), read_facts(facts)))
         if found is not None:
             return found
-    groups = encoded()
-    with run.step("optimise", stage, attempt, round):
-        result, gradient_filter = _optimise(run, stage, attempt, groups, config)
-        write_facts(facts, {"filter": gradient_filter})
-        write_groups(path, result, stage, run.source.parameter_count)
-    return result, gradient_filter
+
+    def keep(result: Trained) -> Trained:
+        write_facts(facts, result[1])
+        write_groups(path, result[0], stage, run.source.parameter_count)
+        return result
+
+    def train_now() -> Trained:
+        groups = encoded()
+        with run.step("optimise", stage, attempt, round):
+            return keep(_optimise(run, stage, attempt, groups, config))
+
+    if config.limit_of(stage) is not None:  # within a budget the groups hang on more than the settings
+        return train_now()
+    filtered = stage not in run.journal.unfiltered
+    result, taken = run.shared.trained(stage, config, run.calibration.tokens(config), filtered, train_now)
+    if taken:
+        with run.step("optimise", stage, attempt, round):
+            if (restart := result[1].get("restart")) is not None:
+                _tell_restart(run, stage, TrainingRestart(**{**restart, "attempt": attempt}))
+            keep(result)
+    return result
 
 
 def _optimise(
@@ -53,7 +70,8 @@ def _optimise(
     """Trains the groups; where the filtered training made the held-out divergence worse, once more unfiltered."""
     grokfast = config.grokfast
     if grokfast.iterations == 0:
-        return list(groups), GrokfastVariant.off.value
+        return list(groups), {"filter": GrokfastVariant.off.value}
+    restart = None
     if stage in run.journal.unfiltered:
         grokfast = replace(grokfast, enabled=False)
     outcome = _train(run, stage, attempt, groups, config, grokfast)
@@ -62,21 +80,25 @@ def _optimise(
             f"Grokfast-filtered training raised the held-out divergence from {outcome.held_out_before:.4f} to "
             f"{outcome.held_out_after:.4f}; training again without the filter"
         )
-        run.tell(
-            TrainingRestart(
-                attempt=attempt,
-                filter=grokfast.variant.value,
-                held_out_before=outcome.held_out_before,
-                held_out_after=outcome.held_out_after,
-                reason=reason,
-            ),
-            stage,
+        restart = TrainingRestart(
+            attempt=attempt,
+            filter=grokfast.variant.value,
+            held_out_before=outcome.held_out_before,
+            held_out_after=outcome.held_out_after,
+            reason=reason,
         )
-        run.journal.unfiltered.add(stage)
+        _tell_restart(run, stage, restart)
         grokfast = replace(grokfast, enabled=False)
         outcome = _train(run, stage, attempt, groups, config, grokfast)
     filtered = outcome.kept and grokfast.enabled
-    return list(outcome.groups), grokfast.variant.value if filtered else GrokfastVariant.off.value
+    kept = grokfast.variant.value if filtered else GrokfastVariant.off.value
+    return list(outcome.groups), {"filter": kept, "restart": None if restart is None else asdict(restart)}
+
+
+def _tell_restart(run: Context, stage: str, restart: TrainingRestart) -> None:
+    """The stage's further trainings leave the filter out."""
+    run.tell(restart, stage)
+    run.journal.unfiltered.add(stage)
 
 
 def _train(

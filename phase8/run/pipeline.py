@@ -36,6 +36,7 @@ from phase8.run.control import Control
 from phase8.run.journal import Journal, clean_up
 from phase8.run.machine import peak_memory_mb
 from phase8.run.result import Attempt, build_result
+from phase8.run.shared import Shared
 from phase8.run.signals import EndOnSignal
 from phase8.run.stage import run_stage
 from phase8.run.tell import limits_of, phase_complete
@@ -61,6 +62,12 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self.journal = self.journal or Journal(self.run_dir)
+        shared = Shared(
+            self.source,
+            self.cache_dir,
+            enabled=self.config.paths.reuse is True,
+            tell=lambda text, stage: self.events.emit(Log(level="info", text=text), stage),
+        )
         self.context = Context(
             config=self.config,
             source=self.source,
@@ -69,7 +76,8 @@ class Pipeline:
             events=self.events,
             journal=self.journal,
             control=Control(self.run_dir, self.events),
-            calibration=Calibration(self.source, lambda text: self.events.emit(Log(level="info", text=text))),
+            calibration=Calibration(self.source, shared, lambda text: self.events.emit(Log(level="info", text=text))),
+            shared=shared,
         )
 
     def run(self) -> dict[str, Any]:
