@@ -22,7 +22,7 @@ from phase8.config import CompressionConfig
 from phase8.errors import ConfigError, Phase8Error
 from phase8.files import fresh_directory, make_directory
 from phase8.sweep.best import expand_study
-from phase8.sweep.objective import figures, inside_job
+from phase8.sweep.objective import figures, inside_job, place_in_sweep
 from phase8.sweep.watch import TrialWatch
 
 OUR_ERROR, INTERRUPTED = 2, 130
@@ -129,8 +129,8 @@ def main(composed: DictConfig) -> dict[str, float] | None:
             name, what = error.full_key or "SETTING", str(error).splitlines()[0]
             raise ConfigError(what, where=f"{name} (command line or conf/)", fix=f"write {name}=VALUE") from error
         config = CompressionConfig.from_dict(settings)
-        if config.paths.reuse is None:
-            config = config.changed({"paths.reuse": inside_job()})
+        if inside_job():
+            config = place_in_sweep(config)
         from phase8.api import run_configured
         from phase8.watch.server.beside import dashboard_beside
 

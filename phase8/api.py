@@ -142,6 +142,10 @@ def _run(
             begin = time.monotonic()
             source = _loaded(config, source)
             seconds = time.monotonic() - begin
+            if config.logger.files:
+                from phase8.watch.metrics import LocalTracker
+
+                subscribe(open_listeners.enter_context(LocalTracker(run_dir)))
             if config.logger.mode is not WandbMode.disabled:
                 from phase8.watch.tracking import WandbTracker
 

@@ -41,12 +41,18 @@ class WandbMode(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggerConfig:
-    """Weights & Biases."""
+    """Where metrics go beside the event log: Weights & Biases, and plain files."""
 
     mode: WandbMode = WandbMode.offline
     project: str = "phase8"
     group: str | None = None
-    """Runs of one sweep share a group."""
+    """Runs of one multirun or study share a group; null: its name."""
+    job_type: str | None = None
+    """null: `stage` for a run on its own, `job` in a multirun, `trial` in a study."""
+    tags: tuple[str, ...] = ()
+    """Beside the variant and the enabled stages."""
+    files: bool = True
+    """Also write the metrics as `metrics.csv` and `metrics.jsonl` into the run's directory."""
 
 
 class Fallback(Enum):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import struct
@@ -13,6 +14,7 @@ import pytest
 
 from phase8.errors import ConfigError
 from phase8.events import read_events
+from phase8.watch.metrics import LocalTracker
 from phase8.watch.tracking import _ENVIRONMENT, WandbTracker
 from tests.synthetic_run import CORE, ORIGINAL_BYTES, core_retentions, mean_core, play
 
@@ -180,3 +182,46 @@ def test_disabled_needs_no_wandb(tmp_path, monkeypatch):
     assert not (tmp_path / "wandb").exists()
     with pytest.raises(ConfigError, match="not installed"):
         WandbTracker({"logger": {"mode": "offline"}}, run_dir=tmp_path)
+
+
+def test_files_hold_what_wandb_holds(tracked, tmp_path):
+    """The plain tracker: the same names and values, without an account."""
+    with LocalTracker(tmp_path) as tracker:
+        play("with_retries", tmp_path, tracker)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    at_wandb = {(row["stage"], row["attempt"]): row for row in history(tracked) if "stage" in row}
+    here = {(row["stage"], row["attempt"]): row for row in rows if "stage" in row}
+    assert set(here) == set(at_wandb)
+    for key, row in here.items():
+        expected = {name: value for name, value in at_wandb[key].items() if not name.startswith("_")}
+        assert {name: value for name, value in row.items() if name != "time"} == expected
+    with (tmp_path / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["stage"], int(row["attempt"])) for row in table] == list(here)
+    assert float(table[3]["retention/mini_mmlu"]) == here["vptq", 1]["retention/mini_mmlu"]
+    (summary,) = [row["summary"] for row in rows if "summary" in row]
+    assert summary["compression_level"] == "vptq"
+
+
+def test_a_run_that_goes_on_keeps_its_id(tmp_path):
+    ids = set()
+    for _ in range(2):
+        with WandbTracker({"logger": {"tags": ["mine"]}, "variant": "default"}, run_dir=tmp_path):
+            pass
+        (tmp_path / "wandb" / "latest-run").unlink(missing_ok=True)
+    for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb"):
+        ids.add(path.stem)
+    assert ids == {f"run-{(tmp_path / 'wandb' / 'run_id').read_text()}"}
+
+
+def test_wandb_that_cannot_start_is_a_warning(tmp_path, monkeypatch):
+    import wandb
+
+    def refuse(**_):
+        raise wandb.errors.CommError("no connection")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.warns(UserWarning, match="not tracked there: no connection"):
+        with WandbTracker({}, run_dir=tmp_path) as tracker:
+            play("with_retries", tmp_path, tracker)
+    assert not [e for e in read_events(tmp_path / "events.jsonl") if e.kind == "log"]

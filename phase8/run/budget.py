@@ -66,17 +66,17 @@ def within_budget(run: Context, stage: str, attempt: int, config: CompressionCon
     untrained: list[EncodedGroup] = []
     for round in range(1, BUDGET_TRIES + 1):
         untrained = found = _encoded(run, stage, attempt, config, allocator, rest, room, round)
-        groups, gradient_filter = trained(run, stage, attempt, config, lambda found=found: found, round)
+        groups, facts = trained(run, stage, attempt, config, lambda found=found: found, round)
         size = size_of(groups, run.source, stage)
         if size <= budget:
-            return groups, gradient_filter
+            return groups, facts
         text = f"{stage}: training took the file to {size:,} bytes, above the {budget:,} allowed"
         run.log("info", text, stage)
         room = size_of(untrained, run.source, stage) - (size - budget)
         if room < allocator.smallest_bytes():
             break
     run.log("warning", f"{stage}: no trained file is within the budget; untrained it is", stage)
-    return untrained, GrokfastVariant.off.value
+    return untrained, {"filter": GrokfastVariant.off.value}
 
 
 def _encoded(

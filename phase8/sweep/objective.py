@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 _inside = False
@@ -39,6 +40,22 @@ def job() -> Iterator[None]:
 def inside_job() -> bool:
     """Whether this process is running one job of a multirun or study."""
     return _inside
+
+
+def place_in_sweep(config: Any) -> Any:
+    """The settings of a job of several: it shares finished steps, and stands in the group of its study or multirun."""
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra = HydraConfig.get()
+    study = hydra.sweeper.get("study")
+    changes: dict[str, Any] = {}
+    if config.paths.reuse is None:
+        changes["paths.reuse"] = True
+    if config.logger.group is None:
+        changes["logger.group"] = str(study or Path(str(hydra.sweep.dir)).name)
+    if config.logger.job_type is None:
+        changes["logger.job_type"] = "trial" if study else "job"
+    return config.changed(changes)
 
 
 def figures(result: Mapping[str, Any]) -> dict[str, float]:

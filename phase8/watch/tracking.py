@@ -10,6 +10,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import uuid
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +22,9 @@ from phase8.config import LoggerConfig, WandbMode
 from phase8.errors import ArtifactError, ConfigError
 from phase8.events import Event, PhaseComplete, StageComplete, TrainingComplete, TrainingProgress, plain
 from phase8.files import write_atomic
+from phase8.watch.metrics import final_metrics, stage_metrics, training_metrics
 from phase8.watch.plots import quality_png
-from phase8.watch.view import BASELINE, RULES, RunView, Stage, mapping, number
+from phase8.watch.view import BASELINE, RunView, Stage, mapping
 from phase8.watch.wording import stage_name
 
 COMPARISON_TABLE = "phase8/benchmark_comparison"
@@ -31,6 +34,21 @@ QUALITY_PLOT = "phase8/quality_vs_compression"
 _ENVIRONMENT = ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
 
 
+def _run_id(path: Path) -> str:
+    """The id of this run at W&B: drawn once, and kept for when the run is gone on with."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        write_atomic(path, uuid.uuid4().hex[:16])
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _tags(settings: Mapping[str, Any]) -> list[str]:
+    """The variant, the enabled stages, and what the settings add."""
+    stages = [name for name in NAMES if mapping(settings.get(name)).get("enabled") is True]
+    own = mapping(settings.get("logger")).get("tags") or ()
+    return [str(tag) for tag in dict.fromkeys([settings.get("variant"), *stages, *own]) if tag]
+
+
 class WandbTracker:
     """Listener that writes one W&B run.
 
@@ -38,13 +56,15 @@ class WandbTracker:
         settings: the whole run's configuration, a plain dict; its `logger` section (`mode`, `project`, `group`) is
             this tracker's own.
         run_dir: the run's directory.
-        job_type: `stage` for a run of the pipeline; others may name theirs.
+
+    A run that is gone on with continues the same W&B run: its id stands in `RUN_DIR/wandb/run_id`. What W&B itself
+    refuses or breaks on is a warning; no compression ends for it.
 
     Raises:
-        ConfigError: wandb is not installed or refuses the settings.
+        ConfigError: wandb is not installed.
     """
 
-    def __init__(self, settings: Mapping[str, Any], *, run_dir: Path | str, job_type: str = "stage") -> None:
+    def __init__(self, settings: Mapping[str, Any], *, run_dir: Path | str) -> None:
         logger = {name: plain(value) for name, value in mapping(settings.get("logger")).items()}
         defaults = LoggerConfig()
         self.mode = WandbMode(logger.get("mode", defaults.mode.value))
@@ -72,7 +92,10 @@ class WandbTracker:
             self._run = wandb.init(
                 project=logger.get("project") or defaults.project,
                 group=logger.get("group"),
-                job_type=job_type,
+                job_type=logger.get("job_type") or "stage",
+                tags=_tags(settings),
+                id=_run_id(directory / "wandb" / "run_id"),
+                resume="allow" if self.mode is WandbMode.online else None,
                 name=directory.name,
                 dir=str(directory),
                 config=plain(settings),
@@ -84,11 +107,13 @@ class WandbTracker:
             )
             if self._run.url:
                 write_atomic(directory / "wandb" / URL_FILE, self._run.url + "\n")
-        except (wandb.Error, ValueError, OSError) as error:
+        except Exception as error:
             self._restore_environment()
-            raise ConfigError(
-                f"W&B cannot start: {error}", where="logger", fix="set logger.mode=offline or logger.mode=disabled"
-            ) from error
+            warnings.warn(
+                f"W&B cannot start, this run is not tracked there: {error} (logger.mode=offline needs no account, "
+                "logger.mode=disabled asks for nothing)",
+                stacklevel=2,
+            )
 
     def __enter__(self) -> WandbTracker:
         return self
@@ -120,11 +145,11 @@ class WandbTracker:
                 failed = True
                 if not self._compared:
                     self._compare(run)
+            run.finish(exit_code=1 if failed else 0)
+        except Exception as error:
+            warnings.warn(f"W&B did not end well; the run itself is not touched by it: {error}", stacklevel=2)
         finally:
-            try:
-                run.finish(exit_code=1 if failed else 0)
-            finally:
-                self._restore_environment()
+            self._restore_environment()
 
     def _restore_environment(self) -> None:
         for name, value in self._environment.items():
@@ -134,41 +159,14 @@ class WandbTracker:
                 os.environ[name] = value
 
     def _training(self, stage: str, data: TrainingProgress | TrainingComplete) -> None:
-        divergence = data.held_out_after if isinstance(data, TrainingComplete) else data.divergence
-        figures = {"loss": data.loss, "divergence": divergence}
-        if known := {f"optimisation/{stage}/{name}": value for name, value in figures.items() if value is not None}:
+        if known := training_metrics(stage, data):
             self._run.log(known)
 
     def _stage(self, stage: Stage) -> None:
         """Metrics and artifact of the attempt that has just ended."""
-        attempt = stage.last
-        if attempt is None:
-            return
-        metrics: dict[str, Any] = {"stage": stage.name, "attempt": attempt.order}
-        metrics |= {
-            "compression_ratio": attempt.ratio,
-            "compressed_size_mb": _megabytes(attempt.compressed_bytes),
-            "original_size_mb": _megabytes(self.view.original_bytes),
-        }
-        for result in attempt.results.values():
-            metrics[result.task] = result.score
-            if result.retention is not None:
-                metrics[f"retention/{result.task}"] = result.retention
-                metrics[f"degradation/{result.task}"] = 1 - result.retention
-            if "edge_of_chaos" in result.task:
-                metrics["edge_of_chaos/accuracy"] = result.score
-        for check in attempt.checks:  # a suite scores eudaimonia as one task; the gate judges rule by rule
-            if check.name.startswith("rule/"):
-                metrics[f"eudaimonia/{check.name.removeprefix('rule/')}"] = check.value
-        if attempt.gate is not None:
-            metrics["bits_per_byte"] = attempt.gate.bits_per_byte
-            failed = [check for check in attempt.checks if check.passed is False]
-            metrics["overall_passed"] = attempt.passed
-            metrics["num_failed_benchmarks"] = sum(check.name.startswith("benchmark/") for check in failed)
-        elif stage.name == BASELINE and attempt.complete is not None:
-            metrics["bits_per_byte"] = attempt.complete.bits_per_byte
-        self._run.log({name: value for name, value in metrics.items() if value is not None})
-        self._log_artifact(stage)
+        if stage.last is not None:
+            self._run.log(stage_metrics(stage, self.view.original_bytes))
+            self._log_artifact(stage)
 
     def _log_artifact(self, stage: Stage) -> None:
         attempt = stage.last
@@ -181,6 +179,7 @@ class WandbTracker:
             "bits_per_weight": attempt.bits_per_weight,
             "passed": attempt.passed,
             "attempt": attempt.order,
+            "made_from": self._kept_before(stage),
         }
         if stage.name == BASELINE:
             # The input model stays where it is; what is kept of it is what it scored.
@@ -199,19 +198,16 @@ class WandbTracker:
             return
         self._run.log_artifact(artifact)
 
+    def _kept_before(self, stage: Stage) -> str | None:
+        """The artifact that the stage started from: the lineage, from each artifact to the one before."""
+        if stage.name == BASELINE:
+            return None
+        before = [other.name for other in self.view.compressing if other is not stage and other.kept is not None]
+        return f"phase8-{before[-1] if before else BASELINE}"
+
     def _finish(self, result: Mapping[str, Any]) -> None:
-        metrics = mapping(result.get("metrics"))
         self._compare(self._run)
-        summary = {name: value for name, value in result.items() if isinstance(value, str | int | float | bool)}
-        summary |= {name: value for name, value in metrics.items() if number(value) is not None}
-        accuracy = number(mapping(metrics.get("edge_of_chaos")).get("accuracy"))
-        if accuracy is not None:
-            summary["edge_of_chaos/accuracy"] = accuracy
-        for rule in RULES:
-            value = number(mapping(metrics.get("eudaimonia")).get(rule))
-            if value is not None:
-                summary[f"eudaimonia/{rule}"] = value
-        self._run.summary.update(summary)
+        self._run.summary.update(final_metrics(result))
         self._complete = result.get("interrupted") is not True
 
     def _compare(self, run: Any) -> None:
@@ -236,7 +232,3 @@ class WandbTracker:
             logged[QUALITY_PLOT] = self._wandb.Image(Image.open(io.BytesIO(picture)))
         run.log(logged)
         self._compared = True
-
-
-def _megabytes(count: float | None) -> float | None:
-    return None if count is None else count / 1e6
