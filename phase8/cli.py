@@ -103,7 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     dashboard.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     dashboard.add_argument("--port", type=int, help="default 8008, or the next that is free")
     dashboard.add_argument(
-        "--runs", type=Path, action="append", metavar="DIR", help="where runs are (default: outputs and multirun)"
+        "--runs",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="where runs are (default: outputs, multirun and studies)",
     )
     dashboard.add_argument("--model", action="append", default=[], metavar="DIR", help="a model that may be started")
     dashboard.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="a name it answers to")
@@ -292,7 +296,7 @@ def _export(options: argparse.Namespace) -> int:
 def _dashboard(options: argparse.Namespace) -> int:
     from phase8.watch.server.serve import TOKEN_VARIABLE, Options, serve
 
-    runs = tuple(options.runs or (Path("outputs"), Path("multirun")))
+    runs = tuple(options.runs or (Path("outputs"), Path("multirun"), Path("studies")))
     serve(
         Options(
             host=options.host,

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-USUAL = (Path("outputs"), Path("multirun"))
+USUAL = (Path("outputs"), Path("multirun"), Path("studies"))
 STOP_S = 10.0
 
 

@@ -223,7 +223,7 @@ class Library:
         """Takes in one directory."""
         root = next(root for root in self.roots if directory.is_relative_to(root))
         study = None
-        if (directory.parent / "multirun.yaml").is_file():
+        if (directory.parent / "multirun.yaml").is_file() or (root.name == "studies" and directory.parent != root):
             study = str(directory.parent.relative_to(root))
         name = str(directory.relative_to(root)) if directory != root else root.name
         run = Run(run_id(directory), directory, text(name, 300), study)

@@ -44,7 +44,7 @@ class Options:
     host: str = "127.0.0.1"
     port: int | None = None
     """None: 8008, or the next that is free."""
-    runs: tuple[Path, ...] = (Path("outputs"), Path("multirun"))
+    runs: tuple[Path, ...] = (Path("outputs"), Path("multirun"), Path("studies"))
     """Directories to look for runs in; runs started from the page go to the first."""
     project: Path = Path(".")
     """Where run.py and conf/ are."""
