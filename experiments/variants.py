@@ -5,7 +5,7 @@
 
 Each run is an ordinary `python run.py` with the overrides of `VARIANTS`; one that is there already (same directory) is
 not repeated. Writes `experiments/results/variants.md` and `variants.json` (every figure), and, where all were run, the
-table between the README's `results` marks.
+table between the `results` marks of docs/results.md.
 """
 
 from __future__ import annotations
@@ -128,9 +128,9 @@ def main() -> None:
     every = every.replace(f"{ROOT}/", "")
     (RESULTS / "variants.json").write_text(f"{{\n{every}\n}}\n", encoding="utf-8")
     if list(results) == list(VARIANTS):
-        readme = ROOT / "README.md"
-        before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
-        write_atomic(readme, f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{rest.split(END)[1]}")
+        page = ROOT / "docs" / "results.md"
+        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        write_atomic(page, f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{rest.split(END)[1]}")
     print(text)
 
 
