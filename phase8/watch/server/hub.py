@@ -1,6 +1,6 @@
 """Follows the logs of the runs that somebody looks at or that are at work, and tells the pages what is new.
 
-Every 20 ms the logs of the runs that somebody looks at are looked after (one `stat` each), every quarter of a second
+Every 40 ms the logs of the runs that somebody looks at are looked after (one `stat` each), every half second
 those of all runs at work, and every two seconds the directories are searched for new runs. A run that has ended and
 that nobody looks at costs nothing.
 """
@@ -20,9 +20,9 @@ from phase8.watch.server.library import ENDED, Library, Run
 from phase8.watch.server.replay import Replay
 from phase8.watch.server.tail import Record, compacted
 
-BEAT_S = 0.02
+BEAT_S = 0.04
 SEARCH_S = 2.0
-SUMMARY_S = 0.25
+SUMMARY_S = 0.5
 """Least time between two summaries of a run to the pages."""
 BURST = 16
 """More events than this at once go as one message."""
