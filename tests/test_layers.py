@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "phase8"
@@ -69,3 +70,15 @@ def test_optional_parts_have_one_importer():
     assert importers["pytorch_lightning"] == {"train"}
     assert importers["wandb"] == {"watch"}
     assert importers["lm_eval"] == {"benchmarks"}
+
+
+def test_what_decodes_needs_no_torch():
+    """Transitively it is shown by a process without torch (`test_runtime.py`); this names the file."""
+    readers = [
+        *PACKAGE.glob("lossless/*.py"),
+        *PACKAGE.glob("codecs/*/decode.py"),
+        *PACKAGE.glob("codecs/*/settings.py"),
+    ]
+    readers += [*PACKAGE.glob("runtime/*.py"), PACKAGE / "artifact" / "read.py", PACKAGE / "codecs" / "decoders.py"]
+    for path in readers:
+        assert not re.search(r"^(import torch|from torch)", path.read_text(encoding="utf-8"), re.MULTILINE), path
