@@ -51,7 +51,7 @@ _GROUP_BYTES = 400
 
 
 _FOUND = fields(Measurement)
-MAX_MEASUREMENT_BYTES = 1 << 28
+MAX_MEASUREMENT_BYTES = 1 << 26
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -44,7 +44,6 @@ from phase8.files import make_directory, read_bounded, write_atomic
 from phase8.limits import TRUSTED
 
 STATE = "state"
-MAX_GROUPS_BYTES = 1 << 36
 MAX_SCORES_BYTES = 64 << 20
 
 Product = TypeVar("Product")
@@ -166,7 +165,8 @@ def read_groups(path: Path) -> list[EncodedGroup]:
     Raises:
         ArtifactError: the file is missing or damaged.
     """
-    raw = read_bounded(path, MAX_GROUPS_BYTES, error=ArtifactError)
+    size = path.stat().st_size if path.exists() else 0  # a limit above it would be allocated
+    raw = read_bounded(path, size, error=ArtifactError)
     return list(parse(raw, where=str(path), limits=TRUSTED).groups())
 
 
