@@ -146,7 +146,7 @@ def be_quick(source: Any) -> None:
 
     load_suite((), samples=4, skip_expert_benchmarks=True)  # what it reads and imports, no fork has to
     scoring.evaluate = evaluate
-    retry._longer = lambda config: {"grokfast.iterations": 2 * config.grokfast.iterations}
+    retry._longer = lambda _, config: {"grokfast.iterations": 2 * config.grokfast.iterations}
 
 
 def in_child(work: Callable[[], Any], kill_after_s: float | None) -> int:
