@@ -105,7 +105,7 @@ class WandbTracker:
                     silent=True, console="off", disable_git=True, disable_code=True, x_disable_stats=True
                 ),
             )
-            if self._run.url:
+            if self.mode is WandbMode.online and self._run.url:  # offline, the question alone prints a warning
                 write_atomic(directory / "wandb" / URL_FILE, self._run.url + "\n")
         except Exception as error:
             self._restore_environment()
