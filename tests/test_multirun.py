@@ -120,7 +120,8 @@ def _installed(module: str) -> bool:
 def test_two_workers_share_a_study(launcher, tmp_path):
     module, overrides = LAUNCHERS[launcher]
     if not _installed(module):
-        pytest.skip(f'{launcher} is not installed: pip install -e ".[cluster]"')
+        extra = "ray" if launcher == "ray" else "cluster"
+        pytest.skip(f'{launcher} is not installed: pip install -e ".[{extra}]"')
     ended = app(
         tmp_path, "-m", "hydra/sweeper=study", "hydra.sweeper.study=toy", "+hydra.sweeper.objectives={value: maximize}",
         "hydra.sweeper.n_trials=6", "hydra.sweeper.workers=2", "hydra.sweep.dir=study", "x=interval(-3,3)",
