@@ -33,14 +33,14 @@ def train_whole(run: Context, stage: str, attempt: int, config: CompressionConfi
     path = run.journal.path(stage, attempt, "trained_1.p8")
     facts = path.with_suffix(".json")
     if run.journal.done(stage, attempt, "optimise"):
-        found = recalled(run.tell, lambda: (read_groups(path), read_facts(facts)["filter"]))
+        found = recalled(run.tell, lambda: (read_groups(path), read_facts(facts)))
         if found is not None:
             return found
     with run.step("optimise", stage, attempt):
-        groups, gradient_filter = _train(run, stage, attempt, config)
-        write_facts(facts, {"filter": gradient_filter})
+        groups, found_facts = _train(run, stage, attempt, config)
+        write_facts(facts, found_facts)
         write_groups(path, groups, stage, run.source.parameter_count)
-    return groups, gradient_filter
+    return groups, found_facts
 
 
 def _stage(source: SourceModel, stage: str, config: CompressionConfig, tokens, cache_dir) -> TrainedStage:
@@ -126,4 +126,4 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
         ),
         stage,
     )
-    return trained.groups, gradient_filter
+    return trained.groups, {"filter": gradient_filter}
