@@ -10,8 +10,10 @@ an error before the first trial, not after an hour.
 
 from __future__ import annotations
 
+import itertools
 import re
 import sqlite3
+import time
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +29,8 @@ CONNECT_S = 10
 """How long a database may take to answer at first."""
 BUSY_S = 60
 """How long a trial waits for another process to let go of SQLite's lock."""
+RACES = 10
+"""How often the tables are tried again when other workers make them too."""
 INSTALL = 'pip install -e ".[cluster]"'
 
 
@@ -121,13 +125,20 @@ def _database(url: str, engine: dict[str, Any]) -> BaseStorage:
         _write(storage)
         return storage
 
+    def patiently() -> BaseStorage:
+        """Workers that begin together make the tables at the same moment; those that come second try again."""
+        for number in itertools.count(1):
+            try:
+                return attempt()
+            except SQLAlchemyError as error:
+                raced = re.search("already exists|duplicate key|UNIQUE constraint|deadlock", str(error))
+                if raced is None or number == RACES:
+                    raise
+                time.sleep(0.2 * number)
+        raise AssertionError("unreachable")
+
     try:
-        try:
-            return attempt()
-        except SQLAlchemyError as error:
-            if "already exists" not in str(error) and "UNIQUE constraint" not in str(error):
-                raise
-            return attempt()  # another worker made the tables at the same moment
+        return patiently()
     except (SQLAlchemyError, StorageInternalError, ImportError, RuntimeError) as error:
         raise _unusable(error, url) from error
 
