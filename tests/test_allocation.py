@@ -365,8 +365,8 @@ def run_settings(directory, **changes):
 def test_a_run_keeps_its_limit_after_training(model, tmp_path, small_grid):
     """What is told is what is in the file; the other stages are off."""
     only = {name: replace(config, enabled=name == "hyper") for name, config in STAGES.items()}
-    budget = model.original_bytes // 8
-    result = run_configured(run_settings(tmp_path, target_ratio=8.0, **only), model, console=False)
+    budget = model.original_bytes // 16
+    result = run_configured(run_settings(tmp_path, target_ratio=16.0, **only), model, console=False)
     (event,) = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e.kind == "allocation"]
     assert (event.data.limit, event.data.budget_bytes, event.stage) == ("target_ratio", budget, "hyper")
     artifact = read_artifact(result["stages"]["hyper"]["attempts"][0]["artifact"])
@@ -384,7 +384,7 @@ def test_training_that_adds_bytes_is_repeated_with_less(model, tmp_path, monkeyp
         sizes.append(size_of(groups, run.source, stage))
         pad = torch.rand(28_000 - sizes[0] + 400).bfloat16().float()
         noise = get_codec("plain").encode({"pad": pad}, None, importance={}, seed=0)
-        return [*groups, noise] if len(sizes) == 1 else groups, config.grokfast.variant.value
+        return [*groups, noise] if len(sizes) == 1 else groups, {"filter": config.grokfast.variant.value}
 
     monkeypatch.setattr(optimise, "_optimise", grown)
     stages = {name: replace(config, enabled=name == "vptq") for name, config in STAGES.items()}

@@ -443,14 +443,16 @@ def test_a_token_is_asked_for_and_kept_out_of_the_address(browser, recorded):
 
 
 def test_the_list_finds_runs_and_compares_them(browser, server, run):
+    from playwright.sync_api import expect
+
     with opened(browser, server.url) as page:
         page.locator("tr[data-run]").first.wait_for()
         assert page.locator("tr[data-run]").count() == 2
         page.get_by_role("searchbox").fill("real")
-        page.wait_for_function("document.querySelectorAll('tr[data-run]').length === 1")
+        expect(page.locator("tr[data-run]")).to_have_count(1)
         assert page.locator("tr[data-run]").get_attribute("data-run") == run
         page.get_by_role("searchbox").fill("")
-        page.wait_for_function("document.querySelectorAll('tr[data-run]').length === 2")
+        expect(page.locator("tr[data-run]")).to_have_count(2)
         for box in page.get_by_role("checkbox").all():
             box.check()
         page.get_by_role("button", name="Compare").click()

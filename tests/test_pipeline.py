@@ -202,7 +202,7 @@ def test_edge_of_chaos_is_built_for_a_model_of_the_users(tmp_path):
     results = [
         run_configured(
             settings(
-                tmp_path, benchmarks=chosen, seed=seed, **alone,
+                tmp_path, benchmarks=chosen, benchmark_samples=20, seed=seed, **alone,
                 paths=PathsConfig(output_dir=str(tmp_path / f"run{seed}"), cache_dir=str(tmp_path / "cache")),
             ),
             console=False,
@@ -211,6 +211,6 @@ def test_edge_of_chaos_is_built_for_a_model_of_the_users(tmp_path):
     ]  # fmt: skip
     events = list(read_events(tmp_path / "run1" / "events.jsonl"))
     texts = [event.data.text for event in events if event.kind == "log"]
-    assert any(text.startswith("edge of chaos: 8 questions") for text in texts), texts
+    assert any(text.startswith("edge of chaos: 20 questions") for text in texts), texts
     assert any("from the cache" in text for text in texts)
     assert {result["metrics"]["benchmarks"]["mini_edge_of_chaos"]["baseline"] for result in results} == {0.75}

@@ -62,12 +62,14 @@ def test_the_probes_of_edge_of_chaos_have_its_mix_of_levels(suite):
     assert all(abs(probed[level] - edge.PROBES * count / 200) <= 0.5 for level, count in asked.items())
 
 
-def test_the_probes_of_a_built_pool_are_of_the_half_that_calibrates(suite):
+def test_the_probes_of_a_built_pool_are_of_the_third_that_calibrates(suite):
     candidates = edge.embedded_candidates()
-    # The model is right in the first 3 of 4 questions of each level.
-    pool = edge.build_pool(candidates, lambda items: [float(n % 150 < 112) for n in range(len(items))])
+    per_level = edge.PER_LEVEL  # the questions of a level stand together; the model is right in the first 3 of 4
+    pool = edge.build_pool(
+        candidates, lambda items: [float(n % per_level < 0.75 * per_level) for n in range(len(items))]
+    )
     asked = {item["prompt"] for item in pool.items}
-    calibrating = {item["prompt"] for item in candidates[::2]}  # 150 of each level stand together
+    calibrating = {item["prompt"] for item in candidates[::3]}  # a third of each level
     own = edge.with_pool(suite, pool.items, pool.probes)
     found = probes.probes_of(own)["edge_of_chaos"]
     assert abs(len(found) - edge.PROBES) <= 2
@@ -76,10 +78,12 @@ def test_the_probes_of_a_built_pool_are_of_the_half_that_calibrates(suite):
     assert suite_hash(own) == suite_hash(edge.with_pool(suite, pool.items)), "probes change no score"
 
 
-def test_a_question_that_stands_twice_in_a_users_file_is_no_probe():
-    twice = [{"prompt": f"Q{n // 2}", "choices": ["a", "b"], "answer": 0, "chance": 0.5, "level": 1} for n in range(80)]
-    pool = edge.build_pool(twice, lambda items: [float(n % 8 < 6) for n in range(len(items))])
-    assert len(pool.items) == 40 and pool.probes == ()
+def test_a_question_that_stands_in_every_third_of_a_users_file_is_no_probe():
+    thrice = [
+        {"prompt": f"Q{n // 3}", "choices": ["a", "b"], "answer": 0, "chance": 0.5, "level": 1} for n in range(240)
+    ]
+    pool = edge.build_pool(thrice, lambda items: [float(n % 8 < 6) for n in range(len(items))])
+    assert len(pool.items) == 80 and pool.probes == ()
 
 
 def test_with_a_users_pairs_the_rules_are_probed_on_the_embedded_ones(suite, tmp_path):

@@ -60,60 +60,62 @@ export function Integration({ view }: { view: RunView }) {
         {withRules.length === 0 ? (
           <p className="text-[0.85rem] text-soft">Not measured</p>
         ) : (
-          <table className="w-full text-[0.85rem]">
-            <caption className="sr-only">Score of the four rules per stage</caption>
-            <thead>
-              <tr className="text-soft">
-                <th scope="col" className="py-1 text-left font-medium">
-                  Rule
-                </th>
-                {withRules.map(({ stage }) => (
-                  <th key={stage} scope="col" className="py-1 pl-2 text-right font-medium">
-                    <StageName stage={stage} titles={view.titles} />
+          <div className="overflow-x-auto" tabIndex={0} role="region" aria-label="Rules by stage">
+            <table className="w-full text-[0.85rem]">
+              <caption className="sr-only">Score of the four rules per stage</caption>
+              <thead>
+                <tr className="text-soft">
+                  <th scope="col" className="py-1 text-left font-medium">
+                    Rule
                   </th>
-                ))}
-              </tr>
-            </thead>
-            <tbody>
-              {rules(withRules[0]?.attempt ?? null).map(({ rule }) => (
-                <tr key={rule} data-rule={rule}>
-                  <th scope="row" className="py-1 text-left font-normal first-letter:uppercase">
-                    {rule}
-                  </th>
-                  {withRules.map(({ stage, attempt }) => {
-                    const found = rules(attempt).find((one) => one.rule === rule);
-                    const limit = found?.check?.threshold ?? view.limits.rule[stage] ?? null;
-                    const [word, tone] = verdict(found?.check ?? null);
-                    return (
-                      <td key={stage} data-stage={stage} className="py-1 pl-2 text-right">
-                        <span className={`num ${word === "fails" ? tone : ""}`} data-figure="rule">
-                          {found?.value == null ? "–" : fixed(found.value, 3)}
-                        </span>
-                        <RuleBar
-                          value={found?.value ?? null}
-                          limit={stage === BASELINE ? null : limit}
-                          colour={stageColour(stage)}
-                        />
-                        {word === "fails" && <span className="sr-only">fails</span>}
-                      </td>
-                    );
-                  })}
+                  {withRules.map(({ stage }) => (
+                    <th key={stage} scope="col" className="py-1 pl-2 text-right font-medium">
+                      <StageName stage={stage} titles={view.titles} />
+                    </th>
+                  ))}
                 </tr>
-              ))}
-            </tbody>
-            <tfoot>
-              <tr className="text-[0.78rem] text-soft">
-                <th scope="row" className="pt-1 text-left font-normal">
-                  Threshold
-                </th>
-                {withRules.map(({ stage }) => (
-                  <td key={stage} className="num pt-1 pl-2 text-right">
-                    {stage === BASELINE ? "–" : (view.limits.rule[stage]?.toFixed(2) ?? "–")}
-                  </td>
+              </thead>
+              <tbody>
+                {rules(withRules[0]?.attempt ?? null).map(({ rule }) => (
+                  <tr key={rule} data-rule={rule}>
+                    <th scope="row" className="py-1 text-left font-normal first-letter:uppercase">
+                      {rule}
+                    </th>
+                    {withRules.map(({ stage, attempt }) => {
+                      const found = rules(attempt).find((one) => one.rule === rule);
+                      const limit = found?.check?.threshold ?? view.limits.rule[stage] ?? null;
+                      const [word, tone] = verdict(found?.check ?? null);
+                      return (
+                        <td key={stage} data-stage={stage} className="py-1 pl-2 text-right">
+                          <span className={`num ${word === "fails" ? tone : ""}`} data-figure="rule">
+                            {found?.value == null ? "–" : fixed(found.value, 3)}
+                          </span>
+                          <RuleBar
+                            value={found?.value ?? null}
+                            limit={stage === BASELINE ? null : limit}
+                            colour={stageColour(stage)}
+                          />
+                          {word === "fails" && <span className="sr-only">fails</span>}
+                        </td>
+                      );
+                    })}
+                  </tr>
                 ))}
-              </tr>
-            </tfoot>
-          </table>
+              </tbody>
+              <tfoot>
+                <tr className="text-[0.78rem] text-soft">
+                  <th scope="row" className="pt-1 text-left font-normal">
+                    Threshold
+                  </th>
+                  {withRules.map(({ stage }) => (
+                    <td key={stage} className="num pt-1 pl-2 text-right">
+                      {stage === BASELINE ? "–" : (view.limits.rule[stage]?.toFixed(2) ?? "–")}
+                    </td>
+                  ))}
+                </tr>
+              </tfoot>
+            </table>
+          </div>
         )}
       </div>
     </div>
