@@ -28,7 +28,6 @@ import pytorch_lightning as lightning
 import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.data import DataLoader
 
 from phase8.codecs.lattice.train import LatticeTrainable, ideal_bits
@@ -40,6 +39,7 @@ from phase8.train.lightning import quiet, run_trainer
 from phase8.train.precision import takes_bfloat16
 from phase8.train.price import EVERY, Price
 from phase8.train.settings import GrokfastConfig, Precision
+from phase8.train.sliced import SlicedBatch
 
 CODED_SHARE = 0.985
 """The real coder's bytes over the estimate's, before they are measured."""
@@ -129,10 +129,9 @@ def train_within_budget(
     """
     device = torch.device(device)
     start = time.perf_counter()
-    module = _Training(
-        network.to(device), trainable, vectors, answers, tokens_NT, budget_bytes, plan, on_step, checkpoint
-    )
-    with quiet():
+    batch = SlicedBatch(network.to(device), answers, device=device, bfloat16=takes_bfloat16(plan.precision, device))
+    module = _Training(batch, trainable, vectors, tokens_NT, budget_bytes, plan, on_step, checkpoint)
+    with quiet(), batch.open():
         done = module.resume()
         if done < plan.steps:
             run_trainer(module, DataLoader(range(done, plan.steps), batch_size=None), plan.steps - done, device)
@@ -153,10 +152,9 @@ def train_within_budget(
 class _Training(lightning.LightningModule):
     def __init__(
         self,
-        network: nn.Module,
+        batch: SlicedBatch,
         trainable: LatticeTrainable,
         vectors: Mapping[str, nn.Parameter],
-        answers: Answers,
         tokens_NT: Tensor,
         budget_bytes: int,
         plan: Plan,
@@ -167,9 +165,7 @@ class _Training(lightning.LightningModule):
         self.trainable = trainable
         self.vectors = nn.ParameterList(list(vectors.values()))
         self._vector_names = list(vectors)
-        # Lightning would move and train what it finds as a submodule; the network is only a function here.
-        object.__setattr__(self, "network", network)
-        self.plan, self._answers, self._tokens = plan, answers, tokens_NT
+        self.plan, self._batch, self._tokens = plan, batch, tokens_NT
         self._budget_bytes, self._on_step, self._directory = budget_bytes, on_step, checkpoint
         self._steps = self._highest()
         self.seen_N = torch.ones(len(tokens_NT))
@@ -207,17 +203,11 @@ class _Training(lightning.LightningModule):
         if self._unmeasured and share >= self._unmeasured[0]:
             self._measure()
         weights = self.trainable.weights() | dict(zip(self._vector_names, self.vectors, strict=True))
-        tokens = self._tokens[rows].to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=takes_bfloat16(self.plan.precision, self.device)):
-            logits = functional_call(
-                self.network, weights, (), {"input_ids": tokens, "use_cache": False}, tie_weights=True
-            ).logits
-        of_each = self._answers.divergence(rows, logits)
-        divergence = of_each.mean()
+        divergence, of_each = self._batch.divergence(weights, self._tokens[rows], rows)
         value = float(divergence.detach())
         if not math.isfinite(value):
             return self._step_back()
-        self.seen_N[rows] = of_each.detach().cpu().clamp_min(TINY)
+        self.seen_N[rows] = of_each.cpu().clamp_min(TINY)
         bits = self.trainable.bits()
         if self.done % EVERY == 0:
             self.bits = float(bits.detach())

@@ -41,7 +41,7 @@ def laplace_scale(mean_magnitude: float) -> float:
 
 def ideal_bits(q: Tensor) -> float:
     """Code length of integers under a law with a free share of zeros and geometric magnitudes, signs included."""
-    zeros = 1.0 - float(torch.count_nonzero(q)) / q.numel()
+    zeros = 1.0 - torch.count_nonzero(q).item() / q.numel()
     filled = 1.0 - zeros
     if filled == 0.0:
         return 0.0
@@ -74,18 +74,19 @@ class _Price(torch.autograd.Function):
     def forward(ctx: Any, w: Tensor, log_step: Tensor) -> Tensor:
         step = stored_step(log_step)
         u = w / step
-        q = u.round()
-        ctx.step, ctx.b = step, laplace_scale(float(q.abs().mean()))
+        magnitude = u.round().abs_()
+        ctx.step, ctx.b = step, laplace_scale(float(magnitude.mean()))
         ctx.save_for_backward(u)
-        return torch.tensor(ideal_bits(q))
+        return torch.tensor(ideal_bits(magnitude))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         (u,), b = ctx.saved_tensors, ctx.b
-        inner = (u.clamp(-0.5, 0.5) / b).clamp(-40.0, 40.0)
-        slope = torch.sinh(inner).div_(math.exp(0.5 / b) - torch.cosh(inner)).clamp_(-1.0, 1.0)
-        slope = torch.where(u.abs() < 0.5, slope, u.sign()).mul_(float(grad) / (b * LN2))
-        return slope / ctx.step, -torch.dot(slope.reshape(-1), u.reshape(-1)).reshape(())
+        up = u.clamp(-0.5, 0.5).div_(b).exp_()  # e^(u / b): b >= 0.05, so at most e^10; outside the bin the slope is 1
+        down = up.reciprocal()
+        slope = (up - down).div_(up.add_(down).sub_(2.0 * math.exp(0.5 / b)).neg_()).clamp_(-1.0, 1.0)
+        slope.mul_(float(grad) / (b * LN2 * ctx.step))
+        return slope, -torch.dot(slope.reshape(-1), u.reshape(-1)).mul(ctx.step).reshape(())
 
 
 class LatticeTrainable(Trainable):
