@@ -27,8 +27,16 @@ def composed(*overrides: str) -> dict:
     return OmegaConf.to_container(config, resolve=True)
 
 
-def test_composed_defaults_are_the_dataclass_defaults():
-    assert CompressionConfig.from_dict(composed()) == CompressionConfig()
+def test_composed_defaults_are_the_dataclass_defaults_but_for_what_the_default_variant_chooses():
+    variant = {
+        "vptq.vector_dim": 3,
+        "vptq.codebook_size": 512,
+        "hyper.trajectory_type": "lattice",
+        "hyper.target_ratio": 40.2,
+        "hyper.kept_width": 0.6875,
+        "hyper.kept_units": 0.6875,
+    }
+    assert CompressionConfig.from_dict(composed()) == CompressionConfig().changed(variant)
 
 
 def test_every_setting_stands_in_the_yaml():

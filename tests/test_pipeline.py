@@ -180,7 +180,10 @@ def test_unknown_expert_stops_before_the_work(tmp_path):
 @pytest.mark.slow
 def test_make_run_says_what_it_found(tmp_path):
     ended = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), f"hydra.run.dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path}"],
+        [
+            *(sys.executable, str(ROOT / "run.py"), f"hydra.run.dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path}"),
+            *("max_retries=0", "training.steps=30", "training.sequences=480"),  # else it takes most of an hour
+        ],
         capture_output=True,
         text=True,
         timeout=1500,

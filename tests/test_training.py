@@ -16,8 +16,10 @@ from phase8.errors import ConfigError, ModelError
 from phase8.model.source import ExpertFile, source_from_network
 from phase8.train.answers import answers_key, collect_answers, load_answers, save_answers
 from phase8.train.price import Price
+from phase8.train.sliced import SlicedBatch
 from phase8.train.slicing import narrow, why_not
 from phase8.train.text import write_text
+from phase8.train.threads import side_by_side
 from phase8.train.whole import Shape, TrainedStage
 from phase8.train.within_budget import Plan
 
@@ -107,7 +109,7 @@ def test_the_narrow_network_is_the_wide_one_with_zeros(tiny_network, tokens):
     with torch.no_grad():
         for parameter in tiny_network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(9)))
-    part = narrow(tiny_network, tokens.split(8), width=8, units=24)
+    part = narrow(tiny_network, tokens.split(8), width=8, units=24, heads=1)
     shapes = {name: tuple(p.shape) for name, p in tiny_network.named_parameters()}
     wide = {name: torch.zeros(shape) for name, shape in shapes.items()}
     for name, parameter in part.network.named_parameters():
@@ -124,6 +126,18 @@ def test_dropping_units_that_do_nothing_changes_nothing(tiny_network, tokens):
         for layer in tiny_network.model.layers:
             layer.mlp.down_proj.weight[:, ::2] = 0.0
     part = narrow(tiny_network, [tokens], width=16, units=20)
+    with torch.no_grad():
+        found, expected = part.network(input_ids=tokens).logits, tiny_network(input_ids=tokens).logits
+    assert torch.allclose(found, expected, atol=1e-2)
+
+
+def test_dropping_heads_that_do_nothing_changes_nothing(tiny_network, tokens):
+    size = tiny_network.config.head_dim
+    queries = tiny_network.config.num_attention_heads // tiny_network.config.num_key_value_heads * size
+    with torch.no_grad():
+        for layer in tiny_network.model.layers:
+            layer.self_attn.o_proj.weight[:, :queries] = 0.0
+    part = narrow(tiny_network, [tokens], width=16, units=40, heads=tiny_network.config.num_key_value_heads - 1)
     with torch.no_grad():
         found, expected = part.network(input_ids=tokens).logits, tiny_network(input_ids=tokens).logits
     assert torch.allclose(found, expected, atol=1e-2)
@@ -199,6 +213,44 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(source, tokens, tmp_path):
     assert steps[0] == 17  # the last checkpoint was at 16
     assert contents(again.groups, source, stage="hyper") == contents(whole.groups, source, stage="hyper")
     assert again.outcome.losses == whole.outcome.losses
+
+
+def test_a_stopped_training_leaves_what_it_had_within_the_budget(source, tokens):
+    made = stage(source, tokens)
+    budget = made.smallest_bytes() + 1500
+    assert made.so_far(budget) is None
+
+    def stop(done):
+        if done.step == 5:  # the size has only begun to fall
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.run(budget, PLAN, on_step=stop)
+    groups = made.so_far(budget)
+    assert budget - 100 < made.size(groups) <= budget
+    assert any(weight.any() for group in groups for _, weight in decode(group))
+
+
+def test_slices_give_the_divergence_and_gradient_of_the_whole_batch(tiny_network, tokens):
+    answers = collect_answers(tiny_network, tokens, kept=40)
+    other = narrow(tiny_network, [tokens], width=8, units=16).network
+    weights = {name: p.detach().clone().requires_grad_() for name, p in other.named_parameters()}
+    rows = torch.tensor([3, 1, 4, 15, 9])
+    logits = torch.func.functional_call(other, weights, (), {"input_ids": tokens[rows]}, tie_weights=True).logits
+    expected = answers.divergence(rows, logits)
+    gradient = torch.autograd.grad(expected.mean(), list(weights.values()))
+    threads = torch.get_num_threads()
+    for slices in (1, 2, 3):
+        torch.set_num_threads(slices)
+        device = torch.device("cpu")
+        with side_by_side(device) as (count, apply):
+            batch = SlicedBatch(other, answers, device=device, bfloat16=False, slices=count, apply=apply)
+            mean, of_each = batch.divergence(weights, tokens[rows], rows)
+            found = torch.autograd.grad(mean, list(weights.values()))
+        assert torch.get_num_threads() == count == slices
+        torch.set_num_threads(threads)
+        assert torch.allclose(of_each, expected, atol=1e-6)
+        assert all(torch.allclose(f, g, atol=1e-6) for f, g in zip(found, gradient, strict=True))
 
 
 def test_a_loss_that_is_no_number_goes_back_and_slower(source, tokens, monkeypatch):

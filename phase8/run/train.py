@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from phase8.artifact.write import write_artifact
 from phase8.codecs.hyper.settings import HyperConfig
 from phase8.codecs.pools import is_protected
 from phase8.config import CompressionConfig, GrokfastVariant
-from phase8.errors import ConfigError
+from phase8.errors import ConfigError, RunStopped
 from phase8.events import TrainingComplete, TrainingProgress
 from phase8.model.source import SourceModel
 from phase8.run.budget import size_of
@@ -17,6 +18,8 @@ from phase8.train.text import training_text
 from phase8.train.whole import Shape, TrainedStage, plan_of
 from phase8.train.within_budget import StepDone
 
+STOPPED = "stopped"
+"""Folder of a run directory for artifacts of stages whose training was stopped."""
 TEXT_SEED = 1
 """Added to the calibration's seed: training reads other text than the Hessians and the held-out sequences."""
 
@@ -43,6 +46,17 @@ def train_whole(run: Context, stage: str, attempt: int, config: CompressionConfi
     return groups, found_facts
 
 
+def _keep_so_far(run: Context, stage: str, whole: TrainedStage, budget: int) -> None:
+    """What a stopped training had reached becomes an artifact, within its budget; no gate was asked about it."""
+    groups = whole.so_far(budget)
+    if groups is None:
+        return
+    directory = run.run_dir / STOPPED / stage
+    artifact = write_artifact(directory, groups, run.source, stage=stage)
+    text = f"{stage}: training stopped; what it had reached is {directory} ({artifact.size_bytes:,} bytes, not tested)"
+    run.log("warning", f"{text}; resume={run.run_dir} trains on", stage)
+
+
 def _stage(source: SourceModel, stage: str, config: CompressionConfig, tokens, cache_dir) -> TrainedStage:
     settings = config.stage(stage)
     if not isinstance(settings, HyperConfig):
@@ -50,7 +64,7 @@ def _stage(source: SourceModel, stage: str, config: CompressionConfig, tokens, c
     return TrainedStage(
         source,
         tokens,
-        shape=Shape(width=settings.kept_width, units=settings.kept_units),
+        shape=Shape(width=settings.kept_width, units=settings.kept_units, heads=settings.kept_heads),
         start_step=settings.start_step,
         size=lambda groups: size_of(groups, source, stage),
         protected=[name for name in source.matrices() if is_protected(name, config.protect)],
@@ -95,16 +109,21 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
                 stage,
             )
 
-    trained = _stage(run.source, stage, config, text.tokens_NT, run.cache_dir).run(
-        budget,
-        plan,
-        device=config.device,
-        on_answers=lambda done, total: run.progress(
-            "answers", stage, done, total, f"the original answers sequence {done} of {total}"
-        ),
-        on_step=on_step,
-        checkpoint=run.journal.path(stage, attempt, "training"),
-    )
+    whole = _stage(run.source, stage, config, text.tokens_NT, run.cache_dir)
+    try:
+        trained = whole.run(
+            budget,
+            plan,
+            device=config.device,
+            on_answers=lambda done, total: run.progress(
+                "answers", stage, done, total, f"the original answers sequence {done} of {total}"
+            ),
+            on_step=on_step,
+            checkpoint=run.journal.path(stage, attempt, "training"),
+        )
+    except (KeyboardInterrupt, RunStopped):
+        _keep_so_far(run, stage, whole, budget)
+        raise
     outcome = trained.outcome
     for note in trained.notes:
         run.log("warning", f"{stage}: {note}", stage)

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from phase8.files import write_atomic
+from phase8.train.threads import side_by_side
 
 TINY = 1e-6
 
@@ -53,7 +54,6 @@ class Answers:
         return ((p * (theirs - ours)).sum(-1) + rest * (rest.log() - our_rest.log())).mean(-1)
 
 
-@torch.no_grad()
 def collect_answers(
     network: nn.Module,
     tokens_NT: Tensor,
@@ -69,15 +69,23 @@ def collect_answers(
     log_p = np.empty((count, length, kept), dtype=np.float16)
     token = np.empty((count, length, kept), dtype=np.uint16 if vocabulary <= 1 << 16 else np.uint32)
     device = next(network.parameters()).device
-    for begin in range(0, count, batch_sequences):
+
+    @torch.no_grad()
+    def ask(begin: int) -> int:
         batch = tokens_NT[begin : begin + batch_sequences].to(device)
         logits = network(input_ids=batch, use_cache=False).logits.float()
         values, places = logits.topk(kept, -1, sorted=False)
         end = begin + len(batch)
         log_p[begin:end] = (values - torch.logsumexp(logits, -1, keepdim=True)).cpu().numpy()
         token[begin:end] = places.cpu().numpy()
-        if on_progress is not None:
-            on_progress(end, count)
+        return end
+
+    with side_by_side(device) as (together, apply):
+        firsts = range(0, count, batch_sequences)
+        for some in range(0, len(firsts), together):
+            for end in apply(ask, firsts[some : some + together]):
+                if on_progress is not None:
+                    on_progress(end, count)
     return Answers(log_p, token)
 
 

@@ -3,17 +3,14 @@
     batch ── slice 1 ── network on thread 1 ── KL, gradient ──┐
           ── slice 2 ── network on thread 2 ── KL, gradient ──┴── added in order
 
-A small network's products are too short to be worth dividing among threads; the batch is not. On two cores two slices
-took 0.6 of the time that two threads within every product took (`experiments/training_pace.py`). The sum is in the
-order of the slices, so that a run can be repeated to the bit.
+On two cores two slices took 0.6 of the time that two threads within every product took (width 176, 2,048 tokens a
+step). The sum is in the order of the slices, so that a run can be repeated to the bit.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from phase8.train.answers import Answers
+from phase8.train.threads import Apply
 
 
 class SlicedBatch:
@@ -30,32 +28,15 @@ class SlicedBatch:
         network: not changed; every slice but the first has a copy (parameters are put in by name, which no two threads
             may do to one module at once).
         answers: the original's.
-        device: slices are for processors; a GPU takes a batch in one.
         bfloat16: format of the matrix products.
-        slices: at most this many; None: as many as torch has threads.
+        slices: how many, and `apply` runs them: see `phase8.train.threads.side_by_side`.
     """
 
     def __init__(
-        self, network: nn.Module, answers: Answers, *, device: torch.device, bfloat16: bool, slices: int | None = None
+        self, network: nn.Module, answers: Answers, *, device: torch.device, bfloat16: bool, slices: int, apply: Apply
     ) -> None:
-        self._answers, self._device, self._bfloat16 = answers, device, bfloat16
-        self._threads = torch.get_num_threads()
-        count = 1 if device.type != "cpu" else slices or self._threads
-        self._networks = [network, *(copy.deepcopy(network) for _ in range(count - 1))]
-        self._pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) if count > 1 else None
-
-    @contextmanager
-    def open(self) -> Iterator[SlicedBatch]:
-        """Leaves torch one thread for all else: rounding and prices are too short to be worth dividing either."""
-        if self._pool is None:
-            yield self
-            return
-        torch.set_num_threads(1)
-        try:
-            yield self
-        finally:
-            self._pool.shutdown()
-            torch.set_num_threads(self._threads)
+        self._answers, self._device, self._bfloat16, self._apply = answers, device, bfloat16, apply
+        self._networks = [network, *(copy.deepcopy(network) for _ in range(slices - 1))]
 
     def divergence(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean KL(original || network) over the batch, differentiable in `weights`, and that of each sequence.
@@ -81,8 +62,7 @@ class SlicedBatch:
                 mean = of_each.sum() / len(rows)
             return of_each.detach(), torch.autograd.grad(mean, list(leaves.values()))
 
-        apply = map if self._pool is None else self._pool.map
-        found = list(apply(one, range(len(parts))))
+        found = list(self._apply(one, range(len(parts))))
         gradient = found[0][1]
         for _, other in found[1:]:
             for whole, part in zip(gradient, other, strict=True):

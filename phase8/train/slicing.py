@@ -1,4 +1,4 @@
-"""A narrower network that starts where the original stands: its residual stream rotated, then cut.
+"""A narrower network that starts where the original stands: its stream rotated and cut, units and heads left out.
 
     residual stream    x in R^D. An orthogonal Q [D, D] turns the basis: x' = Q^T x. RMSNorm without gains does not see
                        a rotation, so its gains are first folded into the matrices that read it (Ashkboos et al. 2024,
@@ -7,10 +7,12 @@
     feed-forward units the k units with the largest mean square of activation times squared norm of the output column
                        are kept; the output matrix is then refitted by least squares to what all units gave,
                        W' = W H[:, K] (H[K, K])^-1 with H the units' second moments.
+    attention heads    likewise: a key-value head with its queries is kept or not, by the mean square of what its
+                       queries give times the squared norm of the output matrix's columns for them.
 
 Matrices of the narrow network are the upper left parts of matrices of the original's shapes whose other entries are 0:
-zero channels stay zero through attention and feed-forward blocks, and the norm divides by D in both. So an artifact
-needs no other architecture, and stores only the parts (`phase8.codecs.lattice`).
+zero channels stay zero through attention and feed-forward blocks, heads without values add nothing, and the norm
+divides by D in both. So an artifact needs no other architecture, and stores only the parts (`phase8.codecs.lattice`).
 
 With tied embeddings the last norm's gain cannot be folded into the head alone; its diagonal in the new basis is kept,
 and training mends the rest.
@@ -73,27 +75,34 @@ def why_not(network: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def narrow(network: nn.Module, batches: Iterable[Tensor], *, width: int, units: int) -> Narrow:
-    """Cuts the residual stream to `width` channels and each feed-forward block to `units` units.
+def narrow(
+    network: nn.Module, batches: Iterable[Tensor], *, width: int, units: int, heads: int | None = None
+) -> Narrow:
+    """Cuts the residual stream to `width` channels, and each block to `units` units and `heads` key-value heads.
 
     Args:
         network: a causal LM with Llama's layout (`why_not`); not changed.
-        batches: calibration text, int64 [B, T] each, whose activations choose the directions and units.
+        batches: calibration text, int64 [B, T] each, whose activations choose the directions, units and heads.
+        heads: None keeps all.
 
     Raises:
-        ModelError: another layout; a width or number of units beyond the network's.
+        ModelError: another layout; a width or a number of units or heads beyond the network's.
     """
     reason, config = why_not(network), network.config
     if reason is not None:
         raise ModelError(f"the network cannot be narrowed: {reason}", where=type(network).__name__)
-    if not 1 <= width <= config.hidden_size or not 1 <= units <= config.intermediate_size:
-        raise ModelError(
-            f"width {width} and {units} units are not within {config.hidden_size} and {config.intermediate_size}",
-            where=type(network).__name__,
-        )
+    all_heads = config.num_key_value_heads
+    heads = all_heads if heads is None else heads
+    for what, kept, has in (
+        ("width", width, config.hidden_size),
+        ("units", units, config.intermediate_size),
+        ("key-value heads", heads, all_heads),
+    ):
+        if not 1 <= kept <= has:
+            raise ModelError(f"{what} to keep: {kept}, of {has}", where=type(network).__name__)
     wide = copy.deepcopy(network).float().eval().requires_grad_(False)
     folded_gain = _fold_norms(wide)
-    stream_DD, moments = _moments(wide, batches)
+    stream_DD, of_units, of_heads = _moments(wide, batches)
     if width < config.hidden_size:
         _, q_DD = torch.linalg.eigh(stream_DD)
         q_Dd = q_DD.flip(1)[:, :width].float()
@@ -102,11 +111,18 @@ def narrow(network: nn.Module, batches: Iterable[Tensor], *, width: int, units: 
     cut = copy.deepcopy(config)
     cut.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     cut.hidden_size, cut.intermediate_size = width, units
+    cut.num_attention_heads = heads * (config.num_attention_heads // all_heads)
+    cut.num_key_value_heads = heads
     cut.rms_norm_eps = config.rms_norm_eps * config.hidden_size / width
     result = type(network)(cut).float().eval().requires_grad_(False)
     scale = (config.hidden_size / width) ** 0.5
     target = dict(result.named_parameters())
-    for name, value in _rotated(wide, q_Dd, moments, units).items():
+    matrices = _rotated(wide, q_Dd)
+    for number, (units_KK, heads_KK) in enumerate(zip(of_units, of_heads, strict=True)):
+        prefix = f"model.layers.{number}."
+        _keep_units(matrices, f"{prefix}mlp.", units_KK, units)
+        _keep_heads(matrices, f"{prefix}self_attn.", heads_KK, heads, cut.head_dim)
+    for name, value in matrices.items():
         if name in target:
             target[name].copy_(value)
     for name, parameter in target.items():
@@ -135,14 +151,15 @@ def _fold_norms(wide: nn.Module) -> Tensor | None:
     return None
 
 
-def _moments(wide: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Second moments of the normalised stream over all its readers, float64 [D, D], and of each block's units."""
+def _moments(wide: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Second moments, float64: of the normalised stream over all its readers [D, D], of what each feed-forward block's
+    and of what each attention's output matrix reads."""
     width = wide.config.hidden_size
     stream = torch.zeros(width, width, dtype=torch.float64)
-    units = [
-        torch.zeros(layer.mlp.down_proj.in_features, layer.mlp.down_proj.in_features, dtype=torch.float64)
-        for layer in wide.model.layers
-    ]
+    outputs = [(layer.mlp.down_proj, layer.self_attn.o_proj) for layer in wide.model.layers]
+    units, heads = (
+        [torch.zeros(pair[i].in_features, pair[i].in_features, dtype=torch.float64) for pair in outputs] for i in (0, 1)
+    )
     hooks, tokens = [], 0
 
     def read(module: nn.Module, args: tuple[Tensor, ...], share: float) -> None:
@@ -150,18 +167,19 @@ def _moments(wide: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, list[T
         moment = x.T @ x
         stream.add_(moment, alpha=share / float(moment.trace()))
 
-    def unit(into: Tensor):
+    def written(into: Tensor):
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             x = args[0].reshape(-1, into.shape[0]).double()
             into.add_(x.T @ x)
 
         return hook
 
-    for layer, into in zip(wide.model.layers, units, strict=True):
+    for layer, of_units, of_heads in zip(wide.model.layers, units, heads, strict=True):
         hooks += [
             layer.self_attn.q_proj.register_forward_pre_hook(lambda m, a: read(m, a, 1.0)),
             layer.mlp.gate_proj.register_forward_pre_hook(lambda m, a: read(m, a, 1.0)),
-            layer.mlp.down_proj.register_forward_pre_hook(unit(into)),
+            layer.mlp.down_proj.register_forward_pre_hook(written(of_units)),
+            layer.self_attn.o_proj.register_forward_pre_hook(written(of_heads)),
         ]
     hooks.append(wide.get_output_embeddings().register_forward_pre_hook(lambda m, a: read(m, a, 2.0)))
     try:
@@ -171,28 +189,49 @@ def _moments(wide: nn.Module, batches: Iterable[Tensor]) -> tuple[Tensor, list[T
     finally:
         for hook in hooks:
             hook.remove()
-    return stream, [moment / max(1, tokens) for moment in units]
+    return stream, *([moment / max(1, tokens) for moment in moments] for moments in (units, heads))
 
 
-def _rotated(wide: nn.Module, q_Dd: Tensor, moments: list[Tensor], units: int) -> dict[str, Tensor]:
-    """Every matrix of the narrow network, by name."""
+def _rotated(wide: nn.Module, q_Dd: Tensor) -> dict[str, Tensor]:
+    """Every matrix in the new basis, by name."""
     found = {"model.embed_tokens.weight": wide.model.embed_tokens.weight @ q_Dd}
     found["lm_head.weight"] = wide.get_output_embeddings().weight @ q_Dd
-    for number, (layer, h_KK) in enumerate(zip(wide.model.layers, moments, strict=True)):
-        prefix = f"model.layers.{number}."
-        for name, module in layer.named_modules():
-            kind = name.rpartition(".")[2]
-            if kind in READS:
-                found[f"{prefix}{name}.weight"] = module.weight @ q_Dd
-            elif kind in WRITES:
-                found[f"{prefix}{name}.weight"] = q_Dd.T @ module.weight
-        down = found[f"{prefix}mlp.down_proj.weight"]
-        if units < down.shape[1]:
-            keep = (h_KK.diagonal() * down.double().square().sum(0)).argsort(descending=True)[:units].sort().values
-            kept = h_KK[keep][:, keep]
-            kept = kept + 1e-5 * kept.diagonal().mean() * torch.eye(units, dtype=torch.float64)
-            refitted = torch.linalg.solve(kept, h_KK[keep] @ down.double().T).T
-            found[f"{prefix}mlp.down_proj.weight"] = refitted.float()
-            for name in ("gate_proj", "up_proj"):
-                found[f"{prefix}mlp.{name}.weight"] = found[f"{prefix}mlp.{name}.weight"][keep]
+    for name, module in wide.named_modules():
+        kind = name.rpartition(".")[2]
+        if kind in READS:
+            found[f"{name}.weight"] = module.weight @ q_Dd
+        elif kind in WRITES:
+            found[f"{name}.weight"] = q_Dd.T @ module.weight
     return found
+
+
+def _keep_units(matrices: dict[str, Tensor], block: str, h_KK: Tensor, units: int) -> None:
+    down = matrices[f"{block}down_proj.weight"]
+    if units == down.shape[1]:
+        return
+    keep = (h_KK.diagonal() * down.double().square().sum(0)).argsort(descending=True)[:units].sort().values
+    matrices[f"{block}down_proj.weight"] = _refitted(down, h_KK, keep)
+    for name in ("gate_proj", "up_proj"):
+        matrices[f"{block}{name}.weight"] = matrices[f"{block}{name}.weight"][keep]
+
+
+def _keep_heads(matrices: dict[str, Tensor], block: str, h_KK: Tensor, heads: int, size: int) -> None:
+    """`heads`: of keys and values; `size`: rows of one head."""
+    output, keys = matrices[f"{block}o_proj.weight"], matrices[f"{block}k_proj.weight"]
+    all_heads = len(keys) // size
+    if heads == all_heads:
+        return
+    of_columns = h_KK.diagonal() * output.double().square().sum(0)
+    best = of_columns.view(all_heads, -1).sum(1).argsort(descending=True)[:heads].sort().values
+    queries = torch.arange(output.shape[1]).view(all_heads, -1)[best].reshape(-1)
+    rows = torch.arange(len(keys)).view(all_heads, -1)[best].reshape(-1)
+    matrices[f"{block}o_proj.weight"] = _refitted(output, h_KK, queries)
+    for name, keep in (("q_proj", queries), ("k_proj", rows), ("v_proj", rows)):
+        matrices[f"{block}{name}.weight"] = matrices[f"{block}{name}.weight"][keep]
+
+
+def _refitted(output: Tensor, h_KK: Tensor, keep: Tensor) -> Tensor:
+    """The output matrix's kept columns, fitted to what all of them gave."""
+    kept = h_KK[keep][:, keep]
+    kept = kept + 1e-5 * kept.diagonal().mean() * torch.eye(len(keep), dtype=torch.float64)
+    return torch.linalg.solve(kept, h_KK[keep] @ output.double().T).T.float()

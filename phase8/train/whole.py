@@ -40,6 +40,10 @@ class Trained:
 
     groups: list[EncodedGroup]
     outcome: Outcome
+    coded_bytes: int
+    """Of the integers as the real coder makes them, within the budget."""
+    trimmed: int
+    """Integers that were set to zero at the end to keep it."""
     notes: list[str]
     """What a reader of the log should know: why the network was not narrowed, that the answers could not be cached."""
 
@@ -50,11 +54,21 @@ class Shape:
 
     width: float = 1.0
     units: float = 1.0
+    heads: float = 1.0
 
-    def of(self, network: nn.Module) -> tuple[int, int]:
-        """Channels and feed-forward units, multiples of 8 where the original's are."""
+    @property
+    def narrower(self) -> bool:
+        """Whether anything is left out."""
+        return min(self.width, self.units, self.heads) < 1.0
+
+    def of(self, network: nn.Module) -> dict[str, int]:
+        """Channels, feed-forward units (multiples of 8 where the original's are) and key-value heads to keep."""
         config = network.config
-        return _share(config.hidden_size, self.width), _share(config.intermediate_size, self.units)
+        return {
+            "width": _share(config.hidden_size, self.width),
+            "units": _share(config.intermediate_size, self.units),
+            "heads": _share(config.num_key_value_heads, self.heads),
+        }
 
 
 def _share(whole: int, share: float) -> int:
@@ -88,6 +102,7 @@ class TrainedStage:
         self.source, self.tokens_NT, self.size = source, tokens_NT, size
         self.protected, self.cache_dir, self.kept_answers = set(protected), cache_dir, kept_answers
         self.shape, self.start_step, self.notes = shape, start_step, list[str]()
+        self._in_hand: tuple[LatticeTrainable, dict[str, nn.Parameter], Narrow | None] | None = None
         self._shapes = {name: tuple(parameter.shape) for name, (_, parameter) in source.parameters.items()}
 
     def smallest_bytes(self) -> int:
@@ -124,6 +139,7 @@ class TrainedStage:
         part = self._narrow()
         network = part.network if part is not None else self.source.network
         trainable, vectors = self._start(network, part)
+        self._in_hand = trainable, vectors, part
         room = budget_bytes - self._side_bytes(trainable, vectors, part)
         outcome = train_within_budget(
             network,
@@ -137,15 +153,33 @@ class TrainedStage:
             on_step=on_step,
             checkpoint=checkpoint,
         )
-        groups = self._groups(trainable, vectors, part)
-        while (over := self.size(groups) - budget_bytes) > 0:  # the header's numbers took more digits than before
-            room -= over + 8
-            coded, trimmed = trim(trainable, room)
-            outcome = replace(outcome, coded_bytes=coded, trimmed=outcome.trimmed + trimmed)
-            groups = self._groups(trainable, vectors, part)
-        return Trained(groups=groups, outcome=outcome, notes=self.notes)
+        groups, coded, trimmed = self._fitted(budget_bytes, room)
+        return Trained(groups=groups, outcome=outcome, coded_bytes=coded, trimmed=trimmed, notes=self.notes)
+
+    def so_far(self, budget_bytes: int) -> list[EncodedGroup] | None:
+        """The groups of a training that was stopped, cut to the budget; None where it had not begun."""
+        if self._in_hand is None:
+            return None
+        self._in_hand[0].cpu()
+        return self._fitted(budget_bytes, budget_bytes - self._side_bytes(*self._in_hand))[0]
 
     # ----------------------------------------------------------------------------------------------------------------
+
+    def _fitted(self, budget_bytes: int, room: int) -> tuple[list[EncodedGroup], int, int]:
+        """Groups whose artifact is within the budget, bytes of their integers, and how many were set to zero.
+
+        Args:
+            room: bytes for the integers, as far as is known before the header is written.
+        """
+        assert self._in_hand is not None
+        coded, trimmed = trim(self._in_hand[0], room)
+        groups = self._groups(*self._in_hand)
+        while (over := self.size(groups) - budget_bytes) > 0:  # the header's numbers took more digits than before
+            room -= over + 8
+            coded, more = trim(self._in_hand[0], room)
+            trimmed += more
+            groups = self._groups(*self._in_hand)
+        return groups, coded, trimmed
 
     def _coded_names(self) -> list[str]:
         return [name for name in self.source.matrices() if name not in self.protected]
@@ -172,13 +206,12 @@ class TrainedStage:
     def _narrow(self) -> Narrow | None:
         reason = why_not(self.source.network)
         if reason is not None or self.protected:
-            if self.shape.width < 1.0 or self.shape.units < 1.0:
+            if self.shape.narrower:
                 why = reason or "tensors are protected"
                 self.notes.append(f"the network keeps its width: {why}")
             return None
-        width, units = self.shape.of(self.source.network)
         batches = self.tokens_NT[:NARROWING_SEQUENCES].split(16)
-        return narrow(self.source.network, batches, width=width, units=units)
+        return narrow(self.source.network, batches, **self.shape.of(self.source.network))
 
     def _start(self, network: nn.Module, part: Narrow | None) -> tuple[LatticeTrainable, dict[str, nn.Parameter]]:
         """The lattice under the weights as they are (not rounded), and the vectors that are trained."""

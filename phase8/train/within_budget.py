@@ -6,8 +6,8 @@ Each step rebuilds the network's matrices from the stored integers (`Trainable.w
 batch of text, compares them with the original's (`phase8.train.answers`, computed once) and adds what the integers cost
 (`Trainable.bits`). The size falls from that of the start to the budget over the first `ramp` of the steps, the learning
 rate to zero over the last `fall` of them: most of the divergence goes while the rate falls. What the real coder makes
-of the integers is measured a few times and corrects the estimate; at the end whatever is over the budget is trimmed,
-the integers nearest to zero first, so that the file is never larger than was asked for.
+of the integers is measured a few times and corrects the estimate; whatever is over the budget at the end is for `trim`,
+which sets the integers nearest to zero to zero, so that the file is never larger than was asked for.
 
 A loss that is not finite takes the training back to its last good point with half the learning rate, twice; after that
 it stops there. The same seed on the same machine gives the same bytes, also where the training was interrupted and
@@ -40,6 +40,7 @@ from phase8.train.precision import takes_bfloat16
 from phase8.train.price import EVERY, Price
 from phase8.train.settings import GrokfastConfig, Precision
 from phase8.train.sliced import SlicedBatch
+from phase8.train.threads import side_by_side
 
 CODED_SHARE = 0.985
 """The real coder's bytes over the estimate's, before they are measured."""
@@ -95,11 +96,7 @@ class Outcome:
 
     losses: list[float]
     estimated_bytes: float
-    """Of the integers, by the estimate that steered, before trimming."""
-    coded_bytes: int
-    """Of the integers as the real coder makes them; within the budget."""
-    trimmed: int
-    """Integers set to zero at the end to keep the budget."""
+    """Of the integers, by the estimate that steered."""
     setbacks: int
     diverged: bool
     seconds: float
@@ -123,26 +120,24 @@ def train_within_budget(
     Args:
         network: the network whose parameters they stand for, by name; its other parameters stay.
         answers: the original's, to every sequence of `tokens_NT` (int64 [N, T]).
-        budget_bytes: what the coded integers may take.
+        budget_bytes: what the coded integers are to take, which `trim` sees to.
         on_step: may raise to stop; what it raises passes through.
         checkpoint: a directory; a training that was stopped goes on from what lies there.
     """
     device = torch.device(device)
     start = time.perf_counter()
-    batch = SlicedBatch(network.to(device), answers, device=device, bfloat16=takes_bfloat16(plan.precision, device))
-    module = _Training(batch, trainable, vectors, tokens_NT, budget_bytes, plan, on_step, checkpoint)
-    with quiet(), batch.open():
+    bfloat16 = takes_bfloat16(plan.precision, device)
+    with quiet(), side_by_side(device) as (slices, apply):
+        batch = SlicedBatch(network.to(device), answers, device=device, bfloat16=bfloat16, slices=slices, apply=apply)
+        module = _Training(batch, trainable, vectors, tokens_NT, budget_bytes, plan, on_step, checkpoint)
         done = module.resume()
         if done < plan.steps:
             run_trainer(module, DataLoader(range(done, plan.steps), batch_size=None), plan.steps - done, device)
     module.cpu()
     estimate = module.bits * module.coded_share / 8
-    coded, trimmed = trim(trainable, budget_bytes)
     return Outcome(
         losses=module.losses,
         estimated_bytes=estimate,
-        coded_bytes=coded,
-        trimmed=trimmed,
         setbacks=module.setbacks,
         diverged=module.setbacks > SETBACKS,
         seconds=time.perf_counter() - start,
