@@ -1,0 +1,137 @@
+"""Trained points of the frontier on the embedded model: each a run of its own, resumable, and a row of the scoreboard.
+
+    python -m experiments.frontier                        # every point; hours
+    python -m experiments.frontier --only 40x 280x        # points whose name begins so
+    python -m experiments.frontier --list
+    python -m experiments.frontier --runs DIRECTORY       # where the runs lie; outputs/frontier by default
+
+A point is `python run.py experiment=frontier OVERRIDES`. One that has ended is not repeated; one that was stopped goes
+on. The benchmarks' items are asked once for each point, at its end: points are chosen by text and validation items.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from experiments.scoreboard import add_row
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is run: `shape` are shares of width, units and heads."""
+
+    name: str
+    ratio: float
+    shape: tuple[float, float, float]
+    steps: int
+    seed: int = 0
+    more: tuple[str, ...] = ()
+
+    @property
+    def overrides(self) -> list[str]:
+        """On the command line of `run.py`."""
+        width, units, heads = self.shape
+        found = [f"hyper.target_ratio={self.ratio:g}", f"hyper.kept_width={width:g}", f"hyper.kept_units={units:g}"]
+        found += [f"hyper.kept_heads={heads:g}"] if heads < 1 else []
+        return [*found, f"training.steps={self.steps}", *([f"seed={self.seed}"] if self.seed else []), *self.more]
+
+
+POINTS = (
+    Point("16x", 16.1, (1.0, 1.0, 1.0), 1500),
+    Point("40x", 40.2, (0.6875, 0.6875, 1.0), 5000),
+    Point("100x", 100.0, (0.4375, 0.3636, 1.0), 4000),
+    Point("280x, width 64, 128 units", 280.0, (0.25, 0.1818, 1.0), 4000),
+    Point("280x, width 96, 192 units, half the heads", 280.0, (0.375, 0.2727, 0.5), 4000),
+)
+
+
+def attempt_of(run_dir: Path) -> dict[str, Any] | None:
+    """The trained stage's first attempt, of a run that has ended."""
+    path = run_dir / "result.json"
+    if not path.exists():
+        return None
+    attempts = json.loads(path.read_text()).get("stages", {}).get("hyper", {}).get("attempts", [])
+    return attempts[0] if attempts else None
+
+
+def run(point: Point, run_dir: Path) -> dict[str, Any] | None:
+    """Runs a point, or the rest of it."""
+    if attempt_of(run_dir) is None:
+        fresh = ["experiment=frontier", *point.overrides, f"hydra.run.dir={run_dir}"]
+        arguments = [f"resume={run_dir}"] if (run_dir / "events.jsonl").exists() else fresh
+        subprocess.run([sys.executable, str(ROOT / "run.py"), *arguments], cwd=ROOT, check=True)
+    return attempt_of(run_dir)
+
+
+def row_of(point: Point, run_dir: Path, attempt: dict[str, Any]) -> dict[str, Any]:
+    """The scoreboard's row, from what the run wrote."""
+    events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
+    steps = [e["data"]["step"] for e in events if e["kind"] == "training_progress"]
+    training_s = sum(
+        e["data"]["seconds"] for e in events if e["kind"] == "step_complete" and e["data"]["step"] == "optimise"
+    )
+    config = _settings(run_dir)
+    tokens = max(steps) * config["training"]["batch_sequences"] * config["optimizer"]["sequence_tokens"]
+    row = {
+        "method": "trained lattice",
+        "setting": f"{point.name}, {point.steps:,} steps",
+        "ours": True,
+        "group": "ours, trained",
+        "model": "reference",
+        "artifact_bytes": attempt["bytes"],
+        "ratio": attempt["ratio"],
+        "retention_raw": attempt["core_retention"],
+        "retention_chance_corrected": attempt["core_retention_corrected"],
+        "bits_per_byte": attempt["bits_per_byte"],
+        "seed": point.seed,
+        "trained_tokens": tokens,
+        "training_s": training_s,
+        "command": f"python run.py experiment=frontier {' '.join(point.overrides)}",
+    }
+    for name, field in (
+        ("retention_raw", "core_retention"),
+        ("retention_chance_corrected", "core_retention_corrected"),
+    ):
+        low, high = attempt[f"{field}_interval"]
+        row |= {f"{name}_low": low, f"{name}_high": high}
+    return row
+
+
+def _settings(run_dir: Path) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(OmegaConf.load(run_dir / "config.yaml"))
+
+
+def main() -> int:
+    """Runs what is missing and writes the rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=[""])
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "frontier")
+    options = parser.parse_args()
+    chosen = [point for point in POINTS if point.name.startswith(tuple(options.only))]
+    for point in chosen:
+        if options.list:
+            print(point.name, *point.overrides, sep="\n    ")
+            continue
+        run_dir = options.runs / f"{point.name.replace(', ', '_').replace(' ', '-')}_seed{point.seed}"
+        attempt = run(point, run_dir)
+        if attempt is None:
+            print(f"{point.name}: no result, see {run_dir}")
+            continue
+        add_row(row_of(point, run_dir, attempt))
+        print(f"{point.name}: {attempt['ratio']:.1f}x, {attempt['core_retention']:.3f} raw", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
