@@ -114,9 +114,9 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         "",
         "`python -m experiments.training_cost`; what is measured how stands at the head of that file.",
         "",
-        "s/M: seconds per million tokens.",
+        "s/M: seconds per million tokens; MB: peak memory.",
         "",
-        "| model | trained parameters | slices | bare passes, s | step, s | step / bare | s/M | answers, s/M | peak, MB |",
+        "| model | trained parameters | slices | bare passes, s | step, s | step / bare | s/M | answers, s/M | MB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for r in rows:
