@@ -95,7 +95,7 @@ def settings(case: str, run_dir: Path, cache_dir: Path) -> Any:
         "vptq": {"codebook_size": 16},
         "hyper": {"enabled": case == "retry", "dims": 16, "grid": 255},
         "target_ratio": 5.0 if case == "budget" else None,
-        "grokfast": {"iterations": 6},
+        "grokfast": {"enabled": True, "iterations": 6},
         "optimizer": {
             "batch_sequences": 2, "sequence_tokens": 32, "calibration_sequences": 4, "held_out_sequences": 2,
             "precision": "float32",

@@ -65,7 +65,7 @@ def test_each_parameter_has_its_own_state_and_missing_gradients_are_passed_over(
 
 def test_switching_it_off_is_the_variant_off():
     assert GrokfastFilter.from_config(GrokfastConfig(enabled=False)).variant is GrokfastVariant.off
-    on = GrokfastFilter.from_config(GrokfastConfig(alpha=0.9, lambda_=3.0, window=7))
+    on = GrokfastFilter.from_config(GrokfastConfig(enabled=True, alpha=0.9, lambda_=3.0, window=7))
     assert (on.variant, on.alpha, on.lamb, on.window) == (GrokfastVariant.ema, 0.9, 3.0, 7)
 
 

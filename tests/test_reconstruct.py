@@ -251,7 +251,7 @@ def test_the_remembered_teacher_gives_the_same_losses(model, tokens, monkeypatch
 
 
 def test_every_variant_of_the_filter_trains(model, tokens):
-    after = {v: run(model, tokens, steps=12, variant=v, window=4).held_out_after for v in GrokfastVariant}
+    after = {v: run(model, tokens, steps=12, enabled=True, variant=v, window=4).held_out_after for v in GrokfastVariant}
     assert len(set(after.values())) == len(after)
 
 
