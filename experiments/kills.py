@@ -7,6 +7,9 @@ are started as child processes, and each is sent SIGKILL after a time drawn unif
 duration; `resume` goes on with it, and is killed in the same way, until the run ends by itself. Its artifacts are
 compared with the uninterrupted run's, byte by byte, and what its result says, but for times and memory.
 
+With `--out` the counts are kept after every run, in a JSON file beside: the same command goes on where it was stopped.
+It begins anew where the uninterrupted runs no longer give the same bytes, for then the code was changed.
+
 Children are forked, so that a run costs no imports; what a kill does to the files is the same. For the same reason the
 scores are not lm-eval's (an item counts as solved where the network's likeliest token is the original's), and a retry
 trains 12 iterations, not 100.
@@ -26,7 +29,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +49,8 @@ TIMES = ("seconds", "peak_memory_mb", "inference_latency_measured_ms")
 class Row:
     """What came of one kind of run."""
 
-    expected: tuple[dict[str, str], Any]
-    """Of the uninterrupted run: hashes of its artifacts, and its result."""
+    expected: dict[str, str]
+    """Of the uninterrupted run: SHA-256 of each file of its artifacts, and of its result."""
     seconds: float
     kills: int = 0
     runs: int = 0
@@ -186,10 +189,11 @@ def without_times(value: Any, run_dir: Path) -> Any:
     return value.replace(str(run_dir), "RUN_DIR") if isinstance(value, str) else value
 
 
-def outcome(run_dir: Path) -> tuple[dict[str, str], Any]:
-    """What a finished run left: hashes of its artifacts, and its result."""
-    result = json.loads((run_dir / "result.json").read_text())
-    return artifacts(run_dir), without_times(result, run_dir)
+def outcome(run_dir: Path) -> dict[str, str]:
+    """SHA-256 of what a finished run left: of each file of its artifacts, and of its result without times."""
+    result = without_times(json.loads((run_dir / "result.json").read_text()), run_dir)
+    text = json.dumps(result, sort_keys=True)
+    return artifacts(run_dir) | {"result.json": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def kill_until_done(
@@ -241,30 +245,59 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
-    rng, source = random.Random(options.seed), tiny_source()
+    source = tiny_source()
     be_quick(source)
-    kills: Counter[str] = Counter()
-    rows: dict[str, Row] = {}
-    problems: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
-        for case in CASES:
-            rows[case] = measure_whole(case, Path(folder), source)
+        rows = {case: measure_whole(case, Path(folder), source) for case in CASES}
+        kills, problems = restore(options.out, options.seed, rows)
         while kills.total() < options.kills:
             case = min(CASES, key=lambda name: rows[name].kills)
             row, before = rows[case], kills.total()
             most = min(options.kills - before, MOST_KILLS)
+            rng = random.Random(f"{options.seed} {case} {row.runs}")
             run_dir, found = kill_until_done(case, Path(folder), source, row.seconds, rng, most, kills)
+            if not found:
+                left = outcome(run_dir)
+                differ = [name for name in sorted(left | row.expected) if left.get(name) != row.expected.get(name)]
+                found = [f"{case}, run {row.runs}: {', '.join(differ)} differ"] if differ else []
             problems += found
             row.kills += kills.total() - before
             row.runs += 1
-            row.same += not found and outcome(run_dir) == row.expected
+            row.same += not found
             shutil.rmtree(run_dir)
-            text = report(rows, kills, problems, options.seed)
             if options.out is not None:
-                write_atomic(options.out, text)  # after every run: a long one may be looked at
+                keep(options.out, options.seed, rows, kills, problems)
             print(f"{case}: {row.kills} kills, {row.runs} runs, {row.same} the same", file=sys.stderr, flush=True)
     print(report(rows, kills, problems, options.seed))
     return 0 if not problems and all(row.runs == row.same for row in rows.values()) else 1
+
+
+def keep(out: Path, seed: int, rows: dict[str, Row], kills: Counter[str], problems: list[str]) -> None:
+    """Writes the counts so far, for readers and for `restore`."""
+    facts = {"seed": seed, "rows": {case: asdict(row) for case, row in rows.items()}, "kills": kills}
+    write_atomic(out.with_suffix(".json"), json.dumps(facts | {"problems": problems}, indent=1) + "\n")
+    write_atomic(out, report(rows, kills, problems, seed))
+
+
+def restore(out: Path | None, seed: int, rows: dict[str, Row]) -> tuple[Counter[str], list[str]]:
+    """Counts of an earlier call with the same seed into `rows`, if the uninterrupted runs are still the same.
+
+    Returns:
+        Where its kills came, and its problems.
+    """
+    facts_file = out.with_suffix(".json") if out is not None else None
+    if facts_file is None or not facts_file.exists():
+        return Counter(), []
+    facts = json.loads(facts_file.read_text())
+    earlier = {case: Row(**row) for case, row in facts["rows"].items()}
+    if facts["seed"] != seed or {case: row.expected for case, row in earlier.items()} != {
+        case: row.expected for case, row in rows.items()
+    }:
+        print(f"{facts_file} is of another seed or other code: beginning anew", file=sys.stderr)
+        return Counter(), []
+    for case, row in earlier.items():
+        rows[case].kills, rows[case].runs, rows[case].same = row.kills, row.runs, row.same
+    return Counter(facts["kills"]), facts["problems"]
 
 
 def measure_whole(case: str, folder: Path, source: Any) -> Row:
@@ -292,7 +325,7 @@ def report(rows: dict[str, Row], kills: Counter[str], problems: list[str], seed:
         "| run | kills | runs | of them with the same bytes and result | uninterrupted, s | files compared |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",
         *(
-            f"| {case} | {row.kills} | {row.runs} | {row.same} | {row.seconds:.1f} | {len(row.expected[0])} |"
+            f"| {case} | {row.kills} | {row.runs} | {row.same} | {row.seconds:.1f} | {len(row.expected) - 1} |"
             for case, row in rows.items()
         ),
         "",
