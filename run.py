@@ -26,6 +26,8 @@ from phase8.sweep.objective import figures, inside_job, place_in_sweep
 from phase8.sweep.watch import TrialWatch
 
 OUR_ERROR, INTERRUPTED = 2, 130
+DETAILS = "logger.verbose=true"
+"""What `-v` and `--verbose` stand for."""
 FREE = ("benchmarks.experts.",)
 """Below these a name may be new."""
 
@@ -157,6 +159,8 @@ def resumed(arguments: list[str]) -> bool:
     asked = [word for word in arguments if word.startswith("resume=")]
     if not asked:
         return False
+    verbose = DETAILS in arguments
+    arguments = [word for word in arguments if word != DETAILS]
     if len(arguments) > 1:
         raise ConfigError(
             "a resumed run keeps its settings",
@@ -165,7 +169,7 @@ def resumed(arguments: list[str]) -> bool:
         )
     from phase8.api import resume
 
-    if resume(asked[0].removeprefix("resume="))["interrupted"]:
+    if resume(asked[0].removeprefix("resume="), verbose=verbose)["interrupted"]:
         sys.exit(INTERRUPTED)
     return True
 
@@ -186,6 +190,7 @@ def fail(error: Phase8Error) -> None:
 
 if __name__ == "__main__":
     try:
+        sys.argv[1:] = [DETAILS if word in ("-v", "--verbose") else word for word in sys.argv[1:]]
         if not resumed(sys.argv[1:]):
             sys.argv[1:] = expand_study(sys.argv[1:])
             check_overrides(sys.argv[1:])

@@ -66,6 +66,7 @@ def resume(
     source: SourceModel | None = None,
     *,
     console: bool = True,
+    verbose: bool = False,
     listeners: Sequence[Listener] = (),
 ) -> dict[str, Any]:
     """Goes on with a run that was killed or ended early, with its own settings; see `phase8.run.journal`.
@@ -74,6 +75,7 @@ def resume(
         run_dir: the run's directory.
         source: the model, where it came from memory.
         console, listeners: as in `run_configured`; listeners that have a `view` are fed the events so far.
+        verbose: the terminal tells details, whatever the run's settings say.
 
     Returns:
         The content of `result.json`.
@@ -105,7 +107,11 @@ def resume(
         except yaml.YAMLError as error:
             raise ConfigError(f"not YAML: {error}", where=str(run_dir / "config.yaml"), fix="restore it") from error
         config = CompressionConfig.from_dict(settings)
-        config = replace(config, paths=replace(config.paths, output_dir=str(run_dir)))
+        config = replace(
+            config,
+            paths=replace(config.paths, output_dir=str(run_dir)),
+            logger=replace(config.logger, verbose=config.logger.verbose or verbose),
+        )
         return _run(config, source, events, journal, ending, console, listeners, past)
 
 
@@ -136,7 +142,7 @@ def _run(
             if console:
                 from phase8.watch.console import ConsoleListener
 
-                subscribe(open_listeners.enter_context(ConsoleListener()))
+                subscribe(open_listeners.enter_context(ConsoleListener(verbose=config.logger.verbose)))
             for listener in listeners:
                 subscribe(listener)
             begin = time.monotonic()

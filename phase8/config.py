@@ -41,7 +41,7 @@ class WandbMode(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LoggerConfig:
-    """Where metrics go beside the event log: Weights & Biases, and plain files."""
+    """Where metrics go beside the event log: Weights & Biases, plain files, the terminal."""
 
     mode: WandbMode = WandbMode.offline
     project: str = "phase8"
@@ -53,6 +53,8 @@ class LoggerConfig:
     """Beside the variant and the enabled stages."""
     files: bool = True
     """Also write the metrics as `metrics.csv` and `metrics.jsonl` into the run's directory."""
+    verbose: bool = False
+    """The terminal also tells details; `-v` on the command line."""
 
 
 class Fallback(Enum):

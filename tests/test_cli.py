@@ -137,3 +137,10 @@ def test_help_is_a_page(tmp_path):
     assert ended.returncode == 0
     for word in ("compressor: as_printed", "Examples", "codebook_size: 1024", "python -m phase8 inspect"):
         assert word in ended.stdout
+
+
+@pytest.mark.parametrize("given, verbose", [([], "false"), (["-v"], "true"), (["--verbose"], "true")])
+def test_v_tells_details(given, verbose):
+    command = [sys.executable, "run.py", *given, "--cfg", "job", "--package", "logger"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"verbose: {verbose}\n" in ended.stdout

@@ -8,9 +8,9 @@ import re
 import pytest
 from rich.console import Console
 
-from phase8.events import Activity, EventLog, Log, StageStart, read_events
+from phase8.events import Activity, Event, EventLog, Failed, Log, StageStart, read_events
 from phase8.watch.console import ConsoleListener
-from tests.synthetic_run import SCENARIOS, mean_core, play
+from tests.synthetic_run import SCENARIOS, mean_core, play, run_start
 
 
 def plain_text(name, tmp_path):
@@ -35,10 +35,10 @@ def test_without_a_terminal_it_is_plain_and_short(name, tmp_path, monkeypatch):
 def test_retry_fallback_and_summary(tmp_path):
     text = plain_text("with_retries", tmp_path)
     first = mean_core(0.04)
-    assert f"fails: core retention {first:.4g}, threshold 0.98" in text
-    assert "SeedLM: raise bits: core retention is below 95 %" in text
-    assert "SeedLM: trying once more with seedlm.bits=5, seedlm.latent_dim=4" in text
-    assert "Hyper: not kept after 1 min 10 s; falling back to VPTQ" in text
+    assert f"  failed at core benchmarks: keep {100 * first:.1f} %, need 98 %\n" in text
+    assert "SeedLM: trying once more. core retention is below 95 %" in text
+    assert "Hyper, stage 3 of 3, try 2\n" in text
+    assert "  took 1 min 10 s; falling back to VPTQ, the last stage that passed" in text
     row = next(line for line in text.splitlines() if line.startswith("VPTQ ") and "MB" in line)
     expected = [
         "VPTQ",
@@ -55,16 +55,72 @@ def test_retry_fallback_and_summary(tmp_path):
     assert row.split() == expected
     kept = next(line for line in text.splitlines() if line.startswith("SeedLM ") and "kB" not in line and "×" in line)
     assert "6.4×" in kept, "the attempt that passed, not the one that failed"
+    assert "Result: VPTQ, 1.06 MB, 15.8× smaller than the original\n" in text
+    assert "not all goals of the run are met: size: 15.8 times smaller, needs 40; time per token: could not be" in text
     for command in ("inspect", "generate", "decompress"):
-        assert re.search(rf"^  python -m phase8 {command} \S*artifacts/vptq", text, re.M)
+        assert re.search(rf"^  [a-z ]+: +python -m phase8 {command} \S*artifacts/vptq", text, re.M)
     assert "report.html" in text
+
+
+def test_how_long_still_follows_from_the_attempts_so_far(tmp_path):
+    text = plain_text("with_retries", tmp_path)
+    # Each attempt took 70.2 s: two more stages after SeedLM's second, one after VPTQ.
+    assert "  took 1 min 10 s; 2 more stages: about 2 min 20 s at this pace\n" in text
+    assert "  took 1 min 10 s; 1 more stage: about 1 min 10 s at this pace\n" in text
+
+
+def test_a_run_that_was_stopped_says_how_to_go_on(tmp_path):
+    text = plain_text("interrupted", tmp_path)
+    assert "The run was stopped before its end." in text
+    assert f"python run.py resume={tmp_path}\n" in text
+
+
+def test_an_error_says_how_to_go_on(tmp_path):
+    stream = io.StringIO()
+    with EventLog(tmp_path / "events.jsonl") as log:
+        log.subscribe(ConsoleListener(Console(file=stream, highlight=False)))
+        log.emit(run_start("a dir"))
+        log.emit(Failed(error="OutputError", what="the disk is full"))
+    assert stream.getvalue().endswith("go on with: python run.py resume='a dir'\n")
 
 
 def test_fallback_offers_no_artifact(tmp_path):
     text = plain_text("fallback_at_first", tmp_path)
-    assert "going no further down: mini_gsm8k keeps 71.0%, less than 80%" in text
-    assert "falling back to the input model" in text
-    assert "no artifact passed its gate" in text and "python -m phase8" not in text
+    assert "too much is lost for another try: mini_gsm8k keeps 71.0%, less than 80%" in text
+    assert "falling back to the original model" in text
+    assert "no stage kept enough; the original model stays the answer" in text and "python -m phase8" not in text
+
+
+GLOSSARY = ("informative", "threshold", "conditions hold", "interval", "policy", "decide", "bits per byte", "nats")
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_details_are_for_those_who_ask(name, tmp_path):
+    stream = io.StringIO()
+    with ConsoleListener(Console(file=stream, highlight=False), verbose=True) as listener:
+        play(name, tmp_path / "verbose", listener)
+    brief = plain_text(name, tmp_path / "brief")
+    assert [word for word in GLOSSARY if word in brief] == []
+    shown = [line for line in stream.getvalue().splitlines() if line and not line.startswith("    ")]
+    told = [line.replace("/brief", "/verbose") for line in brief.splitlines() if line and not line.startswith("    ")]
+    assert [line for line in shown if line not in told] in ([], ["compressor default"]), "details alone are added"
+    assert set(told) <= set(shown)
+    if name == "with_retries":
+        assert "    with seedlm.bits=5, seedlm.latent_dim=4\n" in stream.getvalue()
+        assert f"    fails: core retention {mean_core(0.04):.4g}, threshold 0.98\n" in stream.getvalue()
+
+
+def test_without_a_terminal_a_long_step_says_once_a_minute_how_far_it_is(tmp_path):
+    stream = io.StringIO()
+    listener = ConsoleListener(Console(file=stream, highlight=False))
+    for second in range(0, 150, 10):
+        left = None if second == 0 else 150.0 - second
+        data = Activity(step="optimise", done=second, total=150, seconds_left=left)
+        listener(Event(time=1000.0 + second, stage="vptq", data=data))
+    assert stream.getvalue().splitlines() == [
+        "  training what is stored: 40 % done, 1 min 30 s left",
+        "  training what is stored: 80 % done, 30 s left",
+    ]
 
 
 def test_in_a_terminal_there_are_bars_and_finished_steps(tmp_path):
@@ -74,9 +130,8 @@ def test_in_a_terminal_there_are_bars_and_finished_steps(tmp_path):
         assert listener.live
         play("with_retries", tmp_path, listener)
     assert "\x1b[" in stream.getvalue()
-    text = console.export_text()
-    assert re.search(r"encode\s+21 s", text)
-    assert "holds: core retention cumulative" in text
+    assert "training what is stored" in stream.getvalue()
+    assert "SeedLM, stage 1 of 3, try 2" in console.export_text()
     assert stream.getvalue().rstrip("\n").count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h"), "cursor is back"
 
 

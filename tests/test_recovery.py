@@ -144,15 +144,17 @@ def test_of_several_failed_tests_each_has_a_say_of_one():
     )
 
 
-def test_for_want_of_probes_text_decides_and_the_reason_says_so():
+def test_without_probes_text_decides_and_the_reason_says_so():
     on_text = Sensitivity(per_weight={DOWN: 2e-7, OUT: 1e-7}, on_probes=False)
     failed = failing(check("edge_of_chaos", 0.6), check("rule/harm", 0.6))
     alone = recommend("vptq", CONFIG, failing(check("edge_of_chaos", 0.6)), {"edge_of_chaos": on_text})
-    assert f"for want of probes the tensor on which the model's text depends most per weight, {DOWN}," in alone.reason
+    assert (
+        f"the tensor on which the model's text depends most per weight (there are no probes), {DOWN}," in alone.reason
+    )
     both = {"edge_of_chaos": on_text, "rule/harm": Sensitivity(per_weight={OUT: 1.0})}
     mixed = recommend("vptq", CONFIG, failed, both)
     assert mixed.adjustments["protect"] == [OUT]
-    assert "for want of probes, for edge of chaos the model's text" in mixed.reason
+    assert "for edge of chaos, which has no probes: the model's text" in mixed.reason
 
 
 def test_only_failed_integration_tests_count_as_such():

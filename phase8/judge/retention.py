@@ -101,8 +101,8 @@ def uninformative_core(baseline: SuiteResult, needed: int, text_name: str) -> st
         return ""
     telling = len(core) - len(idle)
     text = (
-        f"{len(idle)} of {len(core)} core benchmarks are not above chance by two standard errors "
-        f"({', '.join(one.task for one in idle)}): they cannot tell what compression does to this model"
+        f"the original does no better than guessing on {len(idle)} of {len(core)} core benchmarks "
+        f"({', '.join(one.task for one in idle)}): what compression does to it cannot be seen there"
     )
     if telling < needed:
         text += (

@@ -65,8 +65,8 @@ class Sensitivity:
     per_weight: Mapping[str, float]
     """The divergence per weight that the tensor's compression causes on its own, by tensor."""
     on_probes: bool = True
-    """Of the answers to the test's probes (`phase8.benchmarks.probes.choice_sensitivity`); else, for want of probes, of
-    the model on held-out text (`phase8.train.divergence.tensor_sensitivity`)."""
+    """Of the answers to the test's probes (`phase8.benchmarks.probes.choice_sensitivity`); without probes, of the
+    model on held-out text (`phase8.train.divergence.tensor_sensitivity`)."""
 
 
 def integration_failures(verdict: Verdict) -> list[str]:
@@ -190,7 +190,7 @@ def _whose(measured: Mapping[str, Sensitivity]) -> str:
     """What the chosen tensor is to the failed tests."""
     bare = [name for name, found in measured.items() if not found.on_probes]
     if len(bare) == len(measured):
-        return "for want of probes the tensor on which the model's text depends most per weight"
+        return "the tensor on which the model's text depends most per weight (there are no probes)"
     whose = "its" if len(measured) == 1 else "their"
     text = f"the tensor on which {whose} probe answers depend most per weight"
-    return text + (f" (for want of probes, for {_names(bare)} the model's text)" if bare else "")
+    return text + (f" (for {_names(bare)}, which has no probes: the model's text)" if bare else "")
