@@ -305,3 +305,39 @@ def test_a_figure_that_the_task_does_not_return_is_a_failure(tmp_path):
     ended = run(tmp_path / "study", "hydra.sweeper.n_trials=1", "+hydra.sweeper.objectives={speed: maximize}")
     assert ended.returncode == 1
     assert "no finite figure 'speed'" in load(tmp_path / "study").trials[0].user_attrs["reason"]
+
+
+# A cheap run first ------------------------------------------------------------------------------------------------
+
+
+def test_a_preview_ends_hopeless_trials_and_the_others_run_whole(tmp_path):
+    directory, log = tmp_path / "study", tmp_path / "log"
+    ended = run(
+        directory, f"log={log}", "+hydra.sweeper.preview={kind: cheap}",
+        "+hydra.sweeper.preview_constraints={value: '>= -4'}",
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    trials, lines = load(directory).trials, log.read_text().splitlines()
+    for trial in trials:
+        place = f"{trial.params['x']} {trial.params['n']} "
+        kinds = [line.split()[-1] for line in lines if line.startswith(f"end {place}")]
+        held = trial.user_attrs["figures"]["value"] >= -4
+        assert kinds == (["cheap", "round"] if held else ["cheap"])
+        assert trial.state.name == ("COMPLETE" if held else "PRUNED")
+        assert ("its preview ends it: value" in trial.user_attrs.get("reason", "")) == (not held)
+        assert trial.user_attrs["processor_s"] >= 0
+    assert {trial.state.name for trial in trials} == {"COMPLETE", "PRUNED"}  # the seed gives some of both
+
+
+@pytest.mark.parametrize(
+    ("preview", "held", "text"),
+    [("{kin: cheap}", "{value: '>= -4'}", "kin"), ("{kind: cheap}", "{}", "nothing ends a trial after it"),
+     ("{}", "{value: '>= -4'}", "constraints hang on it"), ("{kind: cheap}", "{value: '-4'}", "cannot be read")],
+)  # fmt: skip
+def test_a_preview_that_makes_no_sense_ends_before_the_first_trial(tmp_path, preview, held, text):
+    ended = run(
+        tmp_path / "study", f"+hydra.sweeper.preview={preview}", f"+hydra.sweeper.preview_constraints={held}"
+    )
+    assert ended.returncode == 2, ended.stdout
+    assert text in ended.stderr and "Traceback" not in ended.stderr
+    assert not list(tmp_path.glob("study/trial-*"))

@@ -40,6 +40,8 @@ class StudyConf:
     pruner: str = "none"
     pruner_options: dict[str, Any] = field(default_factory=dict)
     start: list[Any] = field(default_factory=list)
+    preview: dict[str, Any] = field(default_factory=dict)
+    preview_constraints: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     heartbeat_s: float = 30.0
     grace_s: float = 120.0

@@ -33,7 +33,9 @@ def write_best(path: Path, study: str, trials: Sequence[Mapping[str, Any]]) -> P
         {**trial, "overrides": [text for text in trial["overrides"] if not _belongs_to_study(text)]} for trial in trials
     ]
     content = {"study": study, **first, **({"front": others} if others else {})}
-    head = f"# Written by a study. To run with these settings: python run.py +from_study={path.parent}\n"
+    here = Path.cwd()
+    place = path.parent.relative_to(here) if path.parent.is_relative_to(here) else path.parent
+    head = f"# Written by a study. To run with these settings: python run.py +from_study={place}\n"
     return write_atomic(path, head + yaml.safe_dump(content, sort_keys=False, width=120))
 
 

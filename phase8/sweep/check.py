@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
 from phase8.errors import ConfigError, Phase8Error
 from phase8.sweep.samplers import seed_of
 from phase8.sweep.space import Parameter, Space
+from phase8.sweep.trial import changed
 
 OTHERS = 8
 """With so many random values of the other parameters a value is tried before it counts as impossible."""
@@ -88,6 +89,20 @@ def check_space(context: Any, config: Any, space: Space, check: str | None, *, s
     for parameter in space.parameters:
         for value in parameter.ends:
             _check_value(context, config, space, accept, parameter, value, seed)
+
+
+def check_preview(context: Any, config: Any, space: Space, preview: Mapping[str, Any], check: str | None) -> None:
+    """Tries the settings of a preview (`StudySettings.preview`) beside those that all trials share.
+
+    Raises:
+        ConfigError: one names nothing, or its value is refused.
+    """
+    from hydra.utils import get_method
+
+    if preview:
+        composed = changed(compose(context, config, space.fixed), preview)
+        if check:
+            get_method(check)(composed)
 
 
 def _check_value(

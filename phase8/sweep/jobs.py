@@ -20,7 +20,7 @@ from hydra.core.plugins import Plugins
 
 from phase8.errors import ConfigError, Phase8Error
 from phase8.files import fresh_directory, make_directory, read_bounded, write_atomic
-from phase8.sweep.check import check_combinations, check_space, compose
+from phase8.sweep.check import check_combinations, check_preview, check_space, compose
 from phase8.sweep.life import DRIVER, Heartbeat
 from phase8.sweep.objective import job
 from phase8.sweep.space import parse_space
@@ -179,6 +179,7 @@ def _run_study(context: Any, task: Callable[[Any], Any], config: Any, arguments:
     parser = OverridesParser.create(config_loader=context.config_loader)
     space = parse_space(config.hydra.sweeper.params, arguments, parser)
     check_space(context, config, space, settings.check, seed=settings.seed)
+    check_preview(context, config, space, settings.preview, settings.check)
     root = make_directory(Path(str(config.hydra.sweep.dir)).absolute())
     study = Study(settings, space)
     launcher = Plugins.instance().instantiate_launcher(

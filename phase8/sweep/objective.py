@@ -23,18 +23,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_inside = False
+PREVIEW = "preview"
+"""Directory of a trial's preview, inside the trial's own."""
+
+_inside = _preview = False
 
 
 @contextmanager
-def job() -> Iterator[None]:
-    """Marks the block as one job of several: its errors are for the sweeper to record."""
-    global _inside
-    before, _inside = _inside, True
+def job(*, preview: bool = False) -> Iterator[None]:
+    """Marks the block as one job of several: its errors are for the sweeper to record.
+
+    Args:
+        preview: whether it is a trial's cheap run, after which the whole one may follow.
+    """
+    global _inside, _preview
+    before = _inside, _preview
+    _inside, _preview = True, preview
     try:
         yield
     finally:
-        _inside = before
+        _inside, _preview = before
 
 
 def inside_job() -> bool:
@@ -54,7 +62,9 @@ def place_in_sweep(config: Any) -> Any:
     if config.logger.group is None:
         changes["logger.group"] = str(study or Path(str(hydra.sweep.dir)).name)
     if config.logger.job_type is None:
-        changes["logger.job_type"] = "trial" if study else "job"
+        changes["logger.job_type"] = PREVIEW if _preview else "trial" if study else "job"
+    if _preview:
+        changes["paths.output_dir"] = str(Path(config.paths.output_dir) / PREVIEW)
     return config.changed(changes)
 
 

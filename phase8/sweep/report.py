@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from phase8.files import write_atomic
 from phase8.sweep.best import BEST_FILE, write_best
-from phase8.sweep.storage import absolute, shown
-from phase8.sweep.study import DIRECTORY, FIGURES, OVERRIDES, REASON, RESTARTS, Study, counts, violations
+from phase8.sweep.storage import shown
+from phase8.sweep.study import DIRECTORY, FIGURES, OVERRIDES, PROCESSOR_S, REASON, RESTARTS, Study, counts, violations
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -84,7 +84,7 @@ def table_csv(study: Study) -> str:
     names = [parameter.name for parameter in study.space.parameters]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "counts", *names, *figures, "seconds_wall", "restarts", "reason", "directory"])
+    writer.writerow(["trial", "state", "counts", *names, *figures, "seconds_wall", "seconds_processor", "restarts", "reason", "directory"])
     for trial in study.trials:
         settings = dict(o.split("=", 1) for o in _searched(study, trial))
         told, kept = trial.user_attrs, trial.user_attrs.get(FIGURES, {})
@@ -96,9 +96,10 @@ def table_csv(study: Study) -> str:
                 *(settings.get(name, "") for name in names),
                 *(kept.get(name, "") for name in figures),
                 "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}",
+                f"{told[PROCESSOR_S]:.1f}" if PROCESSOR_S in told else "",
                 told.get(RESTARTS, 0),
                 str(told.get(REASON, "")).replace("\n", " "),
-                told.get(DIRECTORY, ""),
+                Path(str(told.get(DIRECTORY, ""))).name,
             ]
         )
     return text.getvalue()
@@ -119,7 +120,7 @@ def render(study: Study, root: Path) -> str:
             verdict = f"{len(best)} of {len(study.finished)} trials are on the front."
     else:
         verdict = f"None of {len(study.finished)} trials is feasible."
-    where = shown(absolute(settings.storage))
+    where = shown(settings.storage)
     about = (
         f"Objectives: {aims}. Constraints: {held}. Sampler {settings.sampler}, seed {settings.seed}. Storage: {where}; "
         f"watch it with: optuna-dashboard {where}"

@@ -80,7 +80,7 @@ def make_pruner(name: str, options: Mapping[str, Any], *, objectives: int = 1) -
         raise ConfigError(
             "pruning by comparison needs one objective",
             where=where,
-            fix="take pruner=none; `prune_below` still ends hopeless trials",
+            fix="take pruner=none; preview_constraints still end hopeless trials",
         )
     return _make(optuna.pruners, PRUNERS, name, options, where)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FIGURES, REASON, LOST, SURPLUS = "figures", "reason", "lost", "surplus"
 REPLACES, RESTARTS, START, OVERRIDES, DIRECTORY = "replaces", "restarts", "start", "overrides", "directory"
+PROCESSOR_S = "processor_s"
 DEFINITION = "definition"
 
 
@@ -51,6 +52,10 @@ class StudySettings:
     pruner_options: Mapping[str, Any] = field(default_factory=dict)
     start: Sequence[Mapping[str, Any]] = ()
     """Values to try first."""
+    preview: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that make a run cheap, such as `{benchmark_samples: 40}`: every trial is run with them first."""
+    preview_constraints: Mapping[str, str] = field(default_factory=dict)
+    """What a preview has to hold for the whole run to follow; in the form of `constraints`, with some slack."""
     seed: int = 0
     heartbeat_s: float = 30.0
     grace_s: float = 120.0
@@ -68,8 +73,13 @@ class StudySettings:
         for name, direction in self.objectives.items():
             ok = direction in ("maximize", "minimize")
             require(ok, "objectives", f"{name} has the direction {direction!r}", "maximize or minimize")
-        for name, text in self.constraints.items():
-            require(bound(text) is not None, "constraints", f"{name} {text!r} cannot be read", "'>= 0.84' or '<= 3'")
+        for held in ("constraints", "preview_constraints"):
+            for name, text in getattr(self, held).items():
+                require(bound(text) is not None, held, f"{name} {text!r} cannot be read", "'>= 0.84' or '<= 3'")
+        ends = bool(self.preview_constraints) or self.pruner != "none"
+        require(ends or not self.preview, "preview", "but nothing ends a trial after it", "give preview_constraints")
+        fix = "hydra.sweeper.preview={benchmark_samples: 40}"
+        require(bool(self.preview) or not self.preview_constraints, "preview", "and constraints hang on it", fix)
         require(self.n_trials >= 1, "n_trials", "needs at least 1", "hydra.sweeper.n_trials=60")
         require(self.workers >= 1, "workers", "needs at least 1", "hydra.sweeper.workers=2")
         require(0 < self.heartbeat_s < self.grace_s, "heartbeat_s", "needs to be below grace_s", "heartbeat_s=30")

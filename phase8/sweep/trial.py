@@ -5,13 +5,17 @@ the study's storage there, shows signs of life while the task runs, and records 
 process that asked for it still counts. The task finds its trial with `current()`:
 
     if (trial := current()) is not None:
-        trial.report({"retention": 0.71}, step=0)     # raises TrialPruned where it is not worth going on
+        trial.report({"retention": 0.71})     # raises TrialPruned where it is not worth going on
+
+A study with a `preview` runs the task twice: first with settings that make it cheap (few items), and as a whole where
+the preview's figures hold what the study asks of them. What the two have in common the second takes from the cache.
 """
 
 from __future__ import annotations
 
 import math
 import os
+import resource
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -21,7 +25,7 @@ from phase8.sweep.life import JOB, Heartbeat
 from phase8.sweep.objective import job
 from phase8.sweep.samplers import make_pruner
 from phase8.sweep.storage import open_storage
-from phase8.sweep.study import DIRECTORY, FIGURES, LOST, REASON, StudySettings, violations
+from phase8.sweep.study import DIRECTORY, FIGURES, LOST, PROCESSOR_S, REASON, StudySettings, violations
 
 LONGEST_REASON = 2000
 
@@ -48,6 +52,7 @@ class CurrentTrial:
         )
         self.trial = optuna.trial.Trial(self.study, trial_id)
         self.trial_id, self.number = trial_id, self.trial.number
+        self._reports = 0
 
     @property
     def ended(self) -> bool:
@@ -58,18 +63,34 @@ class CurrentTrial:
         """Keeps a JSON value with the trial."""
         self.storage.set_trial_user_attr(self.trial_id, name, value)
 
-    def report(self, figures: Mapping[str, float], *, step: int) -> None:
-        """Tells a figure on the way; the last ones told stand for a pruned trial.
+    def report(self, figures: Mapping[str, float]) -> None:
+        """Tells figures on the way, those of a preview among them; the last ones told stand for a pruned trial.
+
+        The pruner compares the first figure told with the first ones of other trials, the second with the second.
 
         Raises:
             TrialPruned: the study's pruner finds the trial behind the others.
         """
         self.note(FIGURES, {name: value for name, value in figures.items() if math.isfinite(value)})
         first = next(iter(self.settings.objectives))
+        self._reports += 1
         if len(self.settings.objectives) == 1 and first in figures:
-            self.trial.report(float(figures[first]), step)
+            self.trial.report(float(figures[first]), self._reports)
             if self.trial.should_prune():
-                raise TrialPruned(f"{first} is {figures[first]:.4g} at step {step}, behind the other trials")
+                raise TrialPruned(f"{first} is {figures[first]:.4g} at step {self._reports}, behind the other trials")
+
+    def check_preview(self, figures: Mapping[str, float]) -> None:
+        """Decides after a preview whether the whole run follows.
+
+        Raises:
+            TrialPruned: it misses what the study asks of a preview.
+        """
+        self.note(FIGURES, {name: value for name, value in figures.items() if math.isfinite(value)})
+        asked = self.settings.preview_constraints
+        missed = [name for name, by in violations(asked, figures).items() if by > 0]
+        if missed:
+            told = ", ".join(f"{name} {figures.get(name, math.nan):.4g}, asked {asked[name]}" for name in missed)
+            raise TrialPruned(f"its preview ends it: {told}")
 
     def complete(self, figures: Mapping[str, float]) -> str:
         """Records the end; returns its state. A figure that is missing makes it a failure."""
@@ -140,14 +161,20 @@ class TrialJob:
             return {"number": trial.number, "state": "SKIPPED", "reason": "ended before this job began"}
         trial.note(DIRECTORY, str(hydra.runtime.output_dir))
         with Heartbeat(trial.storage, [trial.trial_id], JOB, trial.settings.heartbeat_s):
-            reason, _current = "", trial
+            reason, _current, before_s = "", trial, processor_s()
             try:
+                if trial.settings.preview:
+                    with job(preview=True):
+                        returned = self.task(changed(config, trial.settings.preview))
+                    trial.check_preview(figures_of(returned, list(trial.settings.objectives)))
                 with job():
                     returned = self.task(config)
                 figures = figures_of(returned, list(trial.settings.objectives))
+                trial.note(PROCESSOR_S, processor_s() - before_s)
                 state = trial.complete(figures)
             except TrialPruned as end:
                 reason = str(end)
+                trial.note(PROCESSOR_S, processor_s() - before_s)
                 state = trial.prune(reason)
             except KeyboardInterrupt:
                 trial.lose("interrupted")
@@ -158,6 +185,36 @@ class TrialJob:
             finally:
                 _current = None
         return {"number": trial.number, "state": state, "reason": reason}
+
+
+def processor_s() -> float:
+    """Processor time of this process, all its threads and its children that have ended, in seconds."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(part.ru_utime + part.ru_stime for part in used)
+
+
+def changed(config: Any, settings: Mapping[str, Any]) -> Any:
+    """A copy of a composed configuration with other values, by their dotted names.
+
+    Raises:
+        ConfigError: there is no such setting, or the value does not fit.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from phase8.errors import ConfigError
+
+    copy = OmegaConf.create(config)
+    for name, value in settings.items():
+        try:
+            OmegaConf.update(copy, name, value)
+        except OmegaConfBaseException as error:
+            raise ConfigError(
+                f"there is no such setting, or its value does not fit: {str(error).splitlines()[0]}",
+                where=f"hydra.sweeper.preview, {name}",
+                fix="`--cfg job` lists all settings",
+            ) from error
+    return copy
 
 
 def settings_of(sweeper: Any) -> StudySettings:

@@ -25,7 +25,6 @@ class TrialWatch:
         self.pruned = ""
         """Why the trial ends early, if it does."""
         self._ratio: float | None = None
-        self._attempts = 0
 
     def __call__(self, event: Event) -> None:
         """Takes one event.
@@ -46,11 +45,10 @@ class TrialWatch:
         trial = current()
         if trial is None:
             return
-        self._attempts += 1
         found = {check.name: check.value for check in gate.checks}
         figures = {"ratio": self._ratio, "retention": found.get("core_retention_cumulative")}
         try:
-            trial.report({n: v for n, v in figures.items() if v is not None}, step=self._attempts)
+            trial.report({n: v for n, v in figures.items() if v is not None})
         except TrialPruned as end:
             self.pruned = str(end)
             raise RunStopped(self.pruned, by="study") from end

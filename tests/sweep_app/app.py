@@ -17,7 +17,7 @@ def main(config):
         raise ValueError(f"x is {config.x}")
     if config.log:
         with open(config.log, "a", encoding="utf-8") as file:
-            file.write(f"end {config.x} {config.n} {os.getpid()}\n")
+            file.write(f"end {config.x} {config.n} {os.getpid()} {config.kind}\n")
     value = -((config.x - 1) ** 2) - (config.n - 3) ** 2
     return {"value": value, "size": config.x + config.n}
 
