@@ -1,15 +1,13 @@
 """Studies of the reference model in closed form (nothing is trained), with kills, and what they cost.
 
     python -m experiments.studies run vptq --kills 3      60 trials; the process is killed three times on the way
-    python -m experiments.studies run vptq_random_1       the same space by chance; vptq_1, vptq_2: other seeds
-    python -m experiments.studies hand                    the values that conf/compressor has, on the same items
-    python -m experiments.studies alone --trials 5        trials of the study as runs on their own, without a cache
-    python -m experiments.studies table                   experiments/results/studies.md from what is there
+    python -m experiments.studies run vptq_random_1       the same space by chance, seed 1; vptq_1: TPE with seed 1
+    python -m experiments.studies alone vptq --trials 3   some of its trials as runs of their own, without a cache
+    python -m experiments.studies table vptq              sweeps/vptq/: the report, and README.md with the table
 
 A study searches VPTQ's or SeedLM's settings for the largest ratio whose chance-corrected retention stays at or above
-0.95, on 100 of the 200 items of each core benchmark (every second one); the others stay apart, and say afterwards
-whether what was found holds there (`table`). Everything is an ordinary `python run.py -m ...`, in `studies/`; whatever
-is there already is not done again.
+0.95, on every second item of the core benchmarks; each trial is tried on 25 items first. Everything is an ordinary
+`python run.py -m ...`, in `studies/`; a study that is there already is gone on with.
 """
 
 from __future__ import annotations
@@ -18,12 +16,20 @@ import argparse
 import json
 import os
 import random
+import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import textwrap
 import time
+from collections import Counter
 from pathlib import Path
+from statistics import mean, median
+
+from phase8.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
 STUDIES, SWEEPS = Path("studies"), Path("sweeps")
@@ -49,21 +55,11 @@ SPACES = {
         "vptq.num_codebooks=1", "vptq.share=kind", "vptq.hessian_damping=1",
     ],
 }  # fmt: skip
-HAND = {
-    "vptq default, skip_hyper": ["seedlm.enabled=false"],
-    "vptq max_compression": ["seedlm.enabled=false", "vptq.codebook_size=128", "vptq.vector_dim=3"],
-    "vptq quality_preserving": ["seedlm.enabled=false", "vptq.codebook_size=512", "vptq.vector_dim=3"],
-    "seedlm default, quality_preserving": ["vptq.enabled=false"],
-    "seedlm max_compression": [
-        "vptq.enabled=false", "seedlm.bits=1", "seedlm.block_size=6", "seedlm.latent_dim=4",
-    ],
-}  # fmt: skip
-"""The variants' settings of one stage, as conf/compressor has them."""
 
 
 def program(*words: str) -> list[str]:
     """A command of this repository's, with a cache that all studies share."""
-    return [sys.executable, str(ROOT / "run.py"), *CLOSED, *words]
+    return [sys.executable, str(ROOT / "run.py"), *words]
 
 
 def study_command(name: str) -> list[str]:
@@ -72,13 +68,13 @@ def study_command(name: str) -> list[str]:
     seed = rest.pop() if rest and rest[-1].isdigit() else "0"
     sampler = rest[0] if rest else "tpe"
     return program(
-        "-m", *FLOOR, *SPACES[space], f"hydra.sweeper.study={name}", f"hydra.sweeper.sampler={sampler}",
+        "-m", *CLOSED, *FLOOR, *SPACES[space], f"hydra.sweeper.study={name}", f"hydra.sweeper.sampler={sampler}",
         f"hydra.sweeper.seed={seed}", f"paths.cache_dir={STUDIES / 'cache'}",
     )  # fmt: skip
 
 
 def environment() -> dict[str, str]:
-    """One thread, and this tree."""
+    """One thread, and this repository's own package."""
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -96,21 +92,26 @@ def trials_of(name: str) -> list:
         return []  # the tables are there, the study not yet
 
 
-def run_study(name: str, kills: int, seed: int) -> None:
-    """Runs a study to its total; kills its process where a trial drawn at random has run for a random time."""
+def finished(name: str) -> int:
+    """How many trials have ended and count."""
     from phase8.sweep.study import counts
 
+    return sum(trial.state.is_finished() and counts(trial) for trial in trials_of(name))
+
+
+def run_study(name: str, kills: int, every: int, seed: int) -> None:
+    """Runs a study to its total; kills its process after about `every` more trials, where one has run for a while."""
     draw = random.Random(seed)
     log = STUDIES / name / "kills.jsonl"
     done = len(log.read_text().splitlines()) if log.is_file() else 0
     for number in range(done, kills):
-        process = subprocess.Popen(study_command(name), env=environment(), start_new_session=True)
-        wanted = TRIALS * (number + 1) // (kills + 1) + draw.randrange(-4, 5)
+        process = subprocess.Popen(study_command(name), env=environment(), process_group=0)
+        wanted = finished(name) + every + draw.randrange(-1, 2)
         while process.poll() is None:
             time.sleep(10)
-            if sum(trial.state.is_finished() and counts(trial) for trial in trials_of(name)) >= wanted:
+            if finished(name) >= wanted:
                 break
-        time.sleep(draw.uniform(0, 20))
+        time.sleep(draw.uniform(0, 30))
         if process.poll() is not None:
             print(f"ended by itself before kill {number + 1}")
             break
@@ -121,11 +122,78 @@ def run_study(name: str, kills: int, seed: int) -> None:
             file.write(json.dumps({"kill": number + 1, "in_hand": running}) + "\n")
         print(f"killed, trial {running} in hand", flush=True)
     subprocess.run(study_command(name), env=environment(), check=True)
-    target = SWEEPS / name
+
+
+def run_alone(name: str, count: int) -> None:
+    """Runs trials of a study that completed each on its own: a new process, no cache, all its items at once."""
+    path = STUDIES / name / "alone.json"
+    known = json.loads(path.read_text()) if path.is_file() else {}
+    complete = [trial for trial in trials_of(name) if trial.state.name == "COMPLETE"][:count]
+    for trial in complete:
+        if str(trial.number) in known:
+            continue
+        overrides = [text for text in trial.user_attrs["overrides"] if not text.startswith("sweep=")]
+        with tempfile.TemporaryDirectory() as directory:
+            before = children_s()
+            command = program(*CLOSED, *overrides, f"hydra.run.dir={directory}/run", f"paths.cache_dir={directory}/c")
+            subprocess.run(command, env=environment(), check=True)
+            result = json.loads(Path(directory, "run", "result.json").read_text())
+        last = list(result["stages"].values())[-1]["attempts"][-1]
+        same = {"ratio": last["ratio"], "retention_corrected": last["core_retention_corrected"]}
+        told = {figure: trial.user_attrs["figures"][figure] for figure in same}
+        known[str(trial.number)] = {"processor_s": children_s() - before, "alone": same, "in_study": told}
+        write_atomic(path, json.dumps(known, indent=1) + "\n")
+
+
+def children_s() -> float:
+    """Processor time of all children that have ended, in seconds."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def write_table(name: str) -> None:
+    """Copies a study's report to `sweeps/` and writes what became of its trials, and what they cost."""
+    from phase8.sweep.study import LOST, PROCESSOR_S, REPLACES, SURPLUS, counts
+
+    source, target = STUDIES / name, SWEEPS / name
     target.mkdir(parents=True, exist_ok=True)
-    for file in ("study.csv", "study.html", "best.yaml", "kills.jsonl"):
-        if (STUDIES / name / file).is_file():
-            shutil.copy(STUDIES / name / file, target / file)
+    for file in ("study.csv", "study.html", "best.yaml", "kills.jsonl", "alone.json"):
+        if (source / file).is_file():
+            shutil.copy(source / file, target / file)
+    trials = trials_of(name)
+    counted = [trial for trial in trials if counts(trial) and trial.state.is_finished()]
+    lost = [trial for trial in trials if LOST in trial.user_attrs]
+    replaced = Counter(t.user_attrs[REPLACES] for t in counted if REPLACES in t.user_attrs)
+    again = sum(replaced[trial.number] == 1 for trial in lost)
+    kills = (source / "kills.jsonl").read_text().splitlines() if (source / "kills.jsonl").is_file() else []
+    rows = [
+        ("trials that count", f"{len(counted)} of {TRIALS}"),
+        *(
+            (state.lower(), str(sum(t.state.name == state for t in counted)))
+            for state in ("COMPLETE", "PRUNED", "FAIL")
+        ),
+        ("kills (SIGKILL)", f"{len(kills)}"),
+        ("trials in hand when killed", f"{len(lost)}; taken up again and ended, once each: {again}"),
+        ("trials doubled", f"{sum(count > 1 for count in replaced.values())}"),
+        ("asked in vain by two processes", f"{sum(SURPLUS in trial.user_attrs for trial in trials)}"),
+    ]
+    for label, states in (("of a trial", ("COMPLETE", "PRUNED")), ("pruned", ("PRUNED",)), ("whole", ("COMPLETE",))):
+        costs = [t.user_attrs[PROCESSOR_S] for t in counted if t.state.name in states and PROCESSOR_S in t.user_attrs]
+        if costs:
+            rows.append((f"processor time, {label}", f"mean {mean(costs):.1f} s, median {median(costs):.1f} s"))
+    if (source / "alone.json").is_file():
+        costs = [found["processor_s"] for found in json.loads((source / "alone.json").read_text()).values()]
+        rows.append((f"the same as {len(costs)} runs of their own", f"mean {mean(costs):.1f} s"))
+    command = shlex.join(["python", "run.py", *study_command(name)[2:]])
+    lines = [f"# {name}", "", *wrap(command, 112), "", "| | |", "| --- | --- |", *(f"| {a} | {b} |" for a, b in rows)]
+    write_atomic(target / "README.md", "\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+def wrap(command: str, width: int) -> list[str]:
+    """A command as an indented block, continued with backslashes."""
+    lines = textwrap.wrap(command, width, break_long_words=False, break_on_hyphens=False)
+    return [f"    {line} \\" for line in lines[:-1]] + [f"    {lines[-1]}"]
 
 
 def main() -> None:
@@ -135,11 +203,21 @@ def main() -> None:
     command = commands.add_parser("run")
     command.add_argument("study")
     command.add_argument("--kills", type=int, default=0)
+    command.add_argument("--every", type=int, default=15, help="trials between kills")
     command.add_argument("--seed", type=int, default=0, help="of the kills' moments")
+    command = commands.add_parser("alone")
+    command.add_argument("study")
+    command.add_argument("--trials", type=int, default=3)
+    commands.add_parser("table").add_argument("study")
     args = parser.parse_args()
     os.chdir(ROOT)
-    if args.command == "run":
-        run_study(args.study, args.kills, args.seed)
+    match args.command:
+        case "run":
+            run_study(args.study, args.kills, args.every, args.seed)
+        case "alone":
+            run_alone(args.study, args.trials)
+        case "table":
+            write_table(args.study)
 
 
 if __name__ == "__main__":

@@ -269,6 +269,19 @@ def test_storage_that_cannot_be_used_is_an_error_before_the_first_trial(tmp_path
     assert shown("postgresql://me:secret@host/db") == "postgresql://me:***@host/db"
 
 
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [("hydra.sweeper.storage=postgresql://me@127.0.0.1:1/x", ("cannot be reached", "needs a driver")),
+     ("hydra.sweeper.storage=sqlite:////proc/nowhere/study.db", ("/proc/nowhere",)),
+     ("hydra.sweep.dir=/proc/nowhere", ("/proc/nowhere",))],
+)  # fmt: skip
+def test_a_storage_that_cannot_be_used_ends_the_program(tmp_path, word, text):
+    ended = run(tmp_path / "study", word)
+    assert ended.returncode == 2, ended.stdout
+    assert any(part in ended.stderr for part in text) and "Traceback" not in ended.stderr
+    assert not list(tmp_path.glob("study/trial-*"))
+
+
 @pytest.mark.skipif(os.geteuid() == 0 and not Path("/proc/version").exists(), reason="needs a place nobody may write")
 def test_storage_where_nothing_may_be_written():
     from phase8.errors import OutputError
@@ -335,9 +348,7 @@ def test_a_preview_ends_hopeless_trials_and_the_others_run_whole(tmp_path):
      ("{}", "{value: '>= -4'}", "constraints hang on it"), ("{kind: cheap}", "{value: '-4'}", "cannot be read")],
 )  # fmt: skip
 def test_a_preview_that_makes_no_sense_ends_before_the_first_trial(tmp_path, preview, held, text):
-    ended = run(
-        tmp_path / "study", f"+hydra.sweeper.preview={preview}", f"+hydra.sweeper.preview_constraints={held}"
-    )
+    ended = run(tmp_path / "study", f"+hydra.sweeper.preview={preview}", f"+hydra.sweeper.preview_constraints={held}")
     assert ended.returncode == 2, ended.stdout
     assert text in ended.stderr and "Traceback" not in ended.stderr
     assert not list(tmp_path.glob("study/trial-*"))

@@ -84,7 +84,8 @@ def table_csv(study: Study) -> str:
     names = [parameter.name for parameter in study.space.parameters]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "state", "counts", *names, *figures, "seconds_wall", "seconds_processor", "restarts", "reason", "directory"])
+    told = ["seconds_wall", "seconds_processor", "restarts", "reason", "directory"]
+    writer.writerow(["trial", "state", "counts", *names, *figures, *told])
     for trial in study.trials:
         settings = dict(o.split("=", 1) for o in _searched(study, trial))
         told, kept = trial.user_attrs, trial.user_attrs.get(FIGURES, {})
