@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from phase8.artifact.read import Artifact, read_artifact
@@ -21,16 +20,20 @@ from phase8.judge.gates import judge_stage
 from phase8.run.budget import within_budget
 from phase8.run.context import Context
 from phase8.run.groups import counter, encode_all
-from phase8.run.journal import read_facts, read_groups, read_scores, recalled, write_facts, write_groups, write_scores
+from phase8.run.journal import (
+    directory_of,
+    read_facts,
+    read_groups,
+    read_scores,
+    recalled,
+    write_facts,
+    write_groups,
+    write_scores,
+)
 from phase8.run.optimise import Trained, trained
 from phase8.run.result import Attempt, text_name
 from phase8.run.score import score, tell_score
 from phase8.run.train import train_whole
-
-
-def directory_of(run_dir: Path, stage: str, attempt: int) -> Path:
-    """Where an attempt's artifact lies."""
-    return run_dir / "artifacts" / (stage if attempt == 1 else f"{stage}_retry{attempt - 1}")
 
 
 def make_attempt(

@@ -49,6 +49,11 @@ MAX_SCORES_BYTES = 64 << 20
 Product = TypeVar("Product")
 
 
+def directory_of(run_dir: Path, stage: str, attempt: int) -> Path:
+    """Where an attempt's artifact lies."""
+    return run_dir / "artifacts" / (stage if attempt == 1 else f"{stage}_retry{attempt - 1}")
+
+
 class Journal:
     """The steps that a run has behind it.
 

@@ -167,7 +167,7 @@ def _more_calibration(stage: str, config: CompressionConfig) -> Adjustments:
 
 def _longer(stage: str, config: CompressionConfig) -> Adjustments:
     if config.stage(stage).trained:
-        return {"training.steps": 2 * config.training.steps}
+        return {"training.steps": config.training.steps}  # as many again: it goes on where the last attempt ended
     return {"grokfast.iterations": max(100, 2 * config.grokfast.iterations)}
 
 

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from phase8.artifact.read import read_artifact
 from phase8.artifact.write import write_artifact
+from phase8.codecs import EncodedGroup
 from phase8.codecs.hyper.settings import HyperConfig
 from phase8.codecs.pools import is_protected
 from phase8.config import CompressionConfig, GrokfastVariant
@@ -12,7 +19,7 @@ from phase8.model.source import SourceModel
 from phase8.run.budget import size_of
 from phase8.run.calibration import CALIBRATION_SEED
 from phase8.run.context import Context
-from phase8.run.journal import read_facts, read_groups, recalled, write_facts, write_groups
+from phase8.run.journal import directory_of, read_facts, read_groups, recalled, write_facts, write_groups
 from phase8.run.optimise import CURVE_POINTS, Trained
 from phase8.train.text import training_text
 from phase8.train.whole import Shape, TrainedStage, plan_of
@@ -57,7 +64,19 @@ def _keep_so_far(run: Context, stage: str, whole: TrainedStage, budget: int) -> 
     run.log("warning", f"{text}; resume={run.run_dir} trains on", stage)
 
 
-def _stage(source: SourceModel, stage: str, config: CompressionConfig, tokens, cache_dir) -> TrainedStage:
+def _before(run: Context, stage: str, attempt: int) -> Sequence[EncodedGroup]:
+    """What the attempt before this one had reached: a retry trains on."""
+    return read_artifact(directory_of(run.run_dir, stage, attempt - 1)).groups if attempt > 1 else ()
+
+
+def _stage(
+    source: SourceModel,
+    stage: str,
+    config: CompressionConfig,
+    tokens: Tensor | None,
+    cache_dir: Path | None,
+    before: Sequence[EncodedGroup] = (),
+) -> TrainedStage:
     settings = config.stage(stage)
     if not isinstance(settings, HyperConfig):
         raise ConfigError(f"{stage} cannot be trained as a whole", where=stage)
@@ -70,6 +89,7 @@ def _stage(source: SourceModel, stage: str, config: CompressionConfig, tokens, c
         protected=[name for name in source.matrices() if is_protected(name, config.protect)],
         cache_dir=cache_dir,
         kept_answers=config.training.kept_answers,
+        trained_before=before,
     )
 
 
@@ -109,7 +129,7 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
                 stage,
             )
 
-    whole = _stage(run.source, stage, config, text.tokens_NT, run.cache_dir)
+    whole = _stage(run.source, stage, config, text.tokens_NT, run.cache_dir, _before(run, stage, attempt))
     try:
         trained = whole.run(
             budget,

@@ -27,6 +27,8 @@ from phase8.train.settings import GrokfastConfig, Precision, TrainingConfig
 from phase8.train.slicing import Narrow, narrow, why_not
 from phase8.train.within_budget import Outcome, Plan, StepDone, train_within_budget, trim
 
+AGAIN = 0.5
+"""The learning rate of a training that goes on from an earlier one, as a share of the first's."""
 NARROWING_SEQUENCES = 128
 """Sequences of text that choose the kept directions and units."""
 
@@ -85,6 +87,7 @@ class TrainedStage:
         size: bytes of the whole artifact for a list of groups.
         protected: names of matrices that stay in 16 bits.
         cache_dir: where the original's answers are kept for other runs; None keeps them in memory alone.
+        trained_before: the groups of an attempt at the same shape; training goes on from these.
     """
 
     def __init__(
@@ -98,10 +101,12 @@ class TrainedStage:
         protected: Sequence[str] = (),
         cache_dir: Path | None = None,
         kept_answers: int = 48,
+        trained_before: Sequence[EncodedGroup] = (),
     ) -> None:
         self.source, self.tokens_NT, self.size = source, tokens_NT, size
         self.protected, self.cache_dir, self.kept_answers = set(protected), cache_dir, kept_answers
         self.shape, self.start_step, self.notes = shape, start_step, list[str]()
+        self._before = {group.codec: group for group in trained_before}
         self._in_hand: tuple[LatticeTrainable, dict[str, nn.Parameter], Narrow | None] | None = None
         self._shapes = {name: tuple(parameter.shape) for name, (_, parameter) in source.parameters.items()}
 
@@ -139,6 +144,8 @@ class TrainedStage:
         part = self._narrow()
         network = part.network if part is not None else self.source.network
         trainable, vectors = self._start(network, part)
+        if self._before:
+            plan = replace(plan, ramp=0.0, lr=plan.lr * AGAIN)
         self._in_hand = trainable, vectors, part
         room = budget_bytes - self._side_bytes(trainable, vectors, part)
         outcome = train_within_budget(
@@ -214,20 +221,28 @@ class TrainedStage:
         return narrow(self.source.network, batches, **self.shape.of(self.source.network))
 
     def _start(self, network: nn.Module, part: Narrow | None) -> tuple[LatticeTrainable, dict[str, nn.Parameter]]:
-        """The lattice under the weights as they are (not rounded), and the vectors that are trained."""
+        """The lattice under the weights as they are (not rounded), or as they were trained before, and the vectors
+        that are trained."""
         if part is None:
             weights = {name: self.source.matrices()[name].float() for name in self._coded_names()}
         else:
             own = dict(network.named_parameters())
             weights = {name: own[name].detach() for name in self._coded_names()}
-        codec = LatticeCodec()
+        codec, vectors = LatticeCodec(), dict[str, nn.Parameter]()
+        if part is not None and network.config.tie_word_embeddings:
+            vectors["model.norm.weight"] = nn.Parameter(network.model.norm.weight.detach().clone())
+        if self._before:
+            trainable = codec.trainable(self._before["lattice"])
+            stored = dict(get_codec("plain").decode(self._before["plain"])) if vectors else {}
+            with torch.no_grad():
+                for name, vector in vectors.items():
+                    assert part is not None
+                    vector.copy_(torch.from_numpy(stored[name][: vector.numel()]) * part.norm_scale)
+            return trainable, vectors
         trainable = codec.trainable(codec.encode(weights, LatticeConfig(start_step=self.start_step)))
         with torch.no_grad():
             for value, weight in zip(trainable.values, weights.values(), strict=True):
                 value.copy_(weight)
-        vectors: dict[str, nn.Parameter] = {}
-        if part is not None and network.config.tie_word_embeddings:
-            vectors["model.norm.weight"] = nn.Parameter(network.model.norm.weight.detach().clone())
         return trainable, vectors
 
     def _plain(self, vectors: dict[str, Tensor]) -> list[EncodedGroup]:
