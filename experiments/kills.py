@@ -38,7 +38,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a forked child has no other thr
 
 from phase8.files import write_atomic
 
-CASES = ("retry", "budget")
+CASES = ("retry", "budget", "trained")
 MOST_KILLS = 8
 """Of one run."""
 TIMES = ("seconds", "peak_memory_mb", "inference_latency_measured_ms")
@@ -81,7 +81,8 @@ def tiny_source() -> Any:
 
 
 def settings(case: str, run_dir: Path, cache_dir: Path) -> Any:
-    """A run of seconds. `retry`: all stages, and the last one's gate fails. `budget`: VPTQ within a byte budget."""
+    """A run of seconds. `retry`: all stages, and the last one's gate fails. `budget`: VPTQ within a byte budget.
+    `trained`: a lattice trained within its bytes, whose gate fails, so that the retry trains on."""
     from phase8.config import CompressionConfig
 
     free = {"seedlm": 0.0, "vptq": 0.0, "hyper": 0.0}
@@ -90,13 +91,18 @@ def settings(case: str, run_dir: Path, cache_dir: Path) -> Any:
         "skip_expert_benchmarks": True,
         "max_accuracy_loss": 0.99,
         "gates": {
-            "core": free, "expert": free, "rule": free | ({"hyper": 1.0} if case == "retry" else {}), "edge_low": 0.0,
+            "core": free, "expert": free, "rule": free | ({} if case == "budget" else {"hyper": 1.0}), "edge_low": 0.0,
             "edge_high": 1.0, "min_informative": 1, "abort_benchmark": 0.0, "abort_rule": 0.0,
             "abort_knowledge_loss": 1.0, "abort_first_expert_loss": 1.0,
         },
         "seedlm": {"seed_bits": 6, "enabled": case == "retry"},
-        "vptq": {"codebook_size": 16},
-        "hyper": {"enabled": case == "retry", "dims": 16, "grid": 255},
+        "vptq": {"codebook_size": 16, "enabled": case != "trained"},
+        "hyper": {
+            "enabled": case != "budget", "dims": 16, "grid": 255, "kept_width": 0.5,
+            "trajectory_type": "lattice" if case == "trained" else "ergodic",
+            "budget_bytes": 5000 if case == "trained" else None,
+        },
+        "training": {"steps": 12, "batch_sequences": 2, "sequences": 8, "checkpoint_every": 3},
         "target_ratio": 5.0 if case == "budget" else None,
         "grokfast": {"enabled": True, "iterations": 6},
         "optimizer": {

@@ -14,11 +14,13 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from experiments import kills
 from phase8 import api
+from phase8.artifact.read import read_artifact
 from phase8.config import Fallback
 from phase8.errors import ConfigError, ModelError, OutputError, RunStopped
 from phase8.events import EventLog, read_events
@@ -198,6 +200,23 @@ def test_an_abort_keeps_the_last_artifact(source, tmp_path):
     result = api.run_configured(config, source, console=False, listeners=[wish])
     assert result["interrupted"] and result["stopped"] == "seen enough" and result["compression_level"] == "seedlm"
     assert (run_dir / "report.html").exists() and kinds(run_dir)[-2:] == ["aborted", "phase_complete"]
+
+
+def test_a_stopped_training_leaves_an_artifact_and_goes_on(source, tmp_path):
+    run_dir = tmp_path / "run"
+
+    def wish(event):
+        if event.kind == "training_progress" and event.data.step == 7:
+            write_control(run_dir, "abort", "enough")
+            time.sleep(0.3)  # a look at the control file is rare
+
+    config = kills.settings("trained", run_dir, tmp_path / "cache")
+    result = api.run_configured(config, source, console=False, listeners=[wish])
+    stopped = read_artifact(run_dir / "stopped" / "hyper")
+    assert result["interrupted"] and stopped.size_bytes <= config.hyper.budget_bytes
+    assert all(np.isfinite(weight).all() for _, weight in stopped.tensors())
+    again = api.resume(run_dir, source, console=False)
+    assert not again["interrupted"] and [a["attempt"] for a in again["stages"]["hyper"]["attempts"]] == [1, 2]
 
 
 @pytest.mark.parametrize(("answer", "stopped"), [("run", ""), ("abort", "look at it first")])
