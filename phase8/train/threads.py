@@ -5,12 +5,14 @@ The products of a small network are too short to be worth dividing among threads
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 """As `map`; results come in the order of what was given."""
@@ -32,3 +34,9 @@ def side_by_side(device: torch.device) -> Iterator[tuple[int, Apply]]:
             yield threads, pool.map
     finally:
         torch.set_num_threads(threads)
+
+
+def on_device(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network itself where it is there already, else a copy: it belongs to somebody else."""
+    at_home = next(network.parameters()).device.type == device.type
+    return network if at_home else copy.deepcopy(network).to(device)

@@ -40,7 +40,7 @@ from phase8.train.precision import takes_bfloat16
 from phase8.train.price import EVERY, Price
 from phase8.train.settings import GrokfastConfig, Precision
 from phase8.train.sliced import SlicedBatch
-from phase8.train.threads import side_by_side
+from phase8.train.threads import on_device, side_by_side
 
 CODED_SHARE = 0.985
 """The real coder's bytes over the estimate's, before they are measured."""
@@ -128,7 +128,9 @@ def train_within_budget(
     start = time.perf_counter()
     bfloat16 = takes_bfloat16(plan.precision, device)
     with quiet(), side_by_side(device) as (slices, apply):
-        batch = SlicedBatch(network.to(device), answers, device=device, bfloat16=bfloat16, slices=slices, apply=apply)
+        batch = SlicedBatch(
+            on_device(network, device), answers, device=device, bfloat16=bfloat16, slices=slices, apply=apply
+        )
         module = _Training(batch, trainable, vectors, tokens_NT, budget_bytes, plan, on_step, checkpoint)
         done = module.resume()
         if done < plan.steps:
