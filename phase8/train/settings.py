@@ -22,8 +22,8 @@ class GrokfastConfig:
     """Grokfast (arXiv 2405.20233) and the number of reconstruction iterations that it filters."""
 
     enabled: bool = False
-    """Whether the filter is used; the iterations run either way. It did harm wherever it was measured
-    (experiments/results/grokfast.md), so it is off but in the variant as_printed."""
+    """Whether the filter is used; the iterations run either way. With the paper's values it did harm in every training
+    measured (experiments/results/grokfast.md), so it is off but in the variant as_printed."""
     alpha: float = 0.98
     """Momentum of the running mean of the gradients."""
     lambda_: float = 2.0
@@ -84,7 +84,7 @@ class TrainingConfig:
     checkpoint_every: int = 100
     """Steps between two checkpoints from which a killed run goes on."""
     grokfast: bool = False
-    """Filters the gradients as `grokfast` says. Measured to do harm here (experiments/LOG.md)."""
+    """Filters the gradients with the values of `grokfast`, whatever `grokfast.enabled` says of the reconstruction."""
 
     def __post_init__(self) -> None:
         def bounds(name: str, low: float, high: float, default: float) -> None:

@@ -279,7 +279,7 @@ def plan_of(settings: TrainingConfig, grokfast: GrokfastConfig, precision: Preci
         ramp=settings.ramp,
         fall=settings.fall,
         focus=settings.focus,
-        grokfast=replace(grokfast, enabled=grokfast.enabled and settings.grokfast),
+        grokfast=replace(grokfast, enabled=settings.grokfast),
         precision=precision,
         seed=seed,
         checkpoint_every=settings.checkpoint_every,
