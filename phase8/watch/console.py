@@ -260,7 +260,7 @@ class ConsoleListener:
         if attempt.gate is None:
             self._figures(attempt)
         if data.passed:
-            to_go = sentences.time_to_go(self.view, stage)
+            to_go = sentences.to_go(self.view, stage)
             self._line(f"  took {time}{f'; {to_go}' if to_go else ''}")
         elif data.final:
             kept = [self._name(other.name) for other in self.view.compressing if other.kept is not None]

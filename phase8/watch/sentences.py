@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from phase8.events import BenchmarkResult, CheckResult
 from phase8.judge.retention import resolution
 from phase8.watch.view import RunView, Stage
-from phase8.watch.wording import clean, figure, percent, seconds, words
+from phase8.watch.wording import clean, figure, percent, words
 
 _STEPS = {
     "load": "loading the benchmarks",
@@ -121,20 +121,13 @@ def original(results: Sequence[BenchmarkResult]) -> list[str]:
     return lines
 
 
-def time_to_go(view: RunView, stage: Stage) -> str:
-    """How many stages follow, and how long they would take at the pace so far; empty after the last."""
+def to_go(view: RunView, stage: Stage) -> str:
+    """How many stages follow; empty after the last. How long one takes is no measure for the next, which may be trained
+    for ten times as long; within a stage the time left is told."""
     if stage.name not in view.planned:
         return ""
     left = len(view.planned) - view.planned.index(stage.name) - 1
-    took = [
-        attempt.complete.seconds
-        for done in view.compressing
-        for attempt in done.attempts
-        if attempt.complete is not None
-    ]
-    if left <= 0 or not took:
-        return ""
-    return f"{left} more {_stages(left)}: about {seconds(left * sum(took) / len(took))} at this pace"
+    return f"{left} more {_stages(left)}" if left > 0 else ""
 
 
 def _stages(count: int) -> str:
