@@ -6,8 +6,9 @@
 shapes so that little is stored and much has to be done. One matrix of 268 million weights under six coefficients; 57
 shift registers of 20 bits for 266 weights; sixteen codebooks under vectors of one;
 stacks of 256 layers; streams of one symbol, of which the entropy coder writes a million in a dozen bytes; thousands of
-tensors of one weight; manifests of brackets. Sizes are drawn on both sides of what `phase8.limits` allows, so that
-files just below a budget are among them: what these take is what a file of that length can take at most.
+tensors of one weight; manifests of brackets; lattices whose coded decisions are one byte, a million times. Sizes are
+drawn on both sides of what `phase8.limits` allows, so that files just below a budget are among them: what these take is
+what a file of that length can take at most.
 
 Measured are the processor time and the memory (`tracemalloc`: Python's objects and numpy's arrays) that it takes to get
 from the file's bytes to all weights, held together as a network holds them.
@@ -33,7 +34,7 @@ from phase8.artifact.read import parse
 from phase8.codecs import decoders
 from phase8.errors import ArtifactError
 from phase8.files import write_atomic
-from phase8.lossless import entropy
+from phase8.lossless import contexts, entropy
 
 RESULTS = Path(__file__).parent / "results"
 SECONDS_LIMIT, PEAK_LIMIT = 10.0, 192 << 20
@@ -41,8 +42,17 @@ SECONDS_LIMIT, PEAK_LIMIT = 10.0, 192 << 20
 MOST_VALUES = 1 << 23
 """Streams longer than this are claimed but not written: they are beyond every budget of so short a file."""
 
-Group = tuple[str, dict[str, Any], dict[str, tuple[int, ...]]]
 Draw = np.random.Generator
+
+
+class Group(NamedTuple):
+    """A group to forge."""
+
+    codec: str
+    settings: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    streams: dict[str, np.ndarray] = {}
+    """Values of streams by role, where one value throughout would not do."""
 
 
 class Forgery(NamedTuple):
@@ -64,17 +74,20 @@ class Seen(NamedTuple):
     peak_bytes: int
 
 
-def _blob(bits: int, count: int, value: int) -> tuple[str, bytes]:
-    """A run of one value, in as few bytes as the format has for it."""
+def _blob(bits: int, count: int, value: int | np.ndarray) -> tuple[str, bytes]:
+    """A run of one value (or the values given), in as few bytes as the format has for it."""
     if count > MOST_VALUES:
         return "ans", b"\0" * 12
+    if isinstance(value, np.ndarray):
+        return entropy.encode(np.resize(value, count).astype(np.uint32 if bits > 16 else np.uint16), bits)
     return entropy.encode(np.full(count, value, dtype=np.uint32 if bits > 16 else np.uint16), bits)
 
 
 def put_together(groups: list[Group], value: Callable[[str, int], int], note: Any = None) -> bytes:
-    """A file whose manifest, streams and checksums agree; every value of a stream is `value(role, bits)`."""
+    """A file whose manifest, streams and checksums agree; every value of a stream is `value(role, bits)`, if the group
+    does not say more."""
     listed, layouts = [], []
-    for codec, settings, shapes in groups:
+    for codec, settings, shapes, _ in groups:
         layout = decoders.layout(codec, settings, shapes)
         layouts.append(layout)
         own = {name: [[role, bits, n] for role, (n, bits) in sizes.items()] for name, sizes in layout.tensors.items()}
@@ -83,10 +96,10 @@ def put_together(groups: list[Group], value: Callable[[str, int], int], note: An
         listed.append({"codec": codec, "settings": settings, "shared": shared, "tensors": tensors})
     pools, payload = [], b""
     for (index, role, shared, bits), count in pool_sizes(layouts).items():
-        coding, blob = _blob(bits, count, value(role, bits))
+        coding, blob = _blob(bits, count, groups[index].streams.get(role, value(role, bits)))
         pools.append([index, role, int(shared), bits, count, coding, len(blob), zlib.crc32(blob)])
         payload += blob
-    weights = sum(int(np.prod(shape, dtype=object)) for _, _, shapes in groups for shape in shapes.values())
+    weights = sum(int(np.prod(shape, dtype=object)) for group in groups for shape in group.shapes.values())
     source = {"hash": "", "parameters": weights} | ({} if note is None else {"note": note})
     manifest = {"stage": "hyper", "source": source, "files": [], "groups": listed, "pools": pools}
     text = json.dumps(manifest, separators=(",", ":")).encode()
@@ -101,7 +114,7 @@ def put_together(groups: list[Group], value: Callable[[str, int], int], note: An
 
 def _valid(role: str, bits: int) -> int:
     """A value that every decoder takes: float16 1.0 for scales and steps, 1 for seeds, 0 for what must be small."""
-    if role in ("scale", "side", "shrink") or role.endswith(("_step", "_gain")):
+    if role in ("scale", "side", "shrink", "step") or role.endswith(("_step", "_gain")):
         return 0x3C00 if bits == 16 else 1
     return 1 if role == "seeds" else 0
 
@@ -121,7 +134,7 @@ def _series(draw: Draw) -> list[Group]:
     length = 0 if whole else int(2 ** draw.integers(4, 24))
     degree = int(draw.integers(0, 1025)) if whole else int(draw.integers(0, min(1024, (length - 1) // 2, 64) + 1))
     settings = {"trajectory": kind, "degree": degree, "block_size": length, "coefficient_bits": 8, "exponent": 0}
-    return [("hyper", settings, {"a": _matrix(draw, _around(draw, 2**22, 2**28))})]
+    return [Group("hyper", settings, {"a": _matrix(draw, _around(draw, 2**22, 2**28))})]
 
 
 def _registers(draw: Draw) -> list[Group]:
@@ -129,13 +142,13 @@ def _registers(draw: Draw) -> list[Group]:
     extent = int(draw.integers(1, 8))
     settings = {"latent_dim": 1, "bits": 4, "seed_bits": bits, "exponent_bits": 4}
     count = _around(draw, 8, 60)
-    return [("seedlm", {**settings, "block_size": extent + n}, {f"a{n}": (2, 2)}) for n in range(count)]
+    return [Group("seedlm", {**settings, "block_size": extent + n}, {f"a{n}": (2, 2)}) for n in range(count)]
 
 
 def _long_blocks(draw: Draw) -> list[Group]:
     latent = int(2 ** draw.integers(0, 7))
     settings = {"block_size": int(draw.integers(latent, 4097)), "latent_dim": latent, "bits": 1, "seed_bits": 8}
-    return [("seedlm", {**settings, "exponent_bits": 2}, {"a": _matrix(draw, _around(draw, 2**21, 2**26))})]
+    return [Group("seedlm", {**settings, "exponent_bits": 2}, {"a": _matrix(draw, _around(draw, 2**21, 2**26))})]
 
 
 def _codebooks(draw: Draw) -> list[Group]:
@@ -146,13 +159,13 @@ def _codebooks(draw: Draw) -> list[Group]:
     }
     settings["codebook_bits"] = [8, 16][draw.integers(2)]
     rows = int(draw.integers(1, 9))
-    return [("vptq", settings, {"a": (rows, _around(draw, 2**20, 2**26))})]
+    return [Group("vptq", settings, {"a": (rows, _around(draw, 2**20, 2**26))})]
 
 
 def _winding(draw: Draw) -> list[Group]:
     settings = {"trajectory": "ergodic", "dims": int(draw.integers(1, 1025)), "grid": 65535, "classes": 0}
     shape = _matrix(draw, _around(draw, 2**22, 2**27))
-    return [("hyper", {**settings, "winding": "primes", "exponent": 0}, {"a": shape})]
+    return [Group("hyper", {**settings, "winding": "primes", "exponent": 0}, {"a": shape})]
 
 
 def _manifold(draw: Draw) -> list[Group]:
@@ -160,29 +173,74 @@ def _manifold(draw: Draw) -> list[Group]:
         "trajectory": "manifold", "inputs": 32, "width": 64, "depth": int(draw.integers(1, 4)), "frequency": 1,
         "network_seed": 1, "block_size": int(2 ** draw.integers(6, 13)), "coefficient_bits": 2, "exponent": 0,
     }  # fmt: skip
-    return [("hyper", settings, {"a": _matrix(draw, _around(draw, 2**21, 2**26))})]
+    return [Group("hyper", settings, {"a": _matrix(draw, _around(draw, 2**21, 2**26))})]
 
 
 def _stacks(draw: Draw) -> list[Group]:
     settings = {"trajectory": "polynomial", "degree": 64, "block_size": 0, "coefficient_bits": 2, "exponent": 0}
     members = int(draw.integers(2, 257))
     shape = _matrix(draw, max(1, _around(draw, 2**21, 2**26) // members))
-    return [("hyper", {**settings, "axis": "depth"}, {f"m.{n}.w": shape for n in range(members)})]
+    return [Group("hyper", {**settings, "axis": "depth"}, {f"m.{n}.w": shape for n in range(members)})]
 
 
 def _zeros(draw: Draw) -> list[Group]:
     dtype = ["float16", "float32"][draw.integers(2)]
-    return [("plain", {"dtype": dtype}, {"a": (_around(draw, 2**21, 2**27),)})]
+    return [Group("plain", {"dtype": dtype}, {"a": (_around(draw, 2**21, 2**27),)})]
 
 
 def _many_tensors(draw: Draw) -> list[Group]:
     count = _around(draw, 1000, 8000)
-    return [("plain", {"dtype": "float16"}, {f"{n}": (1,) for n in range(count)})]
+    return [Group("plain", {"dtype": "float16"}, {f"{n}": (1,) for n in range(count)})]
 
 
 def _many_groups(draw: Draw) -> list[Group]:
     settings = {"trajectory": "polynomial", "degree": 1, "block_size": 0, "coefficient_bits": 2, "exponent": 0}
-    return [("hyper", settings, {f"{n}": (1, 2)}) for n in range(_around(draw, 200, 1000))]
+    return [Group("hyper", settings, {f"{n}": (1, 2)}) for n in range(_around(draw, 200, 1000))]
+
+
+def _lattice(codes: np.ndarray, extents: list[tuple[int, int]], shapes: list[tuple[int, int]], coded: int = 0) -> Group:
+    settings = {"extents": [list(extent) for extent in extents], "coded_bytes": coded or codes.size}
+    named = {str(n): shape for n, shape in enumerate(shapes)}
+    return Group("lattice", settings, named, {"codes": codes})
+
+
+def _lattice_codes_of_one_byte(draw: Draw) -> list[Group]:
+    """Coded decisions that the entropy coder of the pool writes in a dozen bytes, whatever they claim to be long."""
+    extent = _matrix(draw, _around(draw, 2**18, 2**24))
+    coded = 1 + 4 * int(extent[0] * extent[1] * draw.uniform(0, 1.2))
+    byte = np.array([int(draw.integers(1, 256))])
+    return [_lattice(byte, [extent], [extent], coded)]
+
+
+def _lattice_large_integers(draw: Draw) -> list[Group]:
+    """Integers that take every decision there is, honestly coded; of larger matrices, only the beginning."""
+    extent = _matrix(draw, _around(draw, 2**16, 2**26))
+    integers = np.full(extent if extent[0] * extent[1] <= 2**15 else (128, 256), contexts.LARGEST)
+    integers *= draw.choice([0, -1, 1], integers.shape, p=[0.1, 0.1, 0.8])
+    if draw.random() < 0.5:
+        integers = integers.clip(-17, 17)
+    return [_lattice(np.frombuffer(contexts.encode([integers]), dtype=np.uint8), [extent], [extent])]
+
+
+def _lattice_many_matrices(draw: Draw) -> list[Group]:
+    """Matrices of one integer, each with all of numpy's calls."""
+    count = _around(draw, 400, 3000)
+    codes = np.frombuffer(contexts.encode([np.array([[contexts.LARGEST]])] * count), dtype=np.uint8)
+    return [_lattice(codes, [(1, 1)] * count, [(1, 1)] * count)]
+
+
+def _lattice_thin(draw: Draw) -> list[Group]:
+    """Rows of few columns: a run of decisions each. All are zero, which takes a byte."""
+    extent = (_around(draw, 2**14, 2**20), int(draw.integers(1, 4)))
+    return [_lattice(np.array([int(draw.integers(1, 256))]), [extent], [extent], 1)]
+
+
+def _lattice_parts(draw: Draw) -> list[Group]:
+    """A part of one integer in a matrix of millions; with a step of NaN, infinity, 0 or less, or an ordinary one."""
+    shape = _matrix(draw, _around(draw, 2**22, 2**28))
+    group = _lattice(np.frombuffer(contexts.encode([np.array([[1]])]), dtype=np.uint8), [(1, 1)], [shape])
+    step = [0x3C00, 0x7E00, 0x7C00, 0x8000, 0xBC00][draw.integers(5)]
+    return [group._replace(streams={**group.streams, "step": np.array([step])})]
 
 
 def _brackets(draw: Draw) -> Any:
@@ -201,12 +259,17 @@ FAMILIES: dict[str, Callable[[Draw], list[Group]]] = {
     "plain zeros": _zeros,
     "thousands of tensors": _many_tensors,
     "hundreds of groups": _many_groups,
+    "lattice: codes of one byte": _lattice_codes_of_one_byte,
+    "lattice: large integers": _lattice_large_integers,
+    "lattice: hundreds of matrices": _lattice_many_matrices,
+    "lattice: thin matrices": _lattice_thin,
+    "lattice: parts of claimed matrices": _lattice_parts,
 }
 
 
-def forge(draw: Draw) -> Forgery | None:
-    """One forgery; None where the settings drawn are none of the format's."""
-    names = [*FAMILIES, "manifest of brackets"]
+def forge(draw: Draw, only: str = "") -> Forgery | None:
+    """One forgery, of a family whose name begins with `only`; None where the settings are none of the format's."""
+    names = [name for name in (*FAMILIES, "manifest of brackets") if name.startswith(only)]
     family = names[draw.integers(len(names))]
     if family == "manifest of brackets":
         note = _brackets(draw)
@@ -216,8 +279,9 @@ def forge(draw: Draw) -> Forgery | None:
         raw = put_together(groups, _valid)
     except ArtifactError:
         return None
-    codec, settings, shapes = groups[0]
-    return Forgery(family, raw, f"{len(groups)} x {codec} {settings} {next(iter(shapes.values()))} x {len(shapes)}")
+    codec, settings, shapes, _ = groups[0]
+    what = f"{len(groups)} x {codec} {str(settings)[:200]} {next(iter(shapes.values()))} x {len(shapes)}"
+    return Forgery(family, raw, what)
 
 
 def measure(forgery: Forgery) -> Seen:
@@ -235,19 +299,19 @@ def measure(forgery: Forgery) -> Seen:
     return Seen(forgery.family, forgery.what, len(forgery.raw), outcome, seconds, peak)
 
 
-def campaign(count: int, seed: int) -> list[Seen]:
-    """So many forgeries; each can be made again from the seed and its number."""
+def campaign(count: int, seed: int, only: str = "") -> list[Seen]:
+    """So many forgeries, of families whose names begin with `only`; each can be made again from seed and number."""
     found: list[Seen] = []
     number = 0
     while len(found) < count:
-        forgery = forge(np.random.default_rng([seed, number]))
+        forgery = forge(np.random.default_rng([seed, number]), only)
         number += 1
         if forgery is not None:
             found.append(measure(forgery))
     return found
 
 
-def as_markdown(found: list[Seen], seed: int) -> str:
+def as_markdown(found: list[Seen], seed: int, only: str = "") -> str:
     """The results as a page."""
     accepted = [one for one in found if one.outcome.startswith("decoded")]
     slowest, largest = max(found, key=lambda one: one.seconds), max(found, key=lambda one: one.peak_bytes)
@@ -255,7 +319,7 @@ def as_markdown(found: list[Seen], seed: int) -> str:
     lines = [
         "# Opening forged artifacts",
         "",
-        f"`python -m experiments.forge --count {len(found)} --seed {seed}`",
+        f"`python -m experiments.forge --count {len(found)} --seed {seed}{only and f' --only {only}'}`",
         "",
         f"{len(found):,} files of {min(one.size for one in found):,} to "
         f"{max(one.size for one in found):,} bytes, right "
@@ -287,12 +351,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="families whose names begin so")
     parser.add_argument("--out", type=Path, default=RESULTS / "forge")
     options = parser.parse_args()
-    found = campaign(options.count, options.seed)
+    found = campaign(options.count, options.seed, options.only)
     write_atomic(options.out.with_suffix(".json"), json.dumps([one._asdict() for one in found], indent=1) + "\n")
-    write_atomic(options.out.with_suffix(".md"), as_markdown(found, options.seed))
-    print(as_markdown(found, options.seed))
+    write_atomic(options.out.with_suffix(".md"), as_markdown(found, options.seed, options.only))
+    print(as_markdown(found, options.seed, options.only))
     harmful = [one for one in found if one.seconds > SECONDS_LIMIT or one.peak_bytes > PEAK_LIMIT]
     for one in harmful:
         print(one)

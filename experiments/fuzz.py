@@ -47,6 +47,7 @@ import torch
 from phase8.artifact.read import parse, strict_json
 from phase8.artifact.write import file_bytes
 from phase8.codecs import EncodedGroup, get_codec
+from phase8.codecs.lattice.encode import LatticeConfig
 from phase8.config import Axis, HyperConfig, SeedLMConfig, Trajectory, VPTQConfig, Winding
 from phase8.errors import ArtifactError
 from phase8.files import write_atomic
@@ -97,10 +98,12 @@ CODECS: dict[str, list[tuple[str, Any]]] = {
     ],
     "hyper depth": [("hyper", series_over_depth(Trajectory.polynomial, 1, block_size=3))],
     "hyper fourier depth": [("hyper", series_over_depth(Trajectory.fourier, 2, coefficient_bits=5))],
+    "lattice": [("lattice", LatticeConfig(start_step=0.9))],
     "all codecs": [
         ("seedlm", SeedLMConfig(seed_bits=6)),
         ("vptq", VPTQConfig(codebook_size=8, vector_dim=4)),
         ("hyper", HyperConfig(dims=4, grid=63)),
+        ("lattice", LatticeConfig()),
     ],
 }
 

@@ -33,13 +33,13 @@ def refused(raw: bytes, match: str, most_bytes: int = 1 << 21) -> None:
 
 
 def test_one_polynomial_over_a_claimed_matrix() -> None:
-    raw = forge.put_together([("hyper", SERIES, {"a": (65536, 4096)})], forge._valid)
+    raw = forge.put_together([forge.Group("hyper", SERIES, {"a": (65536, 4096)})], forge._valid)
     assert len(raw) < 800
     refused(raw, "268,435,456 weights, more than the [34],")
 
 
 def test_a_register_of_20_bits_for_every_few_weights() -> None:
-    groups: list[forge.Group] = [("seedlm", REGISTER, {f"a{n}": (2, 2)}) for n in range(57)]
+    groups: list[forge.Group] = [forge.Group("seedlm", REGISTER, {f"a{n}": (2, 2)}) for n in range(57)]
     raw = forge.put_together(groups, forge._valid)
     refused(raw, "operations, more than")
     one = forge.put_together(groups[:1], forge._valid)  # as many as the file's length is good for may be built
@@ -56,7 +56,7 @@ def test_a_manifest_of_millions_of_parts(note: Any) -> None:
 def test_a_pool_is_measured_before_it_is_read(tmp_path) -> None:
     """Its length is that of the packed form at most; a file of holes costs its maker nothing."""
     header, manifest, _ = fuzz.take_apart(
-        forge.put_together([("plain", {"dtype": "float32"}, {"a": (8,)})], forge._valid)
+        forge.put_together([forge.Group("plain", {"dtype": "float32"}, {"a": (8,)})], forge._valid)
     )
     hole = 3 << 30
     manifest["pools"][0][6] = hole
@@ -78,7 +78,7 @@ def test_a_pool_is_measured_before_it_is_read(tmp_path) -> None:
 
 def test_streams_of_one_symbol_take_no_more_than_the_budget() -> None:
     """The entropy coder writes a million of them in a dozen bytes."""
-    raw = forge.put_together([("plain", {"dtype": "float16"}, {"a": (1 << 22,)})], forge._valid)
+    raw = forge.put_together([forge.Group("plain", {"dtype": "float16"}, {"a": (1 << 22,)})], forge._valid)
     assert len(raw) < 1000
     refused(raw, "(values|weights), more than")
 
@@ -131,7 +131,7 @@ def test_what_a_decoder_says_of_its_steps_is_held_against_the_budget(monkeypatch
     """A decoder that takes symbols one by one, in Python, needs no more than to say how many."""
     from phase8.codecs.plain import decode as plain
 
-    raw = forge.put_together([("plain", {"dtype": "float16"}, {"a": (8,)})], forge._valid)
+    raw = forge.put_together([forge.Group("plain", {"dtype": "float16"}, {"a": (8,)})], forge._valid)
     layout = plain.layout
 
     def slow(settings, shapes) -> Layout:

@@ -13,6 +13,7 @@ from phase8.codecs.decoders import decode, layout
 from phase8.codecs.lattice.encode import LatticeConfig, pack
 from phase8.codecs.lattice.train import LatticeTrainable, ideal_bits, laplace_scale
 from phase8.errors import ArtifactError
+from phase8.lossless import contexts
 
 
 def test_a_group_decodes_to_step_times_integer_and_zeros_around():
@@ -116,3 +117,23 @@ def test_widening_the_zero_bin_zeroes_what_is_near_it():
 def test_forged_settings_are_refused_before_anything_is_decoded(settings):
     with pytest.raises(ArtifactError):
         layout("lattice", settings, {"w": (2, 3)})
+
+
+def test_a_file_may_be_as_long_as_any_integers_make_it():
+    """Matrices of one large integer take 50 bits each: nothing helps with guessing them."""
+    largest = np.array([[contexts.LARGEST]])
+    group = pack(
+        {f"{n}": largest for n in range(5)}, {f"{n}": 1.0 for n in range(5)}, {f"{n}": (1, 1) for n in range(5)}
+    )
+    assert group.settings["coded_bytes"] > 5 * 6
+    assert all(weights.item() == contexts.LARGEST for _, weights in decode(group))
+
+
+def test_what_decoding_takes_is_charged_before_it_begins():
+    """Runs, matrices and integers each cost; what the stream is too short for costs nothing."""
+    short = layout("lattice", {"extents": [[1000, 1000]], "coded_bytes": 1}, {"w": (1000, 1000)})
+    long = layout("lattice", {"extents": [[1000, 1000]], "coded_bytes": 1 + 4 * 500_000}, {"w": (1000, 1000)})
+    assert short.steps >= 60 * 4000 + 250_000 and long.steps >= short.steps + 4_000_000
+    many = {f"{n}": (1, 1) for n in range(500)}
+    assert layout("lattice", {"extents": [[1, 1]] * 500, "coded_bytes": 500}, many).steps >= 500_000
+    assert short.table >= 2 * 1000 * 1000

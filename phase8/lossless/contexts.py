@@ -51,6 +51,8 @@ _RATE = 3
 _AT_ONCE = 2048
 """Most decisions on magnitudes between two updates of their counts."""
 _BINS = 24
+_EVEN = 1 << 14
+"""Most even decisions (signs, the bits of large magnitudes) that are taken at once; the bytes do not depend on it."""
 
 Take = Callable[[np.ndarray], np.ndarray]
 """Given probabilities int64 [n], names the outcomes, int64 [n] of 0 and 1."""
@@ -77,6 +79,10 @@ def _squash(x: np.ndarray) -> np.ndarray:
 
 def _stretch(p: np.ndarray) -> np.ndarray:
     return _stretch_table()[p >> 4]
+
+
+def _run_length(columns: int) -> int:
+    return max(RUN, -(-columns // 4))
 
 
 class _Mixer:
@@ -111,16 +117,16 @@ class _State:
 
 
 def _places(shape: tuple[int, int], state: _State, take: Take, full: int) -> np.ndarray:
-    """The map of non-zero values, int64 [O, I]; `full` is the matrix's own share of them."""
+    """The map of non-zero values, bool [O, I]; `full` is the matrix's own share of them."""
     rows, columns = shape
-    places = np.zeros(shape, dtype=np.int64)
+    places = np.zeros(shape, dtype=bool)
     known = state.columns.get(columns)
     slow_I = np.full(columns, full, dtype=np.int64) if known is None else known.copy()
     fast_I = slow_I.copy()
     # A guess of the density is worth as many rows as it takes to see `_TRUST` non-zero values.
     trust = min(max(_TRUST * ONE // full, 4), 400)
     steady, lately = 8 * trust + 128, max(16, 2 * trust)
-    length = max(RUN, -(-columns // 4))
+    length = _run_length(columns)
     typical_row, constant = full, int(_stretch(np.array([full]))[0])
     for row in range(rows):
         ones = seen = 0
@@ -148,14 +154,20 @@ def _places(shape: tuple[int, int], state: _State, take: Take, full: int) -> np.
 
 
 def _density_bins(places: np.ndarray) -> np.ndarray:
-    """For each non-zero value, in reading order, how dense its row and column are together, 0 .. _BINS - 1."""
+    """For each non-zero value, in reading order, how dense its row and column are together, uint8, 0 .. _BINS - 1."""
     rows, columns = places.shape
     in_row, in_column = places.sum(1), places.sum(0)
-    row, column = np.nonzero(places)
     # Half octaves of the product of the two densities, by comparing squares: every operation is one IEEE operation.
-    product = (in_row[row] * in_column[column]).astype(np.float64)
     limits = np.float64(rows * columns) ** 2 * 0.5 ** np.arange(_BINS, dtype=np.float64)[::-1]
-    return np.searchsorted(limits, product * product, side="right").clip(0, _BINS - 1)
+    bins, end = np.empty(int(in_row.sum()), dtype=np.uint8), 0
+    at_once = max(1, _EVEN // columns)
+    for begin in range(0, rows, at_once):
+        row, column = np.nonzero(places[begin : begin + at_once])
+        product = (in_row[begin + row] * in_column[column]).astype(np.float64)
+        found = np.searchsorted(limits, product * product, side="right").clip(0, _BINS - 1)
+        bins[end : end + found.size] = found
+        end += found.size
+    return bins
 
 
 def _parts(count: int) -> Iterator[slice]:
@@ -167,39 +179,53 @@ def _parts(count: int) -> Iterator[slice]:
         size = min(2 * size, _AT_ONCE)
 
 
+def _even_parts(count: int) -> Iterator[slice]:
+    """Runs of decisions that are as likely to be yes as no."""
+    return (slice(begin, min(count, begin + _EVEN)) for begin in range(0, count, _EVEN))
+
+
+def _even(count: int, take: Take) -> np.ndarray:
+    """Takes so many even decisions; bool [count]."""
+    outcomes = np.empty(count, dtype=bool)
+    for part in _even_parts(count):
+        outcomes[part] = take(np.full(part.stop - part.start, ONE // 2, dtype=np.int64))
+    return outcomes
+
+
 def _magnitudes(bins: np.ndarray, state: _State, take: Take) -> np.ndarray:
-    """Magnitudes of the non-zero values, int64, at least 1."""
-    values = np.ones(bins.size, dtype=np.int64)
+    """Magnitudes of the non-zero values, int32, at least 1."""
+    values = np.ones(bins.size, dtype=np.int32)
     alive = np.arange(bins.size)
     for level in range(2, LEVELS + 1):
         if alive.size == 0:
             return values
         yes, total = state.yes[level], state.total[level]
-        larger = np.zeros(alive.size, dtype=np.int64)
+        larger = np.zeros(alive.size, dtype=bool)
         for part in _parts(alive.size):
             of = bins[alive[part]]
             p = np.clip((yes[of] + 1 << 16) // (total[of] + 3), _LEAST, ONE - _LEAST)
             larger[part] = take(p)
-            yes += np.bincount(of[larger[part] == 1], minlength=_BINS)
+            yes += np.bincount(of[larger[part]], minlength=_BINS)
             total += np.bincount(of, minlength=_BINS)
-        alive = alive[larger == 1]
+        alive = alive[larger]
         values[alive] += 1
     if alive.size:  # magnitude LEVELS stands for itself and more
-        more = np.zeros(alive.size, dtype=np.int64)
+        more = np.zeros(alive.size, dtype=np.int32)
         for _ in range(16):
-            more = more << 1 | take(np.full(alive.size, ONE // 2, dtype=np.int64))
+            more = more << 1 | _even(alive.size, take)
         values[alive] += more
     return values
 
 
 def _walk(shape: tuple[int, int], full: int, state: _State, take: Take) -> np.ndarray:
-    """Takes every decision of a matrix in order; returns its values, int64 [O, I]."""
+    """Takes every decision of a matrix in order; returns its values, int32 [O, I]."""
     places = _places(shape, state, take, full)
     state.fade()
-    count = int(places.sum())
-    negative = take(np.full(count, ONE // 2, dtype=np.int64))
-    values = np.zeros(shape, dtype=np.int64)
-    values[places == 1] = _magnitudes(_density_bins(places), state, take) * (1 - 2 * negative)
+    negative = _even(int(places.sum()), take)
+    found = _magnitudes(_density_bins(places), state, take)
+    np.negative(found, out=found, where=negative)
+    values = np.zeros(shape, dtype=np.int32)
+    values[places] = found
     return values
 
 
@@ -213,7 +239,7 @@ class _Recorder:
     def follow(self, values: np.ndarray, full: int, state: _State) -> None:
         magnitudes = np.abs(values)
         nonzero = values != 0
-        run = max(RUN, -(-values.shape[1] // 4))
+        run = _run_length(values.shape[1])
         self._script = iter(self._outcomes(values, magnitudes, nonzero, run))
         _walk(values.shape, full, state, self._take)
 
@@ -222,8 +248,8 @@ class _Recorder:
         for row in nonzero:
             for begin in range(0, row.size, run):
                 yield row[begin : begin + run]
-        yield values[nonzero] < 0
-        alive = magnitudes[nonzero]
+        alive, negative = magnitudes[nonzero], values[nonzero] < 0
+        yield from (negative[part] for part in _even_parts(negative.size))
         for level in range(2, LEVELS + 1):
             if alive.size == 0:
                 return
@@ -231,8 +257,7 @@ class _Recorder:
                 yield alive[part] >= level
             alive = alive[alive >= level]
         for bit in range(15, -1, -1):
-            if alive.size:
-                yield (alive - LEVELS) >> bit & 1
+            yield from ((alive[part] - LEVELS) >> bit & 1 for part in _even_parts(alive.size))
 
     def _take(self, p: np.ndarray) -> np.ndarray:
         outcome = next(self._script).astype(np.int64)
@@ -323,7 +348,7 @@ class _Coder:
 
 
 def decode_each(blob: bytes | memoryview, shapes: Sequence[tuple[int, int]]) -> Iterator[np.ndarray]:
-    """Yields the matrices, int64 [O, I] of the shapes given, that `encode` was called with, one after the other.
+    """Yields the matrices, int32 [O, I] of the shapes given, that `encode` was called with, one after the other.
 
     Time and memory follow from the shapes, which the caller has to have checked.
 
@@ -352,6 +377,19 @@ def decode(blob: bytes | memoryview, shapes: Sequence[tuple[int, int]]) -> list[
     return list(decode_each(blob, shapes))
 
 
-def runs_of(shape: tuple[int, int]) -> int:
-    """How many runs of columns a matrix is decoded in: each takes some 40 microseconds, however short."""
-    return shape[0] * -(-shape[1] // max(RUN, -(-shape[1] // 4)))
+def microseconds(shapes: Sequence[tuple[int, int]], coded_bytes: int) -> int:
+    """About how long decoding takes at most, before it begins.
+
+    Every run of columns, however short, costs numpy's calls, and so does every level of magnitudes of a matrix. A value
+    may be asked for 17 levels and 16 bits more, but a coder that has been read to its end says "no" for ever: a sign
+    takes a bit of the stream, and so does each of the 16.
+    """
+    stored = sum(rows * columns for rows, columns in shapes)
+    bits = 8 * coded_bytes
+    runs = sum(rows * -(-columns // _run_length(columns)) for rows, columns in shapes)
+    return 1000 * len(shapes) + 60 * runs + stored // 4 + 4 * min(stored, bits) + 3 * min(stored, bits // 17)
+
+
+def numbers_held(shape: tuple[int, int]) -> int:
+    """Most numbers, of eight bytes, that decoding a matrix holds at once, the matrix among them."""
+    return 4 * shape[0] * shape[1] + 20 * _run_length(shape[1])

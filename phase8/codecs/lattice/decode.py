@@ -21,9 +21,9 @@ from phase8.codecs.streams import EncodedGroup, Layout, float16_values, matrix_s
 from phase8.errors import ArtifactError
 from phase8.lossless import contexts
 
-MAX_CODED_BITS = 40
-"""Bits that one integer's decisions can take, with room: a file cannot claim more for the integers that it stands
-for."""
+MAX_CODED_BITS = 256
+"""Most bits that one integer takes: 13 for its place and each of 17 levels (no probability is below 2^-13), 17 more for
+its sign and the bits of a large magnitude. A file cannot claim more for the integers that it stands for."""
 
 
 def extents_of(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:
@@ -61,8 +61,8 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         shared={"codes": (coded, 8)},
         tensors={name: {"step": (1, 16)} for name in shapes},
         operations=sum(math.prod(shape) for shape in shapes.values()) + 64 * stored,
-        table=1 << 14 | 6 * max(o * i for o, i in extents),
-        steps=sum(40 * contexts.runs_of(extent) for extent in extents) + stored // 4,
+        table=(1 << 14) + max(map(contexts.numbers_held, extents)),
+        steps=contexts.microseconds(extents, coded),
     )
 
 
