@@ -207,7 +207,7 @@ def _lattice(codes: np.ndarray, extents: list[tuple[int, int]], shapes: list[tup
 def _lattice_codes_of_one_byte(draw: Draw) -> list[Group]:
     """Coded decisions that the entropy coder of the pool writes in a dozen bytes, whatever they claim to be long."""
     extent = _matrix(draw, _around(draw, 2**18, 2**24))
-    coded = 1 + 4 * int(extent[0] * extent[1] * draw.uniform(0, 1.2))
+    coded = 1 + 4 * int(extent[0] * extent[1] * max(0.0, draw.uniform(-0.5, 1.2)))
     byte = np.array([int(draw.integers(1, 256))])
     return [_lattice(byte, [extent], [extent], coded)]
 

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ import yaml
 from phase8.config import CompressionConfig, PathsConfig, WandbMode
 from phase8.errors import ConfigError, OutputError, Phase8Error
 from phase8.events import Event, EventLog, Failed, Listener, RunStart, StepComplete, plain, read_events
-from phase8.files import fresh_directory, make_directory, read_bounded, write_atomic
+from phase8.files import CACHE, fresh_directory, make_directory, read_bounded, write_atomic
 from phase8.run.signals import EndOnSignal
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def _run(
     past: Sequence[Event] = (),
 ) -> dict[str, Any]:
     """Runs with the log open; a report is written whatever happens."""
-    run_dir, cache_dir = Path(config.paths.output_dir), make_directory(Path(config.paths.cache_dir))
+    run_dir, cache_dir = Path(config.paths.output_dir), make_directory(Path(config.paths.cache_dir), CACHE)
     if not config.model.path.count("/") == 1 or Path(config.model.path).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -162,16 +162,24 @@ def _run(
             return Pipeline(config, source, run_dir, cache_dir, events, journal, ending).run()
         except Exception as error:
             ending.hold()
-            events.emit(failed(error))
+            with suppress(OutputError):  # where the disk is full, `error` says so already
+                events.emit(failed(error))
             raise
         finally:
             ending.hold()
+            under_way = sys.exception() is not None
             try:
                 open_listeners.close()
             finally:
-                from phase8.watch.report import write_report
+                _write_report(run_dir, under_way)
 
-                write_report(run_dir)
+
+def _write_report(run_dir: Path, under_way: bool) -> None:
+    """Writes the report; where another error is under way, one of the report's does not take its place."""
+    from phase8.watch.report import write_report
+
+    with suppress(OutputError) if under_way else nullcontext():
+        write_report(run_dir)
 
 
 def _loaded(config: CompressionConfig, source: SourceModel | None) -> SourceModel:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phase8.errors import Phase8Error
-from phase8.files import make_directory, output_error
+from phase8.files import CACHE, make_directory, writing
 
 Result = TypeVar("Result")
 
@@ -110,27 +110,24 @@ class ContentCache:
             return None  # damaged, or deleted at this moment: made anew and replaced
 
     def _keep(self, path: Path, result: Result, write: Callable[[Path, Result], Any]) -> None:
-        make_directory(path.parent)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            write(temporary, result)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise output_error(error, path) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        make_directory(path.parent, CACHE)
+        with writing(path, CACHE):
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
+            os.close(handle)
+            temporary = Path(name)
+            try:
+                write(temporary, result)
+                os.chmod(temporary, 0o644)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Holds the lock of a key; waits for the process that has it, and takes it at once from one that died."""
-        path = make_directory(self.directory / "locks") / f"{key}.lock"
-        try:
+        path = make_directory(self.directory / "locks", CACHE) / f"{key}.lock"
+        with writing(path, CACHE):
             file = path.open("a")
-        except OSError as error:
-            raise output_error(error, path) from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,21 +14,72 @@ from pathlib import Path
 
 from phase8.errors import OutputError, Phase8Error
 
+RUN = "paths.output_dir"
+CACHE = "paths.cache_dir"
+TEMPORARY = "TMPDIR"
+OUT = "OUT"
+"""What decides where something is written: two settings, a variable, and the argument of a command."""
 
-def output_error(error: OSError, path: Path) -> OutputError:
-    """An operating system's error at writing, with what can be done about it."""
+
+def output_error(error: OSError, path: Path, place: str = RUN) -> OutputError:
+    """An operating system's error at writing, with what can be done about it.
+
+    Args:
+        place: what a user would change to have it written elsewhere.
+    """
     fixes = {
-        errno.ENOSPC: "free some disk space, or set paths.output_dir to a disk that has room",
-        errno.EDQUOT: "free some of your quota, or set paths.output_dir elsewhere",
-        errno.EROFS: "set paths.output_dir to a directory on a writable disk",
-        errno.EACCES: "set paths.output_dir to a directory that you may write to",
+        errno.ENOSPC: f"free some disk space, or set {place} to a disk that has room",
+        errno.EDQUOT: f"free some of your quota, or set {place} elsewhere",
+        errno.EFBIG: f"raise the limit of a file's length (ulimit -f), or set {place} to another file system",
+        errno.EROFS: f"set {place} to a directory on a writable disk",
+        errno.EACCES: f"set {place} to a directory that you may write to",
+        errno.EPERM: f"set {place} to a directory that you may write to",
     }
-    fix = fixes.get(error.errno or 0, "check that the directory exists and may be written to")
-    return OutputError(f"cannot write: {error.strerror or error}", where=str(path), fix=fix)
+    otherwise = f"check that the directory exists and may be written to, or set {place} to another"
+    return OutputError(
+        f"cannot write: {error.strerror or error}", where=str(path), fix=fixes.get(error.errno or 0, otherwise)
+    )
 
 
-def make_directory(path: Path) -> Path:
+def system_error(error: BaseException) -> OSError | None:
+    """The operating system's error that an exception is, or that a library written in Rust (safetensors, tokenizers)
+    tells of in its text: `... (os error 28)`."""
+    if isinstance(error, OSError):
+        return error if error.errno else None  # transformers raises OSErrors of its own, without a number
+    found = re.search(r"\(os error (\d{1,4})\)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1]))) if found else None
+
+
+@contextmanager
+def writing(path: Path | str, place: str = RUN) -> Iterator[None]:
+    """Turns whatever the block raises because the disk is full or not writable into an `OutputError`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, Phase8Error) or (found := system_error(error)) is None:
+            raise
+        raise output_error(found, Path(path), place) from error
+
+
+@contextmanager
+def temporary_directory() -> Iterator[Path]:
+    """A directory that vanishes when the block ends, where temporary files belong. What is written into it is best
+    written below `writing(directory, TEMPORARY)`.
+
+    Raises:
+        OutputError: there is no room for temporary files.
+    """
+    with writing("the directory of temporary files", TEMPORARY):
+        held = tempfile.TemporaryDirectory(prefix="phase8-", ignore_cleanup_errors=True)
+    with held as name:
+        yield Path(name)
+
+
+def make_directory(path: Path, place: str = RUN) -> Path:
     """Creates a directory and its parents.
+
+    Args:
+        place: see `output_error`.
 
     Raises:
         OutputError: it cannot be created or is not writable.
@@ -37,7 +89,7 @@ def make_directory(path: Path) -> Path:
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "permission denied")
     except OSError as error:
-        raise output_error(error, path) from error
+        raise output_error(error, path, place) from error
     return path
 
 
@@ -63,8 +115,11 @@ def fresh_directory(path: Path | str) -> Path:
     raise AssertionError("unreachable")
 
 
-def write_atomic(path: Path | str, data: bytes | str) -> Path:
+def write_atomic(path: Path | str, data: bytes | str, place: str = RUN) -> Path:
     """Writes a file completely or not at all: a temporary file beside it, flushed to disk, then renamed over it.
+
+    Args:
+        place: see `output_error`.
 
     Raises:
         OutputError: the disk is full or the place is not writable; what was there before is untouched.
@@ -81,7 +136,7 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        raise output_error(error, path) from error
+        raise output_error(error, path, place) from error
     finally:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
@@ -89,30 +144,30 @@ def write_atomic(path: Path | str, data: bytes | str) -> Path:
 
 
 @contextmanager
-def directory_swap(path: Path | str) -> Iterator[Path]:
+def directory_swap(path: Path | str, place: str = RUN) -> Iterator[Path]:
     """Yields an empty directory that takes the place of `path` when the block ends well, and vanishes when it does not.
+
+    Args:
+        place: see `output_error`.
 
     Raises:
         OutputError: the disk is full or the place is not writable; what was there before is untouched.
     """
     path = Path(path)
-    try:
+    with writing(path, place):
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         fresh.chmod(0o755)
-    except OSError as error:
-        raise output_error(error, path) from error
     try:
-        yield fresh
-        old = None
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            os.replace(path, old / path.name)
-        os.replace(fresh, path)
-        if old is not None:
-            shutil.rmtree(old)
-    except OSError as error:
-        raise output_error(error, path) from error
+        with writing(path, place):
+            yield fresh
+            old = None
+            if path.exists():
+                old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+                os.replace(path, old / path.name)
+            os.replace(fresh, path)
+            if old is not None:
+                shutil.rmtree(old)
     finally:
         if fresh.exists():
             shutil.rmtree(fresh, ignore_errors=True)

@@ -8,8 +8,6 @@ itself. Then the run would end well and its artifact would be another model, or 
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from phase8.artifact.write import settings_files
 from phase8.errors import ModelError
+from phase8.files import TEMPORARY, temporary_directory, writing
 from phase8.model.source import SourceModel, unique_parameters
 from phase8.model.window import window
 
@@ -33,11 +32,11 @@ def check_reopens(source: SourceModel) -> None:
         ModelError: it cannot be opened, has other parameters, answers otherwise, or cuts text into other tokens.
     """
     where = source.name
-    with TemporaryDirectory() as temporary:
-        directory = Path(temporary)
-        for name, content in settings_files(source.network, "rehearsal").items():
-            (directory / name).write_bytes(content)
-        source.tokenizer.save_pretrained(directory)
+    with temporary_directory() as directory:
+        with writing(directory, TEMPORARY):
+            for name, content in settings_files(source.network, "rehearsal").items():
+                (directory / name).write_bytes(content)
+            source.tokenizer.save_pretrained(directory)
         try:
             with torch.random.fork_rng(devices=[]):  # a run's chance is seeded elsewhere, and not spent here
                 config = AutoConfig.from_pretrained(directory, trust_remote_code=False)

@@ -16,7 +16,7 @@ from typing import Any
 
 from phase8.benchmarks.evaluate import SuiteResult
 from phase8.errors import BenchmarkError, Phase8Error
-from phase8.files import make_directory, read_bounded, write_atomic
+from phase8.files import CACHE, make_directory, read_bounded, write_atomic
 
 MAX_BYTES = 64 << 20
 HASH_DIGITS = 32
@@ -53,10 +53,10 @@ class BaselineCache:
         Raises:
             OutputError: the directory cannot be written to; what was there before is untouched.
         """
-        make_directory(self.directory)
+        make_directory(self.directory, CACHE)
         content = {"model": model_hash, "suite": suite_hash, "result": json.loads(result.to_json())}
         file = {"sha256": _checksum(content), "content": content}
-        write_atomic(self._path(model_hash, suite_hash), json.dumps(file))
+        write_atomic(self._path(model_hash, suite_hash), json.dumps(file), CACHE)
 
     def _path(self, model_hash: str, suite_hash: str) -> Path:
         parts = [re.sub(r"[^0-9A-Za-z]", "", part)[:HASH_DIGITS] for part in (model_hash, suite_hash)]

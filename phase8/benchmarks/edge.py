@@ -23,12 +23,11 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from phase8.benchmarks.suite import EDGE_OF_CHAOS, MINI, Suite, load_tasks, spread
 from phase8.errors import BenchmarkError, ConfigError
-from phase8.files import read_bounded
+from phase8.files import TEMPORARY, read_bounded, temporary_directory, writing
 from phase8.model.text import decoded
 
 TARGET = 0.75
@@ -225,9 +224,10 @@ def with_pool(suite: Suite, items: Sequence[Item], probes: Sequence[Item] = ()) 
         return replace(suite, tasks=tuple(other for other in suite.tasks if other is not task))
     lines = [json.dumps({**item, "id": number}) for number, item in enumerate(items)]
     data = "\n".join(lines) + "\n"
-    with TemporaryDirectory() as directory:
-        (Path(directory) / f"{task.name}.jsonl").write_text(data, encoding="utf-8")
-        loaded = load_tasks(MINI, [task.name], data_dir=directory)
+    with temporary_directory() as directory:
+        with writing(directory, TEMPORARY):
+            (directory / f"{task.name}.jsonl").write_text(data, encoding="utf-8")
+        loaded = load_tasks(MINI, [task.name], data_dir=str(directory))
     return replace(suite, loaded={**suite.loaded, **loaded}, edge_pool=data, edge_probes=tuple(probes))
 
 

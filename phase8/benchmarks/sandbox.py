@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from phase8.errors import BenchmarkError
+from phase8.files import TEMPORARY, writing
 
 SERVER = Path(__file__).with_name("sandbox_server.py")
 WALLS = Path(__file__).with_name("walls")
@@ -112,7 +113,8 @@ class Sandbox:
         return self._owner == os.getpid()
 
     def _start(self) -> None:
-        self._scratch = tempfile.TemporaryDirectory(prefix="phase8-sandbox-", ignore_cleanup_errors=True)
+        with writing("the directory of temporary files", TEMPORARY):
+            self._scratch = tempfile.TemporaryDirectory(prefix="phase8-sandbox-", ignore_cleanup_errors=True)
         os.chmod(self._scratch.name, 0o711)
         self._server = subprocess.Popen(
             [sys.executable, "-I", "-S", str(SERVER), str(WALLS), ",".join(self._kinds), str(MEMORY_BYTES)],

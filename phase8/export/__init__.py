@@ -23,7 +23,7 @@ from pathlib import Path
 
 from phase8.artifact.read import COUNTED_FILES
 from phase8.errors import ModelError, OutputError
-from phase8.files import directory_swap
+from phase8.files import OUT, directory_swap
 
 
 class Format(StrEnum):
@@ -63,7 +63,7 @@ def export(artifact: Path | str, out: Path | str, format: Format | str, *, dtype
         Format.gguf: _write_gguf,
         Format.onnx: _write_onnx,
     }
-    with directory_swap(out) as fresh:
+    with directory_swap(out, OUT) as fresh:
         return writers[Format(format)](artifact, fresh, dtype)
 
 

@@ -228,7 +228,7 @@ def save_artifact(
         return
     quantizer = cast(Phase8Quantizer, model.hf_quantizer)
     quantizer.check_unchanged(model)
-    directory = make_directory(Path(save_directory))
+    directory = make_directory(Path(save_directory), "save_directory")
     for name, content in quantizer.files().items():
-        make_directory((directory / name).parent)
-        write_atomic(directory / name, content)
+        make_directory((directory / name).parent, "save_directory")
+        write_atomic(directory / name, content, "save_directory")

@@ -14,12 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
 
 from phase8.errors import ModelError
+from phase8.files import temporary_directory
 
 ADAPTER_FILE = "adapter_config.json"
 _WEIGHTS = "adapter_model.safetensors"
@@ -42,11 +42,11 @@ def refuse_adapter(directory: Path) -> None:
 @contextmanager
 def without_adapter(directory: Path) -> Iterator[Path]:
     """A directory with the same files but the adapter's: transformers would load it by itself, and unmerged."""
-    with TemporaryDirectory() as temporary:
+    with temporary_directory() as temporary:
         for path in directory.iterdir():
             if not path.name.startswith("adapter_"):
-                os.symlink(path.absolute(), Path(temporary) / path.name)
-        yield Path(temporary)
+                os.symlink(path.absolute(), temporary / path.name)
+        yield temporary
 
 
 def merge_from(directory: Path, network: Any) -> Any:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +27,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.pytorch_utils import Conv1D
 
 from phase8.errors import ArtifactError, ModelError
-from phase8.files import read_bounded
+from phase8.files import TEMPORARY, read_bounded, temporary_directory, writing
 from phase8.model.adapter import ADAPTER_FILE, has_adapter, is_adapted, merge_from, merge_held, without_adapter
 from phase8.model.generation import generation_text, read_generation
 from phase8.model.shards import INDEX, read_index
@@ -190,9 +189,10 @@ class SourceModel:
 
 def saved_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
     """The files that the tokenizer's own library writes, by name."""
-    with tempfile.TemporaryDirectory(prefix="phase8-tokenizer-") as directory:
-        tokenizer.save_pretrained(directory)
-        paths = sorted(path for path in Path(directory).rglob("*") if path.is_file())
+    with temporary_directory() as directory:
+        with writing(directory, TEMPORARY):
+            tokenizer.save_pretrained(directory)
+        paths = sorted(path for path in directory.rglob("*") if path.is_file())
         return {path.relative_to(directory).as_posix(): path.read_bytes() for path in paths}
 
 

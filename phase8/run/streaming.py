@@ -41,7 +41,7 @@ from phase8.codecs.base import Progress
 from phase8.codecs.matrices import AT_ONCE, HeldMatrix, Matrix
 from phase8.config import CompressionConfig
 from phase8.errors import ModelError
-from phase8.files import directory_swap, make_directory, write_atomic
+from phase8.files import OUT, directory_swap, make_directory, write_atomic
 from phase8.limits import TRUSTED
 from phase8.model.adapter import refuse_adapter
 from phase8.model.generation import read_generation
@@ -312,7 +312,7 @@ def encode_checkpoint(
     checkpoint, out = open_checkpoint(directory), Path(out)
     source = {"hash": checkpoint.content_hash(), "parameters": checkpoint.parameter_count}
     listed, pools = [], []
-    with directory_swap(out) as fresh:
+    with directory_swap(out, OUT) as fresh:
         # The header stands first in the file and is known last.
         waiting = fresh / "payload"
         with waiting.open("wb") as payload:
@@ -333,5 +333,5 @@ def encode_checkpoint(
         waiting.unlink()
         for name, content in beside.items():
             make_directory((fresh / name).parent)
-            write_atomic(fresh / name, content)
+            write_atomic(fresh / name, content, OUT)
     return read_manifest(out, limits=TRUSTED)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phase8.files import write_atomic
+from phase8.files import CACHE, write_atomic
 from phase8.train.threads import side_by_side
 
 TINY = 1e-6
@@ -122,7 +122,7 @@ def save_answers(directory: Path, key: str, answers: Answers) -> None:
     buffer = io.BytesIO()
     check = np.array(_checksum(answers.log_p_NTK, answers.token_NTK))
     np.savez(buffer, log_p=answers.log_p_NTK, token=answers.token_NTK, check=check)
-    write_atomic(directory / f"answers_{key}.npz", buffer.getvalue())
+    write_atomic(directory / f"answers_{key}.npz", buffer.getvalue(), CACHE)
 
 
 def _checksum(log_p: np.ndarray, token: np.ndarray) -> str:

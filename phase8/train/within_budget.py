@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from phase8.codecs.lattice.train import LatticeTrainable, ideal_bits
-from phase8.files import write_atomic
+from phase8.files import make_directory, write_atomic
 from phase8.lossless import contexts
 from phase8.train.answers import TINY, Answers
 from phase8.train.grokfast import GrokfastFilter
@@ -329,7 +329,7 @@ class _Training(lightning.LightningModule):
         """Writes a checkpoint, whole or not at all."""
         assert self._directory is not None
         state = self._state()
-        self._directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self._directory)
         tensors = {name: value.contiguous().cpu() for name, value in state["tensors"].items()}
         write_atomic(self._directory / "checkpoint.safetensors", save(tensors, metadata={"state": state["meta"]}))
 
