@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from phase8.sweep.watch import TrialWatch
 OUR_ERROR, INTERRUPTED = 2, 130
 DETAILS = "logger.verbose=true"
 """What `-v` and `--verbose` stand for."""
+ENDED = threading.Event()
+"""Set once a run of this process has written its result: what is interrupted from then on is no run."""
 FREE = ("benchmarks.experts.",)
 """Below these a name may be new."""
 
@@ -139,6 +142,7 @@ def main(composed: DictConfig) -> dict[str, float] | None:
         with dashboard_beside(config.dashboard and not inside_job(), config.paths.output_dir):
             watch = TrialWatch(config)
             result = run_configured(config, listeners=[watch] if inside_job() else [])
+            ENDED.set()
     except Phase8Error as error:
         if inside_job():
             raise  # one job of several: the sweeper records it, and the others go on
@@ -169,7 +173,9 @@ def resumed(arguments: list[str]) -> bool:
         )
     from phase8.api import resume
 
-    if resume(asked[0].removeprefix("resume="), verbose=verbose)["interrupted"]:
+    result = resume(asked[0].removeprefix("resume="), verbose=verbose)
+    ENDED.set()
+    if result["interrupted"]:
         sys.exit(INTERRUPTED)
     return True
 
@@ -188,7 +194,8 @@ def fail(error: Phase8Error) -> None:
     sys.exit(OUR_ERROR)
 
 
-if __name__ == "__main__":
+def program() -> None:
+    """The whole program, whose arguments are those of the command line."""
     try:
         sys.argv[1:] = [DETAILS if word in ("-v", "--verbose") else word for word in sys.argv[1:]]
         if not resumed(sys.argv[1:]):
@@ -199,7 +206,12 @@ if __name__ == "__main__":
     except Phase8Error as problem:
         fail(problem)
     except KeyboardInterrupt:
-        print("interrupted before the run began", file=sys.stderr)
+        when = "after the run had written its result" if ENDED.is_set() else "before the run began"
+        print(f"interrupted {when}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     finally:
         flush_output()
+
+
+if __name__ == "__main__":
+    program()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from anyio import to_thread
 
 from phase8.config import CompressionConfig, PathsConfig, WandbMode
 from phase8.errors import ConfigError, OutputError, Phase8Error
@@ -235,7 +235,8 @@ class FinalCompressionPhase:
         Raises:
             Phase8Error: bad settings, model or output directory.
         """
-        return await asyncio.to_thread(self._run, model, tokenizer)
+        # anyio's, not asyncio's: it works under trio too. Whoever cancels does not wait for the run.
+        return await to_thread.run_sync(self._run, model, tokenizer, abandon_on_cancel=True)
 
     def _run(self, model: PreTrainedModel | str | Path, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
         from phase8.errors import ModelError

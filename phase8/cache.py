@@ -7,6 +7,7 @@ the lock is the kernel's (`flock`) and dies with its process, so a killed one le
 file. A file appears in one step or not at all.
 
     CACHE/encoded/3f2a....p8      kept results, by kind
+    CACHE/sums/3f2a....p8         SHA-256 of a kept result and of what belongs to it; one that differs is made anew
     CACHE/locks/3f2a....lock      empty files
 """
 
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from phase8.errors import Phase8Error
-from phase8.files import CACHE, make_directory, writing
+from phase8.files import CACHE, make_directory, write_atomic, writing
 
 Result = TypeVar("Result")
 
@@ -73,6 +74,7 @@ class ContentCache:
         write: Callable[[Path, Result], Any],
         suffix: str = "",
         found: Callable[[], Any] = lambda: None,
+        beside: Path | None = None,
     ) -> Result:
         """The result for these parts: the kept one, or one that is made and kept now.
 
@@ -82,6 +84,7 @@ class ContentCache:
             read: raises `Phase8Error` where a kept file cannot be used; it is then made anew.
             write: writes the result to a path of the same directory.
             found: called where a kept result is taken.
+            beside: a second file that `write` makes.
 
         Raises:
             OutputError: the cache cannot be written to.
@@ -90,26 +93,31 @@ class ContentCache:
             return make()
         key = content_key(parts)
         path = self.directory / kind / f"{key}{suffix}"
-        kept = self._read(path, read)
+        kept = self._read(path, beside, read)
         if kept is None:
             with self.lock(key):
-                kept = self._read(path, read)  # somebody else may have made it meanwhile
+                kept = self._read(path, beside, read)  # somebody else may have made it meanwhile
                 if kept is None:
                     result = make()
-                    self._keep(path, result, write)
+                    self._keep(path, beside, result, write)
                     return result
         found()
         return kept[0]
 
-    def _read(self, path: Path, read: Callable[[Path], Result]) -> tuple[Result] | None:
+    def _read(self, path: Path, beside: Path | None, read: Callable[[Path], Result]) -> tuple[Result] | None:
         if not path.exists():
             return None
         try:
+            if self._sum_file(path).read_text(encoding="ascii", errors="replace").strip() != _sum(path, beside):
+                return None
             return (read(path),)
         except (Phase8Error, OSError):
             return None  # damaged, or deleted at this moment: made anew and replaced
 
-    def _keep(self, path: Path, result: Result, write: Callable[[Path, Result], Any]) -> None:
+    def _sum_file(self, path: Path) -> Path:
+        return self.directory / "sums" / f"{path.parent.name}-{path.name}"
+
+    def _keep(self, path: Path, beside: Path | None, result: Result, write: Callable[[Path, Result], Any]) -> None:
         make_directory(path.parent, CACHE)
         with writing(path, CACHE):
             handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
@@ -118,6 +126,8 @@ class ContentCache:
             try:
                 write(temporary, result)
                 os.chmod(temporary, 0o644)
+                make_directory(self.directory / "sums", CACHE)
+                write_atomic(self._sum_file(path), _sum(temporary, beside) + "\n", CACHE)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -131,3 +141,14 @@ class ContentCache:
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _sum(path: Path, beside: Path | None) -> str:
+    """SHA-256 of a file, and of the one that belongs to it."""
+    digest = hashlib.sha256()
+    for part in (path,) if beside is None else (path, beside):
+        digest.update(str(part.stat().st_size).encode() + b"\0")
+        with part.open("rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()

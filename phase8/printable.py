@@ -1,8 +1,8 @@
 """Text that may come from anywhere, made fit to be shown: names in files, paths, what a model writes.
 
-A terminal obeys control characters, bidirectional marks turn a line's order round, and half a surrogate pair cannot be
-written at all. They are shown as Python would write them. Example: a name with the escape character that clears the
-screen is shown as `a\\x1b[2Jb`.
+A terminal obeys control characters, bidirectional marks turn a line's order round, tags and word joiners are not seen,
+and half a surrogate pair cannot be written at all. They are shown as Python would write them. Example: a name with the
+escape character that clears the screen is shown as `a\\x1b[2Jb`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 
 _HARMFUL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
 )
 _BREAKS = str.maketrans({"\n": "\\n", "\t": "\\t"})
 

@@ -57,6 +57,42 @@ def test_a_damaged_file_is_made_anew(tmp_path):
     assert file.read_text() == "ok:a result"
 
 
+def test_one_flipped_bit_is_found_wherever_it_is(tmp_path):
+    """Reading alone would take it for another result."""
+    made: list = []
+    take(tmp_path, {"a": 1}, made)
+    (file,) = (tmp_path / "things").iterdir()
+    (sums,) = (tmp_path / "sums").iterdir()
+    for damaged in (file, sums):
+        whole = damaged.read_bytes()
+        for place in range(3, len(whole) - 1):
+            damaged.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            before = len(made)
+            assert take(tmp_path, {"a": 1}, made) == "a result" and len(made) == before + 1
+    file.write_bytes(b"ok:a result")
+    sums.unlink()
+    before = len(made)
+    assert take(tmp_path, {"a": 1}, made) == "a result" and len(made) == before + 1
+
+
+def test_the_file_that_belongs_to_a_result_is_checked_too(tmp_path):
+    beside, made = tmp_path / "facts.json", []
+
+    def write(path: Path, text: str) -> None:
+        path.write_text(text)
+        beside.write_text("3 steps")
+
+    def take_both() -> str:
+        cache = ContentCache(tmp_path / "cache")
+        return cache.get_or_make(
+            "things", {}, read=Path.read_text, make=lambda: made.append(1) or "x", write=write, beside=beside
+        )
+
+    assert take_both() == take_both() == "x" and len(made) == 1
+    beside.write_text("9 steps")
+    assert take_both() == "x" and len(made) == 2 and beside.read_text() == "3 steps"
+
+
 def _in_process(directory, log):
     take(directory, {"a": 1}, [], log=log)
 

@@ -179,7 +179,22 @@ def test_generate_takes_safetensors_only(tmp_path, tiny_model_dir, capsys):
 
 # -- names on a terminal -------------------------------------------------------------------------------------------
 
-HARMFUL = ["\x1b[2J", "\x07", "\r", "\x9b31m", "\u202e", "\u2066", "\ud800", "\udcff", "\x00", "\u2028", "\x7f"]
+HARMFUL = [
+    "\x1b[2J",
+    "\x07",
+    "\r",
+    "\x9b31m",
+    "\u202e",
+    "\u2066",
+    "\ud800",
+    "\udcff",
+    "\x00",
+    "\u2028",
+    "\x7f",
+    "\ufeff",
+    "\u2060",
+    "\U000e0041",
+]
 
 
 @given(st.text(alphabet=st.characters() | st.sampled_from("".join(HARMFUL))))

@@ -1,10 +1,12 @@
 """What the command line says of values that Hydra reads otherwise than they were meant."""
 
 import shlex
+import threading
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+import run
 from phase8.errors import ConfigError
 from run import check_overrides
 
@@ -25,3 +27,20 @@ def test_several_values_are_fine_where_several_runs_are_asked_for():
     check_overrides(["-m", "seedlm.bits=3,4"])
     with pytest.raises(ConfigError, match="several values"):
         check_overrides(["seedlm.bits=3,4"])
+
+
+@pytest.mark.parametrize(("ended", "when"), [(False, "before the run began"), (True, "after the run had written")])
+def test_ctrl_c_says_what_it_interrupted(ended, when, monkeypatch, capsys):
+    """The second Ctrl-C may come when the run's own handlers are gone and Python is still leaving."""
+
+    def interrupted():
+        if ended:
+            run.ENDED.set()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "ENDED", threading.Event())
+    monkeypatch.setattr(run, "main", interrupted)
+    monkeypatch.setattr("sys.argv", ["run.py"])
+    with pytest.raises(SystemExit) as left:
+        run.program()
+    assert left.value.code == 130 and when in capsys.readouterr().err

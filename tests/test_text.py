@@ -8,8 +8,8 @@ from phase8.model.text import read_documents, token_sequences
 PARAGRAPHS = [f"The goose number {n}\neats grain in Brindle." for n in range(50)]
 
 
-@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("blank", ["", " ", "\t", " \t ", "\u3000", "\xa0", "\u200b"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\x85", "\u2028"])
+@pytest.mark.parametrize("blank", ["", " \t ", "\f", "\u3000", "\xa0", "\u200b", "\u2003\u200d", "\u2060", "\ufeff"])
 def test_fifty_paragraphs_are_fifty_documents(tmp_path, end, blank):
     path = tmp_path / "text.txt"
     text = f"\n{blank}\n".join(PARAGRAPHS) + f"\n{blank}\n{blank}\n"
@@ -21,6 +21,19 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     path = tmp_path / "text.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\n\xef\xbb\xbftwo words\r\n")  # two such files laid end to end
     assert read_documents(str(path), "") == ["one", "two words"]
+
+
+def test_a_mark_at_the_head_of_a_line_is_none_whatever_ended_the_line_before(tmp_path):
+    path = tmp_path / "text.txt"
+    for end in ("\r", "\x85", "\u2028"):
+        path.write_bytes(f"one{end}{end}\ufefftwo".encode())
+        assert read_documents(str(path), "") == ["one", "two"]
+
+
+def test_unicodes_paragraph_separator_parts_documents(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes("\u2029".join(PARAGRAPHS).encode())
+    assert read_documents(str(path), "") == PARAGRAPHS
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "latin-1"])

@@ -1,7 +1,7 @@
 """Text files as documents, calibration text as token sequences.
 
-A document ends at a blank line, whatever ends the lines (LF, CRLF, CR) and whatever white space stands on the blank
-one. A byte-order mark is no text.
+A document ends at a blank line, whatever ends the lines (LF, CRLF, CR, NEL, Unicode's own) and whatever white space or
+invisible mark stands on the blank one, or at Unicode's paragraph separator. A byte-order mark is no text.
 
 Documents are tokenised one by one (the tokenizer adds its own beginning-of-text token), laid end to end and cut into
 sequences of equal length, as a language model is trained.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import codecs
 import re
-import string
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,10 +22,10 @@ from phase8.errors import ConfigError
 from phase8.files import read_bounded
 
 MAX_TEXT_BYTES = 2**30
-LINE_END = re.compile(r"\r\n|\r|\n")
-MARK = re.compile("^\ufeff", re.MULTILINE)
-BLANK = string.whitespace + "\xa0\u200b\u2028\u2029\u3000\x85"
-"""What a line may hold and still look empty; `str.strip()` alone leaves the zero-width space."""
+LINE_END = re.compile("\r\n|[\r\n\x85\u2028]")
+MARK = re.compile("(?:^|(?<=[\r\x85\u2028\u2029]))\ufeff", re.MULTILINE)
+BLANK = re.compile("[\\s\u00ad\u180e\u200b-\u200f\u2060-\u2064\ufeff]*")
+"""What a line may hold and still look empty: Unicode's white space, and characters of no width."""
 
 
 def token_sequences(
@@ -89,8 +88,8 @@ def read_documents(path: str, fix: str) -> list[str]:
     """
     text = decoded(read_bounded(path, MAX_TEXT_BYTES, error=ConfigError, fix=fix), where=str(Path(path)), fix=fix)
     documents: list[list[str]] = [[]]
-    for line in LINE_END.split(text):
-        if line.strip(BLANK):
+    for line in LINE_END.split(text.replace("\u2029", "\n\n")):
+        if not BLANK.fullmatch(line):
             documents[-1].append(line)
         elif documents[-1]:
             documents.append([])

@@ -129,6 +129,7 @@ class Shared:
             write=write,
             suffix=".p8",
             found=found,
+            beside=facts_path,
         )
         return result, taken
 

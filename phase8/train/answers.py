@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,7 +99,7 @@ def load_answers(directory: Path, key: str, shape: tuple[int, int]) -> Answers |
     try:
         with np.load(directory / f"answers_{key}.npz", allow_pickle=False) as file:
             log_p, token, check = file["log_p"], file["token"], str(file["check"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # a damaged archive raises what it likes: a bit can ask for a password, or for another version
         return None
     sound = (
         log_p.shape == token.shape
