@@ -103,7 +103,6 @@ CODECS: dict[str, list[tuple[str, Any]]] = {
         ("seedlm", SeedLMConfig(seed_bits=6)),
         ("vptq", VPTQConfig(codebook_size=8, vector_dim=4)),
         ("hyper", HyperConfig(dims=4, grid=63)),
-        ("lattice", LatticeConfig()),
     ],
 }
 
