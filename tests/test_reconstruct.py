@@ -181,7 +181,9 @@ def test_a_tied_head_follows_the_embedding(model, tokens):
 def test_what_would_be_worse_is_not_kept(model, tokens):
     groups = encoded(model)
     config = dataclasses.replace(CONFIG, lr=20.0, warmup=0.0)
-    result = run(model, tokens, groups, steps=4, config=config, variant=GrokfastVariant.as_printed, lambda_=50.0)
+    result = run(
+        model, tokens, groups, steps=4, config=config, enabled=True, variant=GrokfastVariant.as_printed, lambda_=50.0
+    )
     assert not result.kept
     assert not result.held_out_after < result.held_out_before
     assert all(given is back for given, back in zip(groups, result.groups, strict=True))
