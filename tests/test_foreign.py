@@ -123,7 +123,7 @@ def test_edge_of_chaos_is_not_made_of_luck(run):
 
 
 def test_what_the_benchmarks_cannot_tell_is_said_with_the_ways_on(run):
-    assert told(run[3], "cannot tell", "Ways on", "phase8 encode", "benchmarks.perplexity_text=FILE")
+    assert told(run[3], "cannot be seen there", "Ways on", "phase8 encode", "benchmarks.perplexity_text=FILE")
 
 
 def test_no_figure_of_chance(run):
