@@ -216,6 +216,7 @@ def test_a_stopped_training_leaves_an_artifact_and_goes_on(source, tmp_path):
     assert result["interrupted"] and stopped.size_bytes <= config.hyper.budget_bytes
     assert all(np.isfinite(weight).all() for _, weight in stopped.tensors())
     again = api.resume(run_dir, source, console=False)
+    assert not (run_dir / "stopped").exists()
     assert not again["interrupted"] and [a["attempt"] for a in again["stages"]["hyper"]["attempts"]] == [1, 2]
 
 

@@ -47,6 +47,8 @@ STATE = "state"
 MAX_SCORES_BYTES = 64 << 20
 
 Product = TypeVar("Product")
+STOPPED = "stopped"
+"""Folder of a run directory for artifacts of stages whose training was stopped."""
 
 
 def directory_of(run_dir: Path, stage: str, attempt: int) -> Path:
@@ -139,7 +141,9 @@ class Journal:
 
 
 def clean_up(run_dir: Path) -> None:
-    """Removes what a run that ended early left: its result and report, and what it was writing."""
+    """Removes what a run that ended early left: its result and report, what it was writing, artifacts of training that
+    was stopped and now goes on."""
+    shutil.rmtree(run_dir / STOPPED, ignore_errors=True)
     for name in ("result.json", "report.html"):
         (run_dir / name).unlink(missing_ok=True)
         for path in run_dir.glob(f".{name}.*"):

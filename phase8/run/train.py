@@ -19,14 +19,12 @@ from phase8.model.source import SourceModel
 from phase8.run.budget import size_of
 from phase8.run.calibration import CALIBRATION_SEED
 from phase8.run.context import Context
-from phase8.run.journal import directory_of, read_facts, read_groups, recalled, write_facts, write_groups
+from phase8.run.journal import STOPPED, directory_of, read_facts, read_groups, recalled, write_facts, write_groups
 from phase8.run.optimise import CURVE_POINTS, Trained
 from phase8.train.text import training_text
 from phase8.train.whole import Shape, TrainedStage, plan_of
 from phase8.train.within_budget import StepDone
 
-STOPPED = "stopped"
-"""Folder of a run directory for artifacts of stages whose training was stopped."""
 TEXT_SEED = 1
 """Added to the calibration's seed: training reads other text than the Hessians and the held-out sequences."""
 

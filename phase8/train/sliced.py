@@ -3,8 +3,8 @@
     batch ── slice 1 ── network on thread 1 ── KL, gradient ──┐
           ── slice 2 ── network on thread 2 ── KL, gradient ──┴── added in order
 
-On two cores two slices took 0.6 of the time that two threads within every product took (width 176, 2,048 tokens a
-step). The sum is in the order of the slices, so that a run can be repeated to the bit.
+Two slices are faster than two threads within every product (experiments/LOG.md, 2026-11-27). The sum is in the order of
+the slices, so that a run can be repeated to the bit.
 """
 
 from __future__ import annotations
