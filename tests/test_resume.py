@@ -24,9 +24,9 @@ from phase8.artifact.read import read_artifact
 from phase8.config import Fallback
 from phase8.errors import ConfigError, ModelError, OutputError, RunStopped
 from phase8.events import EventLog, read_events
-from phase8.run import retry, score
 from phase8.run.control import Control, write_control
 from phase8.run.signals import EndOnSignal
+from tests.quick_scores import quick_scores
 from tests.synthetic_run import run_start
 
 ROOT = Path(__file__).parents[1]
@@ -38,10 +38,8 @@ def source():
 
 
 @pytest.fixture(autouse=True)
-def quick_scores(source, monkeypatch):
-    monkeypatch.setattr(score, "evaluate", score.evaluate)  # both are put back afterwards
-    monkeypatch.setattr(retry, "_longer", retry._longer)
-    kills.be_quick(source)
+def fast(source, monkeypatch):
+    quick_scores(source, monkeypatch)
 
 
 class Gone(BaseException):

@@ -7,24 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from experiments.kills import be_quick
 from experiments.kills import settings as tiny_settings
 from phase8.api import run_configured
 from phase8.events import Log, read_events
 from phase8.model.source import load_source
 from phase8.run import attempt as attempts
 from phase8.run import optimise as training
-from phase8.run import retry
 from phase8.run import score as scoring
+from tests.quick_scores import quick_scores
 
 
 @pytest.fixture
 def runs(tmp_path, tiny_model_dir, monkeypatch):
     """Runs the tiny model's three stages; returns what was worked on, the log's sentences and the artifacts' bytes."""
     source = load_source(str(tiny_model_dir))
-    monkeypatch.setattr(scoring, "evaluate", scoring.evaluate)  # put back afterwards
-    monkeypatch.setattr(retry, "_longer", retry._longer)
-    be_quick(source)
+    quick_scores(source, monkeypatch)
     work: list[str] = []
 
     def counted(module, name, label):

@@ -7,13 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from experiments.kills import be_quick
 from experiments.kills import settings as tiny_settings
 from phase8.api import run_configured
 from phase8.config import LoggerConfig
 from phase8.model.source import load_source
-from phase8.run import retry
-from phase8.run import score as scoring
+from tests.quick_scores import quick_scores
 from tests.test_tracking import exit_code, history, records
 
 
@@ -21,9 +19,7 @@ from tests.test_tracking import exit_code, history, records
 def tracked(tmp_path, tiny_model_dir, monkeypatch):
     """The run's directory, its rows at W&B by stage and attempt, its summary there, and its result.json."""
     source = load_source(str(tiny_model_dir))
-    monkeypatch.setattr(scoring, "evaluate", scoring.evaluate)  # put back afterwards
-    monkeypatch.setattr(retry, "_longer", retry._longer)
-    be_quick(source)
+    quick_scores(source, monkeypatch)
     config = replace(tiny_settings("retry", tmp_path / "run", tmp_path / "cache"), logger=LoggerConfig())
     run_configured(config, source, console=False)
     run_dir = tmp_path / "run"
