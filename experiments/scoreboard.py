@@ -212,7 +212,11 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 def _notes(rows: list[dict[str, Any]], measured: list[dict[str, Any]]) -> list[str]:
     lines: list[str] = []
-    noted = {row["method"]: row["note"] for row in rows if row["artifact_bytes"] is not None and row.get("note")}
+    present, noted = [row for row in rows if row["artifact_bytes"] is not None], dict[str, str]()
+    for method, note in {(row["method"], row["note"]) for row in present if row.get("note")}:
+        of = [row for row in present if row["method"] == method]
+        settings = [row["setting"] for row in of if row.get("note") == note]
+        noted[method if len(settings) == len(of) else f"{method}, {'; '.join(settings)}"] = note
     if noted:
         lines += ["## What the methods are", "", *(f"- {name}: {note}" for name, note in sorted(noted.items())), ""]
     absent = [row for row in rows if row["artifact_bytes"] is None]
