@@ -91,7 +91,9 @@ def _dress(axis: Any, here: list[dict[str, Any]], quality: str, title: str) -> N
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axis.set_xscale("log")
-    ticks = [tick for tick in (4, 8, 16, 40, 100, 280) if tick <= max(60.0, 1.2 * max(r["ratio"] for r in here))]
+    most = max(60.0, 1.2 * max(row["ratio"] for row in here))
+    ticks = [tick for tick in (4, 8, 16, 40, 100, 280) if tick <= most]
+    axis.set_xlim(min(7.0, *(0.9 * row["ratio"] for row in here)), most)  # few rows alike must not fill the whole axis
     axis.xaxis.set_major_locator(FixedLocator(ticks))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}x"))
