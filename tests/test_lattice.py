@@ -39,18 +39,23 @@ def test_the_scale_is_that_of_a_rounded_laplace_law():
     for b in (0.3, 0.62, 1.0, 4.0):
         k = np.arange(1, 400)
         mass = np.exp(-(k - 0.5) / b) - np.exp(-(k + 0.5) / b)  # both signs
-        assert laplace_scale(float((k * mass).sum())) == pytest.approx(b, rel=1e-6)
+        assert float(laplace_scale(torch.tensor((k * mass).sum()))) == pytest.approx(b, rel=1e-6)
 
 
 def test_ideal_bits_are_the_entropy_of_zeros_signs_and_a_geometric_law():
+    def found(q: np.ndarray) -> float:
+        numbers = q.size, np.count_nonzero(q), np.abs(q).sum()
+        return float(ideal_bits(*map(torch.tensor, numbers)))
+
     rng = np.random.default_rng(0)
     filled = rng.random(200_000) < 0.2
     q = filled * rng.choice([-1, 1], filled.size) * rng.geometric(0.6, filled.size)
     entropy = -(0.2 * math.log2(0.2) + 0.8 * math.log2(0.8)) + 0.2 * (
         1 + (-0.6 * math.log2(0.6) - 0.4 * math.log2(0.4)) / 0.6
     )
-    assert ideal_bits(torch.from_numpy(q)) / q.size == pytest.approx(entropy, rel=0.01)
-    assert ideal_bits(torch.zeros(10)) == 0.0
+    assert found(q) / q.size == pytest.approx(entropy, rel=0.01)
+    assert found(np.zeros(10)) == 0.0
+    assert found(np.ones(8)) == pytest.approx(8.0)  # all of magnitude one: only the signs
 
 
 def trainable(w: torch.Tensor, step: float) -> LatticeTrainable:
@@ -71,7 +76,7 @@ def test_the_price_is_the_slope_of_a_laplace_bins_code_length():
     module = trainable(torch.linspace(-2.4, 2.4, 49).reshape(7, 7), 1.0)
     module.bits().backward()
     u = module.values[0].detach().double()
-    b = laplace_scale(float(u.round().abs().mean()))
+    b = float(laplace_scale(u.round().abs().mean()))
 
     def bits(x: torch.Tensor) -> torch.Tensor:  # of the bin of width 1 around x
         inside = 1 - torch.exp(torch.tensor(-0.5 / b)) * torch.cosh(x / b)
@@ -137,3 +142,40 @@ def test_what_decoding_takes_is_charged_before_it_begins():
     many = {f"{n}": (1, 1) for n in range(500)}
     assert layout("lattice", {"extents": [[1, 1]] * 500, "coded_bytes": 500}, many).steps >= 500_000
     assert short.table >= 2 * 1000 * 1000
+
+
+def test_matrices_may_share_integers_under_steps_of_their_own():
+    torch.manual_seed(3)
+    parts, steps = {"a": torch.randn(6, 5), "c": torch.randn(4, 4)}, {"a": 0.5, "b": 0.25, "c": 0.3}
+    shapes = {"a": (6, 5), "b": (7, 5), "c": (4, 4)}
+    module = LatticeTrainable(parts, steps, shapes, {"b": "a"})
+    group = module.export()
+    assert group.settings["extents"] == [[6, 5], 0, [4, 4]]
+    found, trained = dict(decode(group)), module.weights()
+    assert list(found) == ["a", "b", "c"]
+    assert np.array_equal(found["b"][:6] * 2, found["a"]) and not found["b"][6:].any()
+    for name, weights in trained.items():
+        assert np.array_equal(found[name][: weights.shape[0]], weights.detach().numpy())
+    again = get_codec("lattice").trainable(group).export()
+    assert again.settings == group.settings
+    assert all(np.array_equal(found[name], other) for name, other in decode(again))
+
+
+def test_shared_integers_get_the_gradients_of_all_that_share_them():
+    torch.manual_seed(4)
+    w, pulls = torch.randn(6, 5), torch.randn(2, 6, 5)
+    module = LatticeTrainable({"a": w}, {"a": 0.5, "b": 0.25}, {"a": (6, 5), "b": (6, 5)}, {"b": "a"})
+    weights = module.weights()
+    ((weights["a"] * pulls[0]).sum() + (weights["b"] * pulls[1]).sum()).backward()
+    assert torch.allclose(module.values[0].grad, pulls[0] + 0.5 * pulls[1])
+    rounded = weights["a"].detach()
+    assert float(module.log_steps[1].grad) == pytest.approx(float((pulls[1] * 0.5 * rounded).sum()), rel=1e-5)
+    # The owner's: as without sharing for its own; the other's weights follow the integers, which a finer step moves.
+    moved = (pulls[0] * (rounded - w)).sum() + (pulls[1] * 0.5 * (rounded - w)).sum() - (pulls[1] * 0.5 * rounded).sum()
+    assert float(module.log_steps[0].grad) == pytest.approx(float(moved), rel=1e-4)
+
+
+@pytest.mark.parametrize("extents", [[0, [2, 2]], [[2, 2], 1], [[2, 2], -1], [[2, 2], True], [[2, 2], 0.0], [[2, 3], 0]])
+def test_sharing_with_what_has_no_integers_or_does_not_fit_is_refused(extents):
+    with pytest.raises(ArtifactError):
+        layout("lattice", {"extents": extents, "coded_bytes": 9}, {"a": (2, 3), "b": (2, 2)})

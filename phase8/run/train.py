@@ -81,7 +81,12 @@ def _stage(
     return TrainedStage(
         source,
         tokens,
-        shape=Shape(width=settings.kept_width, units=settings.kept_units, heads=settings.kept_heads),
+        shape=Shape(
+            width=settings.kept_width,
+            units=settings.kept_units,
+            heads=settings.kept_heads,
+            shared=settings.shared_layers,
+        ),
         start_step=settings.start_step,
         size=lambda groups: size_of(groups, source, stage),
         protected=[name for name in source.matrices() if is_protected(name, config.protect)],

@@ -33,6 +33,20 @@ class Answers:
 
     def __init__(self, log_p_NTK: np.ndarray, token_NTK: np.ndarray) -> None:
         self.log_p_NTK, self.token_NTK = log_p_NTK, token_NTK
+        self._on_gpu: tuple[Tensor, Tensor] | None = None
+
+    def of(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Log-probabilities, float32, and tokens, int64, of some sequences [B, T, K]. A GPU gets all of them once:
+        a copy for every step would make it wait."""
+        if device.type == "cpu":
+            index = rows.numpy()
+            log_p, token = self.log_p_NTK[index].astype(np.float32), self.token_NTK[index].astype(np.int64)
+            return torch.from_numpy(log_p), torch.from_numpy(token)
+        if self._on_gpu is None:
+            whole = torch.from_numpy(self.token_NTK.astype(np.int32))
+            self._on_gpu = torch.from_numpy(self.log_p_NTK).to(device), whole.to(device)
+        index = rows.to(device, non_blocking=True)
+        return self._on_gpu[0][index].float(), self._on_gpu[1][index].long()
 
     def divergence(self, rows: Tensor, logits_BTV: Tensor) -> Tensor:
         """Mean KL(original || network) of each sequence, float32 [B], in nats per token; differentiable.
@@ -41,10 +55,7 @@ class Answers:
             rows: numbers of the sequences, int64 [B].
             logits_BTV: the network's answers to them.
         """
-        index = rows.cpu().numpy()
-        device = logits_BTV.device
-        theirs = torch.from_numpy(self.log_p_NTK[index].astype(np.float32)).to(device)
-        tokens = torch.from_numpy(self.token_NTK[index].astype(np.int64)).to(device)
+        theirs, tokens = self.of(rows, logits_BTV.device)
         logits = logits_BTV.float()
         ours = logits.gather(-1, tokens) - torch.logsumexp(logits, -1, keepdim=True)
         p = theirs.exp()

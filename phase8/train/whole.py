@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from phase8.codecs import EncodedGroup, get_codec
-from phase8.codecs.lattice.encode import LatticeCodec, LatticeConfig, pack
+from phase8.codecs.lattice.encode import LatticeCodec, LatticeConfig, first_step, pack
 from phase8.codecs.lattice.train import LatticeTrainable
 from phase8.errors import ConfigError, OutputError
 from phase8.model.source import SourceModel
@@ -58,6 +58,8 @@ class Shape:
     width: float = 1.0
     units: float = 1.0
     heads: float = 1.0
+    shared: int = 1
+    """This many layers in a row have the same integers."""
 
     @property
     def narrower(self) -> bool:
@@ -113,8 +115,10 @@ class TrainedStage:
 
     def smallest_bytes(self) -> int:
         """What the artifact takes with every integer zero: names, shapes, steps, vectors."""
-        zeros = {name: torch.zeros(1, 1, dtype=torch.int64).numpy() for name in self._coded_names()}
-        group = pack(zeros, dict.fromkeys(zeros, 1.0), {name: self._matrix_shape(name) for name in zeros})
+        names, shared = self._coded_names(), self._shared_names()
+        zeros = {name: torch.zeros(1, 1, dtype=torch.int64).numpy() for name in names if name not in shared}
+        shapes = {name: self._matrix_shape(name) for name in names}
+        group = pack(zeros, dict.fromkeys(names, 1.0), shapes, shared)
         ones = {name: torch.ones_like(vector) for name, vector in self.source.vectors().items()}
         return self.size([group, *self._plain(ones)]) + len(zeros) * 4
 
@@ -192,6 +196,18 @@ class TrainedStage:
     def _coded_names(self) -> list[str]:
         return [name for name in self.source.matrices() if name not in self.protected]
 
+    def _shared_names(self) -> dict[str, str]:
+        """Matrices of layers that have another layer's integers: the first of every `shape.shared` layers in a row."""
+        if self.shape.shared == 1 or self.protected or why_not(self.source.network) is not None:
+            return {}
+        found = {}
+        for name in self._coded_names():
+            head, _, rest = name.partition(".layers.")
+            layer, _, kind = rest.partition(".")
+            if layer.isdigit() and int(layer) % self.shape.shared:
+                found[name] = f"{head}.layers.{int(layer) - int(layer) % self.shape.shared}.{kind}"
+        return found
+
     def _matrix_shape(self, name: str) -> tuple[int, int]:
         return tuple(self.source.matrices()[name].shape)  # type: ignore[return-value]
 
@@ -215,9 +231,9 @@ class TrainedStage:
     def _narrow(self) -> Narrow | None:
         reason = why_not(self.source.network)
         if reason is not None or self.protected:
-            if self.shape.narrower:
+            if self.shape.narrower or self.shape.shared > 1:
                 why = reason or "tensors are protected"
-                self.notes.append(f"the network keeps its width: {why}")
+                self.notes.append(f"the network keeps its shape: {why}")
             return None
         batches = self.tokens_NT[:NARROWING_SEQUENCES].split(16)
         return narrow(self.source.network, batches, **self.shape.of(self.source.network))
@@ -230,22 +246,21 @@ class TrainedStage:
         else:
             own = dict(network.named_parameters())
             weights = {name: own[name].detach() for name in self._coded_names()}
-        codec, vectors = LatticeCodec(), dict[str, nn.Parameter]()
+        vectors = dict[str, nn.Parameter]()
         if part is not None and network.config.tie_word_embeddings:
             vectors["model.norm.weight"] = nn.Parameter(network.model.norm.weight.detach().clone())
         if self._before:
-            trainable = codec.trainable(self._before["lattice"])
+            trainable = LatticeCodec().trainable(self._before["lattice"])
             stored = dict(get_codec("plain").decode(self._before["plain"])) if vectors else {}
             with torch.no_grad():
                 for name, vector in vectors.items():
                     assert part is not None
                     vector.copy_(torch.from_numpy(stored[name][: vector.numel()]) * part.norm_scale)
             return trainable, vectors
-        trainable = codec.trainable(codec.encode(weights, LatticeConfig(start_step=self.start_step)))
-        with torch.no_grad():
-            for value, weight in zip(trainable.values, weights.values(), strict=True):
-                value.copy_(weight)
-        return trainable, vectors
+        shared, config = self._shared_names(), LatticeConfig(start_step=self.start_step)
+        steps = {name: first_step(weight, config) for name, weight in weights.items()}
+        own = {name: weight for name, weight in weights.items() if name not in shared}
+        return LatticeTrainable(own, steps, {name: self._matrix_shape(name) for name in weights}, shared), vectors
 
     def _plain(self, vectors: dict[str, Tensor]) -> list[EncodedGroup]:
         plain = get_codec("plain")

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from phase8.codecs.lattice.train import LatticeTrainable, ideal_bits
+from phase8.codecs.lattice.train import LatticeTrainable
 from phase8.files import make_directory, write_atomic
 from phase8.lossless import contexts
 from phase8.train.answers import TINY, Answers
@@ -263,9 +263,10 @@ class _Training(lightning.LightningModule):
     def _measure(self) -> None:
         """Compares the estimate with what the coder really takes."""
         self._unmeasured.pop(0)
-        integers = self.trainable.integers()
-        estimate = sum(ideal_bits(torch.from_numpy(q)) for q in integers.values())
-        self.coded_share = contexts.code_length_bits(list(integers.values())) / max(estimate, 1.0)
+        with torch.no_grad():
+            estimate = float(self.trainable.bits())
+        integers = list(self.trainable.integers().values())
+        self.coded_share = contexts.code_length_bits(integers) / max(estimate, 1.0)
         self.price.budget_bits = self._wanted_bits()
 
     # Going back and going on --------------------------------------------------------------------------------------

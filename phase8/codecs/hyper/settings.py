@@ -88,6 +88,8 @@ class HyperConfig(StageSettings):
     """lattice: share of each feed-forward block's units that are kept."""
     kept_heads: float = 1.0
     """lattice: share of each attention's key-value heads, with their queries, that are kept."""
+    shared_layers: int = 1
+    """lattice: this many layers in a row share their integers, each with steps of its own; 1 shares nothing."""
     start_step: float = 0.6
     """lattice: distance of its points before training, in standard deviations of the matrix."""
 
@@ -123,6 +125,7 @@ class HyperConfig(StageSettings):
         bounds("kept_width", 0.01, 1.0, "the default is 0.625")
         bounds("kept_units", 0.01, 1.0, "the default is 0.625")
         bounds("kept_heads", 0.01, 1.0, "the default is 1")
+        bounds("shared_layers", 1, 1024, "the default is 1, two layers share with 2")
         bounds("start_step", 0.01, 10.0, "the default is 0.6")
         bounds("inputs", 1, 32, "the default is 2")
         bounds("width", 1, 64, "the default is 32")

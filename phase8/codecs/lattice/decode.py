@@ -3,7 +3,8 @@
 Of a matrix [O, I] only the upper left part [o, i] is stored; the rest is 0. A network whose residual stream was rotated
 and cut to i channels needs no more (`phase8.train.slicing`), and still has its architecture's shapes.
 
-Settings: `extents`, the stored [o, i] of each matrix in order; `coded_bytes`, the length of the coded integers.
+Settings: `extents`, the stored [o, i] of each matrix in order, or the number of an earlier matrix whose integers this
+one shares, under a step of its own; `coded_bytes`, the length of the coded integers.
 Streams: `codes`, shared, bytes that `phase8.lossless.contexts` reads; `step` of a matrix, one float16.
 
 Example: extents [[2, 2]], integers 1 0 / 0 -3, step 0.5, shape 2 x 3: the weights are 0.5 0 0 / 0 -1.5 0.
@@ -26,8 +27,8 @@ MAX_CODED_BITS = 256
 its sign and the bits of a large magnitude. A file cannot claim more for the integers that it stands for."""
 
 
-def extents_of(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, int]]:
-    """The stored part of each matrix.
+def parts_of(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, tuple[int, int]]]:
+    """Of each matrix: the number of the matrix whose integers it has (its own, or an earlier one's), their [o, i].
 
     Raises:
         ArtifactError: they are not parts of these shapes.
@@ -36,14 +37,24 @@ def extents_of(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]
     where = "lattice group"
     if not isinstance(extents, list) or len(extents) != len(shapes):
         raise ArtifactError(f"`extents` must be a list of {len(shapes)} pairs", where=where)
-    found = []
-    for extent, (name, shape) in zip(extents, shapes.items(), strict=True):
+    found: list[tuple[int, tuple[int, int]]] = []
+    for number, (extent, (name, shape)) in enumerate(zip(extents, shapes.items(), strict=True)):
         matrix_size(shape, name)
+        owner = number
+        if type(extent) is int:  # an earlier matrix's, which has integers of its own
+            if not (0 <= extent < number and found[extent][0] == extent):
+                raise ArtifactError(f"shares the integers of matrix {extent}, which has none of its own", where=name)
+            owner, extent = extent, list(found[extent][1])
         ok = isinstance(extent, list) and len(extent) == 2 and all(type(n) is int for n in extent)
         if not ok or not all(1 <= n <= whole for n, whole in zip(extent, shape, strict=True)):
             raise ArtifactError(f"{str(extent)[:40]} is no part of a matrix {shape}", where=name)
-        found.append((extent[0], extent[1]))
+        found.append((owner, (extent[0], extent[1])))
     return found
+
+
+def _own(parts: list[tuple[int, tuple[int, int]]]) -> list[tuple[int, int]]:
+    """Extents of the matrices with integers of their own."""
+    return [extent for number, (owner, extent) in enumerate(parts) if owner == number]
 
 
 def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Layout:
@@ -52,25 +63,32 @@ def layout(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -
         raise ArtifactError(
             f"unknown settings {sorted(settings)}", where="lattice group", fix="known: extents, coded_bytes"
         )
-    extents = extents_of(settings, shapes)
+    parts = parts_of(settings, shapes)
+    extents = _own(parts)
     stored = sum(o * i for o, i in extents)
+    waiting = sum(math.prod(parts[owner][1]) for owner in {o for n, (o, _) in enumerate(parts) if o != n})
     coded = settings["coded_bytes"]
-    if type(coded) is not int or not len(shapes) <= coded <= len(shapes) + 8 + MAX_CODED_BITS * stored // 8:
+    if type(coded) is not int or not len(extents) <= coded <= len(extents) + 8 + MAX_CODED_BITS * stored // 8:
         raise ArtifactError(f"`coded_bytes` is {coded!r}, which {stored} integers cannot take", where="lattice group")
     return Layout(
         shared={"codes": (coded, 8)},
         tensors={name: {"step": (1, 16)} for name in shapes},
         operations=sum(math.prod(shape) for shape in shapes.values()) + 64 * stored,
-        table=(1 << 14) + max(map(contexts.numbers_held, extents)),
+        table=(1 << 14) + max(map(contexts.numbers_held, extents)) + waiting,
         steps=contexts.microseconds(extents, coded),
     )
 
 
 def decode(group: EncodedGroup) -> Iterator[tuple[str, np.ndarray]]:
     """See `phase8.codecs.decoders`."""
-    extents = extents_of(group.settings, group.shapes)
-    codes = contexts.decode_each(group.shared["codes"].values.astype(np.uint8).tobytes(), extents)
-    for (name, tensor), integers in zip(group.tensors.items(), codes, strict=True):
+    parts = parts_of(group.settings, group.shapes)
+    codes = iter(contexts.decode_each(group.shared["codes"].values.astype(np.uint8).tobytes(), _own(parts)))
+    last = {owner: number for number, (owner, _) in enumerate(parts)}
+    waiting: dict[int, np.ndarray] = {}
+    for number, ((name, tensor), (owner, _)) in enumerate(zip(group.tensors.items(), parts, strict=True)):
+        if owner == number:
+            waiting[number] = next(codes)
+        integers = waiting[owner] if last[owner] > number else waiting.pop(owner)
         step = float16_values(tensor.streams["step"].values)[0]
         weights = np.zeros(tensor.shape, dtype=np.float32)
         weights[: integers.shape[0], : integers.shape[1]] = integers.astype(np.float32) * step

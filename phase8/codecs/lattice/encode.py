@@ -18,6 +18,7 @@ from torch import Tensor
 
 from phase8.codecs import decoders
 from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Progress, Stream, float16_bits
+from phase8.codecs.lattice.decode import parts_of
 from phase8.codecs.lattice.train import LatticeTrainable
 from phase8.errors import CodecError
 from phase8.lossless import contexts
@@ -31,25 +32,40 @@ class LatticeConfig:
     """Step in standard deviations of its matrix."""
 
 
-def pack(integers: Mapping[str, np.ndarray], steps: Mapping[str, float], shapes: Mapping[str, tuple[int, int]]):
+def pack(
+    integers: Mapping[str, np.ndarray],
+    steps: Mapping[str, float],
+    shapes: Mapping[str, tuple[int, int]],
+    shared: Mapping[str, str] | None = None,
+) -> EncodedGroup:
     """Makes a group of integer matrices, each the upper left part of a matrix of the shape given.
+
+    Args:
+        steps: of every matrix, in the order of the file.
+        shared: matrices without integers of their own, and the earlier ones whose integers they have.
 
     Raises:
         CodecError: an integer or a step is beyond what is stored.
     """
     blob = contexts.encode(list(integers.values()))
-    tensors = {}
-    for name in integers:
+    tensors, numbers = {}, {name: number for number, name in enumerate(steps)}
+    extents = [numbers[shared[n]] if n in (shared or {}) else list(integers[n].shape) for n in steps]  # type: ignore
+    for name in steps:
         bits = float16_bits(np.array([steps[name]], dtype=np.float32))
         if not np.isfinite(bits.view(np.float16)).all():
             raise CodecError(f"the step {steps[name]:g} is beyond float16", where=name, fix="lower the learning rate")
         tensors[name] = EncodedTensor(shape=tuple(shapes[name]), streams={"step": Stream(values=bits, bits=16)})
     return EncodedGroup(
         codec="lattice",
-        settings={"extents": [list(q.shape) for q in integers.values()], "coded_bytes": len(blob)},
+        settings={"extents": extents, "coded_bytes": len(blob)},
         tensors=tensors,
         shared={"codes": Stream(values=np.frombuffer(blob, dtype=np.uint8), bits=8)},
     )
+
+
+def first_step(w: Tensor, config: LatticeConfig) -> float:
+    """The step that a matrix begins with."""
+    return float(np.float16(config.start_step * float(w.float().std(correction=0)))) or 2.0**-14
 
 
 class LatticeCodec:
@@ -72,8 +88,7 @@ class LatticeCodec:
             w = torch.as_tensor(np.asarray(matrix[:])) if not isinstance(matrix, Tensor) else matrix.detach()
             if not torch.isfinite(w).all():
                 raise CodecError("the tensor holds NaN or infinite values", where=name, fix="train the model anew")
-            deviation = float(w.float().std(correction=0))
-            steps[name] = float(np.float16(config.start_step * deviation)) or 2.0**-14
+            steps[name] = first_step(w, config)
             integers[name] = (w.float() / steps[name]).round().to(torch.int64).numpy()
             if on_progress is not None:
                 on_progress(w.numel())
@@ -85,16 +100,19 @@ class LatticeCodec:
 
     def trainable(self, group: EncodedGroup) -> LatticeTrainable:
         """Returns weights and steps as parameters; see `Codec.trainable`."""
-        extents = [tuple(extent) for extent in group.settings["extents"]]
-        decoded = self.decode(group)
+        names, decoded = list(group.tensors), self.decode(group)
+        of_each = parts_of(group.settings, group.shapes)
         parts = {
-            name: torch.from_numpy(decoded[name][:o, :i].copy()) for name, (o, i) in zip(decoded, extents, strict=True)
+            name: torch.from_numpy(decoded[name][: extent[0], : extent[1]].copy())
+            for number, (name, (owner, extent)) in enumerate(zip(names, of_each, strict=True))
+            if owner == number
         }
+        shared = {name: names[owner] for name, (owner, _) in zip(names, of_each, strict=True) if name not in parts}
         steps = {
             name: float(tensor.streams["step"].values.astype(np.uint16).view(np.float16)[0])
             for name, tensor in group.tensors.items()
         }
-        return LatticeTrainable(parts, steps, group.shapes)
+        return LatticeTrainable(parts, steps, group.shapes, shared)
 
 
 CODEC = LatticeCodec()

@@ -32,96 +32,139 @@ _LEAST_SCALE = 0.05
 LN2 = math.log(2.0)
 
 
-def laplace_scale(mean_magnitude: float) -> float:
-    """Scale b, in steps, of the Laplace law whose rounded values have this mean magnitude."""
-    m = max(mean_magnitude, 1e-4)
-    x = (math.sqrt(1.0 + 4.0 * m * m) - 1.0) / (2.0 * m)  # e^(-1 / (2 b)): m = x / (1 - x^2)
-    return max(_LEAST_SCALE, -1.0 / (2.0 * math.log(x)))
+def laplace_scale(mean_magnitude: Tensor) -> Tensor:
+    """Scale b, in steps, of the Laplace law whose rounded values have this mean magnitude; float64, elementwise."""
+    m = mean_magnitude.double().clamp_min(1e-4)
+    x = ((1.0 + 4.0 * m * m).sqrt() - 1.0) / (2.0 * m)  # e^(-1 / (2 b)): m = x / (1 - x^2)
+    return (-0.5 / x.log()).clamp_min(_LEAST_SCALE)
 
 
-def ideal_bits(q: Tensor) -> float:
-    """Code length of integers under a law with a free share of zeros and geometric magnitudes, signs included."""
-    zeros = 1.0 - torch.count_nonzero(q).item() / q.numel()
-    filled = 1.0 - zeros
-    if filled == 0.0:
-        return 0.0
-    places = 0.0 if zeros == 0.0 else -(filled * math.log2(filled) + zeros * math.log2(zeros))
-    mean = float(q.abs().sum()) / (filled * q.numel())  # of the magnitudes of what is not zero, at least 1
-    more = 0.0 if mean <= 1.0 + 1e-9 else math.log2(mean) + (mean - 1.0) * math.log2(mean / (mean - 1.0))
-    return q.numel() * (places + filled * (1.0 + more))
+def ideal_bits(count: Tensor, filled: Tensor, total: Tensor) -> Tensor:
+    """Code length of integers under a law with a free share of zeros and geometric magnitudes, signs included.
+
+    Args:
+        count, filled, total: how many integers, how many of them not zero, sum of their magnitudes; elementwise.
+
+    Returns:
+        float64, where the arguments are, so that a GPU is not waited for.
+    """
+    filled, total = filled.double(), total.double()
+    share, mean = filled / count, (total / filled.clamp_min(1.0)).clamp_min(1.0)  # mean of what is not zero
+    places = -torch.special.xlogy(share, share) - torch.special.xlogy(1.0 - share, 1.0 - share)
+    more = mean.log() - torch.special.xlogy(mean - 1.0, 1.0 - 1.0 / mean)
+    return (count * places + filled * (LN2 + more)) / LN2
 
 
 class _Rounded(torch.autograd.Function):
-    """w, ln step -> step round(w / step), straight-through."""
+    """w, ln step, the step as it is stored -> step round(w / step), straight-through."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, log_step: Tensor) -> Tensor:
-        step = log_step.exp().to(torch.float16).float()
+    def forward(ctx: Any, w: Tensor, log_step: Tensor, step: Tensor) -> Tensor:
         rounded = (w / step).round_().mul_(step)
         ctx.save_for_backward(w, rounded)
         return rounded
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         w, rounded = ctx.saved_tensors
-        return grad, torch.dot(grad.reshape(-1), (rounded - w).reshape(-1)).reshape(())
+        return grad, torch.dot(grad.reshape(-1), (rounded - w).reshape(-1)).reshape(()), None
+
+
+class _Stored(torch.autograd.Function):
+    """ln step, the step as it is stored -> the step, straight-through."""
+
+    @staticmethod
+    def forward(ctx: Any, log_step: Tensor, step: Tensor) -> Tensor:
+        ctx.save_for_backward(step)
+        return step.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return grad * ctx.saved_tensors[0], None
 
 
 class _Price(torch.autograd.Function):
-    """w, ln step -> bits of round(w / step); gradient as the module's text says."""
+    """Stored steps [S], then w of every matrix, then ln step of every matrix -> bits of all round(w / step); gradient
+    as the module's text says. What is one number a matrix is computed for all matrices at once."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, log_step: Tensor) -> Tensor:
-        step = stored_step(log_step)
-        u = w / step
-        magnitude = u.round().abs_()
-        ctx.step, ctx.b = step, laplace_scale(float(magnitude.mean()))
-        ctx.save_for_backward(u)
-        return torch.tensor(ideal_bits(magnitude))
+    def forward(ctx: Any, steps_S: Tensor, *tensors: Tensor) -> Tensor:
+        values = tensors[: len(tensors) // 2]
+        us = [w / step for w, step in zip(values, steps_S.unbind(), strict=True)]
+        sums, filled = [], []
+        for u in us:
+            magnitude = u.round().abs_()
+            sums.append(magnitude.sum(dtype=torch.float64))
+            filled.append(torch.count_nonzero(magnitude))
+        count_S = steps_S.new_tensor([u.numel() for u in us], dtype=torch.float64)
+        total_S = torch.stack(sums)
+        ctx.save_for_backward(steps_S, laplace_scale(total_S / count_S), *us)
+        return ideal_bits(count_S, torch.stack(filled), total_S).sum().float()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        (u,), b = ctx.saved_tensors, ctx.b
-        up = u.clamp(-0.5, 0.5).div_(b).exp_()  # e^(u / b): b >= 0.05, so at most e^10; outside the bin the slope is 1
-        down = up.reciprocal()
-        slope = (up - down).div_(up.add_(down).sub_(2.0 * math.exp(0.5 / b)).neg_()).clamp_(-1.0, 1.0)
-        slope.mul_(float(grad) / (b * LN2 * ctx.step))
-        return slope, -torch.dot(slope.reshape(-1), u.reshape(-1)).mul(ctx.step).reshape(())
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        steps_S, b_S, *us = ctx.saved_tensors
+        edges_S, rates_S = 2.0 * (0.5 / b_S).exp(), grad / (b_S * LN2 * steps_S)
+        slopes, pulls = [], []
+        scalars = (steps_S.unbind(), b_S.float().unbind(), edges_S.float().unbind(), rates_S.float().unbind())
+        for u, step, b, edge, rate in zip(us, *scalars, strict=True):
+            up = u.clamp(-0.5, 0.5).div_(b).exp_()  # e^(u / b): b >= 0.05, so at most e^10; beyond the bin the slope is 1
+            down = up.reciprocal()
+            slope = (up - down).div_(up.add_(down).sub_(edge).neg_()).clamp_(-1.0, 1.0).mul_(rate)
+            slopes.append(slope)
+            pulls.append(-torch.dot(slope.reshape(-1), u.reshape(-1)).mul(step).reshape(()))
+        return None, *slopes, *pulls
 
 
 class LatticeTrainable(Trainable):
     """Weights and logarithms of the steps as parameters.
 
     Args:
-        parts: the stored part of every matrix, float32 [o, i], not rounded.
-        steps: the step of every matrix.
+        parts: the stored part of every matrix with integers of its own, float32 [o, i], not rounded.
+        steps: the step of every matrix, in the order of the file.
         shapes: the whole matrix's shape [O, I], for `export`.
+        shared: matrices that have an earlier one's integers, under a step of their own, and that one's name.
     """
 
     relative_step = 0.01
 
     def __init__(
-        self, parts: Mapping[str, Tensor], steps: Mapping[str, float], shapes: Mapping[str, tuple[int, int]]
+        self,
+        parts: Mapping[str, Tensor],
+        steps: Mapping[str, float],
+        shapes: Mapping[str, tuple[int, int]],
+        shared: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
-        self._names, self._shapes = list(parts), dict(shapes)
+        self._names, self._shapes, self._shared = list(parts), dict(shapes), dict(shared or {})
+        self._order = [name for name in steps if name in parts or name in self._shared]
         self.values = nn.ParameterList([nn.Parameter(part.clone()) for part in parts.values()])
-        self.log_steps = nn.ParameterList([nn.Parameter(torch.tensor(math.log(steps[name]))) for name in parts])
+        names = [*self._names, *self._shared]
+        self.log_steps = nn.ParameterList([nn.Parameter(torch.tensor(math.log(steps[name]))) for name in names])
 
     def weights(self) -> dict[str, Tensor]:
-        """The stored parts, float32 [o, i]."""
-        pairs = zip(self._names, self.values, self.log_steps, strict=True)
-        return {name: _Rounded.apply(value, log_step) for name, value, log_step in pairs}
+        """The stored parts, float32 [o, i], of every matrix."""
+        names = [*self._names, *self._shared]
+        logs, stored = dict(zip(names, self.log_steps, strict=True)), dict(zip(names, self._stored_steps(), strict=True))
+        found = {n: _Rounded.apply(v, logs[n], stored[n]) for n, v in zip(self._names, self.values, strict=True)}
+        own = {owner: _Stored.apply(logs[owner], stored[owner]) for owner in set(self._shared.values())}
+        for name, owner in self._shared.items():
+            found[name] = found[owner] * (_Stored.apply(logs[name], stored[name]) / own[owner])
+        return found
+
+    def _stored_steps(self) -> tuple[Tensor, ...]:
+        return stored_step(torch.stack(list(self.log_steps))).unbind()
 
     def bits(self) -> Tensor:
         """What the integers cost, by `ideal_bits`; differentiable as the module's text says."""
-        return sum(_Price.apply(value, step) for value, step in zip(self.values, self.log_steps, strict=True))
+        logs = list(self.log_steps)[: len(self.values)]  # the sharing ones' steps come after
+        return _Price.apply(stored_step(torch.stack(logs)), *self.values, *logs)
 
     @torch.no_grad()
     def integers(self) -> dict[str, np.ndarray]:
         """The integers as they are now, int64 [o, i], under the steps as they are stored."""
         found = {}
-        for name, value, log_step in zip(self._names, self.values, self.log_steps, strict=True):
+        for name, value, log_step in zip(self._names, self.values, self.log_steps, strict=False):
             found[name] = (value / stored_step(log_step)).round().to(torch.int64).cpu().numpy()
         return found
 
@@ -129,7 +172,7 @@ class LatticeTrainable(Trainable):
     def widen_zero(self, reach: float) -> int:
         """Sets to zero what is less than `reach` steps beyond the zero bin's edge; returns how many that were."""
         changed = 0
-        for value, log_step in zip(self.values, self.log_steps, strict=True):
+        for value, log_step in zip(self.values, self.log_steps, strict=False):
             u = value / stored_step(log_step)
             near = (u.abs() < 0.5 + reach) & (u.round() != 0)
             value.masked_fill_(near, 0.0)
@@ -140,10 +183,11 @@ class LatticeTrainable(Trainable):
         """See `Trainable.export`; `shapes` are the whole matrices', where they are larger than the stored parts."""
         from phase8.codecs.lattice.encode import pack
 
-        steps = {name: stored_step(step) for name, step in zip(self._names, self.log_steps, strict=True)}
-        return pack(self.integers(), steps, shapes or self._shapes)
+        names = [*self._names, *self._shared]
+        steps = {name: float(stored_step(step)) for name, step in zip(names, self.log_steps, strict=True)}
+        return pack(self.integers(), {n: steps[n] for n in self._order}, shapes or self._shapes, self._shared)
 
 
-def stored_step(log_step: Tensor) -> float:
-    """The step as float16 holds it."""
-    return float(log_step.detach().exp().to(torch.float16))
+def stored_step(log_step: Tensor) -> Tensor:
+    """The step as float16 holds it, float32; elementwise."""
+    return log_step.detach().exp().to(torch.float16).float()
