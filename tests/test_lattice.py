@@ -175,7 +175,9 @@ def test_shared_integers_get_the_gradients_of_all_that_share_them():
     assert float(module.log_steps[0].grad) == pytest.approx(float(moved), rel=1e-4)
 
 
-@pytest.mark.parametrize("extents", [[0, [2, 2]], [[2, 2], 1], [[2, 2], -1], [[2, 2], True], [[2, 2], 0.0], [[2, 3], 0]])
+@pytest.mark.parametrize(
+    "extents", [[0, [2, 2]], [[2, 2], 1], [[2, 2], -1], [[2, 2], True], [[2, 2], 0.0], [[2, 3], 0]]
+)
 def test_sharing_with_what_has_no_integers_or_does_not_fit_is_refused(extents):
     with pytest.raises(ArtifactError):
         layout("lattice", {"extents": extents, "coded_bytes": 9}, {"a": (2, 3), "b": (2, 2)})

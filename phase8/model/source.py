@@ -162,17 +162,19 @@ class SourceModel:
         return 4 * self.parameter_count
 
     def matrices(self) -> dict[str, Tensor]:
-        """Every parameter of two or more dimensions as a float32 matrix [O, I]."""
+        """Every parameter of two or more dimensions as a float32 matrix [O, I], on the CPU."""
         return {
-            name: as_matrix(module, parameter.detach()).float().contiguous()
+            name: as_matrix(module, parameter.detach()).float().contiguous().cpu()
             for name, (module, parameter) in self.parameters.items()
             if parameter.dim() >= 2
         }
 
     def vectors(self) -> dict[str, Tensor]:
-        """Every parameter of fewer than two dimensions, float32."""
+        """Every parameter of fewer than two dimensions, float32, on the CPU."""
         return {
-            name: parameter.detach().float() for name, (_, parameter) in self.parameters.items() if parameter.dim() < 2
+            name: parameter.detach().float().cpu()
+            for name, (_, parameter) in self.parameters.items()
+            if parameter.dim() < 2
         }
 
     @cached_property

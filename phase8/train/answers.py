@@ -43,7 +43,8 @@ class Answers:
             log_p, token = self.log_p_NTK[index].astype(np.float32), self.token_NTK[index].astype(np.int64)
             return torch.from_numpy(log_p), torch.from_numpy(token)
         if self._on_gpu is None:
-            whole = torch.from_numpy(self.token_NTK.astype(np.int32))
+            narrow = np.int16 if self.token_NTK.size and self.token_NTK.max() < 1 << 15 else np.int32
+            whole = torch.from_numpy(self.token_NTK.astype(narrow))
             self._on_gpu = torch.from_numpy(self.log_p_NTK).to(device), whole.to(device)
         index = rows.to(device, non_blocking=True)
         return self._on_gpu[0][index].float(), self._on_gpu[1][index].long()

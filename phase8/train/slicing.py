@@ -100,7 +100,7 @@ def narrow(
     ):
         if not 1 <= kept <= has:
             raise ModelError(f"{what} to keep: {kept}, of {has}", where=type(network).__name__)
-    wide = copy.deepcopy(network).float().eval().requires_grad_(False)
+    wide = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     folded_gain = _fold_norms(wide)
     stream_DD, of_units, of_heads = _moments(wide, batches)
     if width < config.hidden_size:

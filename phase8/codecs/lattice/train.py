@@ -96,7 +96,7 @@ class _Price(torch.autograd.Function):
             magnitude = u.round().abs_()
             sums.append(magnitude.sum(dtype=torch.float64))
             filled.append(torch.count_nonzero(magnitude))
-        count_S = steps_S.new_tensor([u.numel() for u in us], dtype=torch.float64)
+        count_S = torch.stack([torch.full_like(steps_S[0], u.numel(), dtype=torch.float64) for u in us])
         total_S = torch.stack(sums)
         ctx.save_for_backward(steps_S, laplace_scale(total_S / count_S), *us)
         return ideal_bits(count_S, torch.stack(filled), total_S).sum().float()
@@ -108,7 +108,7 @@ class _Price(torch.autograd.Function):
         slopes, pulls = [], []
         scalars = (steps_S.unbind(), b_S.float().unbind(), edges_S.float().unbind(), rates_S.float().unbind())
         for u, step, b, edge, rate in zip(us, *scalars, strict=True):
-            up = u.clamp(-0.5, 0.5).div_(b).exp_()  # e^(u / b): b >= 0.05, so at most e^10; beyond the bin the slope is 1
+            up = u.clamp(-0.5, 0.5).div_(b).exp_()  # b >= 0.05, so at most e^10; beyond the bin the slope is 1
             down = up.reciprocal()
             slope = (up - down).div_(up.add_(down).sub_(edge).neg_()).clamp_(-1.0, 1.0).mul_(rate)
             slopes.append(slope)
@@ -145,7 +145,10 @@ class LatticeTrainable(Trainable):
     def weights(self) -> dict[str, Tensor]:
         """The stored parts, float32 [o, i], of every matrix."""
         names = [*self._names, *self._shared]
-        logs, stored = dict(zip(names, self.log_steps, strict=True)), dict(zip(names, self._stored_steps(), strict=True))
+        logs, stored = (
+            dict(zip(names, self.log_steps, strict=True)),
+            dict(zip(names, self._stored_steps(), strict=True)),
+        )
         found = {n: _Rounded.apply(v, logs[n], stored[n]) for n, v in zip(self._names, self.values, strict=True)}
         own = {owner: _Stored.apply(logs[owner], stored[owner]) for owner in set(self._shared.values())}
         for name, owner in self._shared.items():
