@@ -153,8 +153,9 @@ class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, recorded: Recorded, *tensors: Tensor) -> tuple[Tensor, ...]:
         loss, of_each, bits, *ctx.gradients = recorded(*tensors[:3])
+        loss, of_each, bits = loss.clone(), of_each.clone(), bits.clone()  # the next call overwrites what it returned
         ctx.mark_non_differentiable(of_each, bits)
-        return loss.clone(), of_each.clone(), bits.clone()
+        return loss, of_each, bits
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
@@ -218,7 +219,7 @@ class _Training(lightning.LightningModule):
         price = torch.tensor(self.price.value)
         asked = (x.to(self.device, non_blocking=True) for x in (self._tokens[rows], rows, price))
         loss, of_each, bits = _Step.apply(self._recorded, *asked, *self.parameters_())
-        of_each = of_each.cpu()
+        of_each = of_each.detach().cpu()
         value = float(of_each.mean())
         if not math.isfinite(value):
             return self._step_back()
