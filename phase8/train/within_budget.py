@@ -38,7 +38,6 @@ from phase8.train.grokfast import GrokfastFilter
 from phase8.train.lightning import quiet, run_trainer
 from phase8.train.precision import takes_bfloat16
 from phase8.train.price import EVERY, Price
-from phase8.train.recorded import Recorded
 from phase8.train.settings import GrokfastConfig, Precision
 from phase8.train.sliced import SlicedBatch
 from phase8.train.threads import on_device, side_by_side
@@ -147,21 +146,6 @@ def train_within_budget(
     )
 
 
-class _Step(torch.autograd.Function):
-    """Text and the price of a bit -> loss, KL of each sequence and bits; the gradients come with them."""
-
-    @staticmethod
-    def forward(ctx: Any, recorded: Recorded, *tensors: Tensor) -> tuple[Tensor, ...]:
-        loss, of_each, bits, *ctx.gradients = recorded(*tensors[:3])
-        loss, of_each, bits = loss.clone(), of_each.clone(), bits.clone()  # the next call overwrites what it returned
-        ctx.mark_non_differentiable(of_each, bits)
-        return loss, of_each, bits
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        return None, None, None, None, *(part * grad for part in ctx.gradients)
-
-
 class _Training(lightning.LightningModule):
     def __init__(
         self,
@@ -182,7 +166,6 @@ class _Training(lightning.LightningModule):
         self._budget_bytes, self._on_step, self._directory = budget_bytes, on_step, checkpoint
         self._steps = self._highest()
         self.seen_N = torch.ones(len(tokens_NT))
-        self._recorded = Recorded(self._value_and_gradients)
         self._filter = GrokfastFilter.from_config(plan.grokfast)
         self.losses: list[float] = []
         self.setbacks, self.slower, self.done = 0, 1.0, 0
@@ -216,30 +199,19 @@ class _Training(lightning.LightningModule):
         share = self.done / self.plan.steps
         if self._unmeasured and share >= self._unmeasured[0]:
             self._measure()
-        price = torch.tensor(self.price.value)
-        asked = (x.to(self.device, non_blocking=True) for x in (self._tokens[rows], rows, price))
-        loss, of_each, bits = _Step.apply(self._recorded, *asked, *self.parameters_())
-        of_each = of_each.detach().cpu()
-        value = float(of_each.mean())
+        weights = self.trainable.weights() | dict(zip(self._vector_names, self.vectors, strict=True))
+        divergence, of_each = self._batch.divergence(weights, self._tokens[rows], rows)
+        value = float(divergence.detach())
         if not math.isfinite(value):
             return self._step_back()
-        self.seen_N[rows] = of_each.clamp_min(TINY)
+        self.seen_N[rows] = of_each.cpu().clamp_min(TINY)
+        bits = self.trainable.bits()
         if self.done % EVERY == 0:
-            self.bits = float(bits)
+            self.bits = float(bits.detach())
             self.price.look(self.bits, share)
         self.price.step()
         self.losses.append(value)
-        return loss
-
-    def _value_and_gradients(self, tokens_BT: Tensor, rows: Tensor, price: Tensor) -> tuple[Tensor, ...]:
-        """Loss, KL of each sequence [B], bits, and the loss's gradient for each of `parameters_`."""
-        with torch.enable_grad():
-            weights = self.trainable.weights() | dict(zip(self._vector_names, self.vectors, strict=True))
-            divergence, of_each = self._batch.divergence(weights, tokens_BT, rows)
-            bits = self.trainable.bits()
-            loss = divergence + price * bits
-            gradients = torch.autograd.grad(loss, self.parameters_())
-        return loss.detach(), of_each, bits.detach(), *gradients
+        return divergence + self.price.value * bits
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self._filter.apply(self.parameters_())
