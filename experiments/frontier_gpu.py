@@ -210,7 +210,7 @@ def row_of(facts: dict[str, Any], directory: Path) -> dict[str, Any]:
         "group": "control" if facts["random"] else "ours, trained",
         "model": "reference",
         "ratio": source.original_bytes / facts["artifact_bytes"],
-        "command": "python -m experiments.frontier_gpu 300 DIRECTORY",
+        "command": "python -m experiments.frontier_gpu 440 DIRECTORY",
         **{name: facts[name] for name in keep},
         **{name: value for name, value in found.items() if name.startswith("retention")},
         "bits_per_byte": found["bits_per_byte"],
@@ -235,7 +235,10 @@ def main() -> int:
     out: Path = options.directory
     if options.rows:
         for path in sorted(out.glob("*.json")):
-            row = row_of(json.loads(path.read_text()), path.with_suffix(""))
+            facts = json.loads(path.read_text())
+            if not facts["name"].startswith(tuple(options.only)):
+                continue
+            row = row_of(facts, path.with_suffix(""))
             add_row(row)
             print(f"{row['setting']}: {row['retention_raw']:.3f} raw, {row['bits_per_byte']:.4f}", flush=True)
         return 0
