@@ -160,7 +160,7 @@ def _run(
 
             events.emit(StepComplete(step="start", seconds=seconds), "baseline")
             return Pipeline(config, source, run_dir, cache_dir, events, journal, ending).run()
-        except Exception as error:
+        except Exception as error:  # told to the log, and raised again
             ending.hold()
             with suppress(OutputError):  # where the disk is full, `error` says so already
                 events.emit(failed(error))

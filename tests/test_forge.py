@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import forge, fuzz
+from experiments import forge, fuzz_mutations
 from phase8.artifact.read import parse, read_manifest
 from phase8.codecs.streams import Layout
 from phase8.errors import ArtifactError
@@ -55,13 +55,13 @@ def test_a_manifest_of_millions_of_parts(note: Any) -> None:
 
 def test_a_pool_is_measured_before_it_is_read(tmp_path) -> None:
     """Its length is that of the packed form at most; a file of holes costs its maker nothing."""
-    header, manifest, _ = fuzz.take_apart(
+    header, manifest, _ = fuzz_mutations.take_apart(
         forge.put_together([forge.Group("plain", {"dtype": "float32"}, {"a": (8,)})], forge._valid)
     )
     hole = 3 << 30
     manifest["pools"][0][6] = hole
     header["payload"] = {"dtype": "U8", "shape": [hole], "data_offsets": [0, hole]}
-    front = fuzz.put_together(header, json.dumps(manifest).encode(), b"", checksum=False)
+    front = fuzz_mutations.put_together(header, json.dumps(manifest).encode(), b"", checksum=False)
     (size,) = struct.unpack_from("<Q", front)
     text = json.loads(front[8 : 8 + size])
     text["__metadata__"]["manifest_crc32"] = str(zlib.crc32(json.dumps(manifest).encode()))

@@ -44,7 +44,7 @@ def check_reopens(source: SourceModel) -> None:
                 fresh = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
                 fresh.tie_weights()
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-        except Exception as error:
+        except Exception as error:  # transformers raises anything; whatever it is, the artifact would be useless
             raise ModelError(
                 f"an artifact of this model could not be opened again: {type(error).__name__}: {str(error)[:200]}",
                 where=where,

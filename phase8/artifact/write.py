@@ -205,7 +205,7 @@ def load_artifact(directory: Path | str) -> tuple[PreTrainedModel, PreTrainedTok
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except ArtifactError:
         raise
-    except Exception as error:
+    except Exception as error:  # transformers raises anything on a broken file
         raise ArtifactError(
             f"config.json or the tokenizer cannot be read: {error}", where=str(directory), fix="copy the directory anew"
         ) from error

@@ -60,7 +60,7 @@ def write_onnx(network: PreTrainedModel, path: Path) -> None:
                 output_names=["logits"],
                 verbose=False,
             )
-    except Exception as error:
+    except Exception as error:  # the tracer raises what an architecture's code leads to
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise ModelError(
             f"torch cannot trace this architecture: {reason}",

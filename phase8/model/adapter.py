@@ -65,7 +65,7 @@ def merge_from(directory: Path, network: Any) -> Any:
 
     try:
         adapted = PeftModel.from_pretrained(network, str(directory))
-    except Exception as error:
+    except Exception as error:  # peft raises anything on what does not fit
         what = f"the adapter does not fit the weights beside it: {type(error).__name__}: {str(error)[:200]}"
         raise ModelError(what, where=where, fix=_BY_HAND) from error
     return merge_held(adapted, where=where)
@@ -90,7 +90,7 @@ def merge_held(network: Any, *, where: str) -> Any:
                 layer.merge(safe_merge=True)
                 owner, _, last = name.rpartition(".")
                 setattr(network.get_submodule(owner), last, layer.get_base_layer())
-    except Exception as error:
+    except Exception as error:  # peft raises anything on what does not fit
         what = f"the adapter cannot be merged: {type(error).__name__}: {str(error)[:200]}"
         raise ModelError(what, where=where, fix="give the model without it, or an adapter of LoRA's kind") from error
     if is_adapted(network):

@@ -39,7 +39,7 @@ def read_generation(directory: Path | str, *, error: type[Phase8Error] = ModelEr
         return None
     try:
         return GenerationConfig.from_pretrained(str(directory))
-    except Exception as problem:
+    except Exception as problem:  # transformers raises anything on a broken file; it is told with the file's name
         what = f"the generation settings cannot be read: {str(problem)[:200]}"
         raise error(what, where=str(path), fix="copy the file anew, or remove it") from problem
 

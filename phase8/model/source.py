@@ -296,7 +296,7 @@ def load_source(path: str, *, experts_path: str | None = None, device: str = "cp
         network = _load_network(source, where)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:
+    except Exception as error:  # transformers raises anything on a broken file
         raise ModelError(
             f"the tokenizer cannot be loaded: {error}", where=where, fix="save it beside the model (save_pretrained)"
         ) from error
@@ -321,7 +321,7 @@ def load_source(path: str, *, experts_path: str | None = None, device: str = "cp
 def _load_network(source: str | Path, where: str) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:
+    except Exception as error:  # transformers raises anything on a broken file
         raise ModelError(
             f"the configuration cannot be read: {error}",
             where=where,
@@ -365,7 +365,7 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
         return network
     except ModelError:
         raise
-    except Exception as error:
+    except Exception as error:  # transformers raises anything on a broken file
         raise ModelError(
             f"the weights cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
             where=where,

@@ -151,7 +151,7 @@ class Pipeline:
         the result: where it fails, nothing ends."""
         try:
             return measure_latency_ms(self.source.network)
-        except Exception as error:
+        except Exception as error:  # of an architecture's own code
             reason = error.what if isinstance(error, Phase8Error) else f"{type(error).__name__}: {str(error)[:200]}"
             self.context.log("warning", f"no figure for the time per token: {reason}")
             return None

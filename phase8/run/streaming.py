@@ -178,7 +178,7 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
             network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         network.tie_weights()
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    except Exception as error:
+    except Exception as error:  # transformers raises anything on a broken file
         raise ModelError(
             f"config.json or the tokenizer cannot be read: {error}",
             where=str(directory),

@@ -269,13 +269,13 @@ def differences(runs: Sequence[Run], *, against: int = 0) -> list[Difference]:
     for task, row in benchmarks(runs).items():
         first = row[against]
         for index, second in enumerate(row):
-            if index == against or first is None or second is None or None in (first.retention, second.retention):
+            before, after = (None if one is None else one.retention for one in (first, second))
+            if index == against or before is None or after is None:
                 continue
             items = [source.get(task) for i in (against, index) for source in (baselines[i], answers[i])]
-            bounds = None
-            if all(item is not None for item in items):
-                bounds = paired_interval(items[0], items[2], items[1], items[3])  # type: ignore[arg-type]
-            found.append(Difference(task, against, index, second.retention - first.retention, bounds))  # type: ignore
+            known = [item for item in items if item is not None]
+            bounds = paired_interval(known[0], known[2], known[1], known[3]) if len(known) == len(items) else None
+            found.append(Difference(task, against, index, after - before, bounds))
     return found
 
 

@@ -107,7 +107,7 @@ class WandbTracker:
             )
             if self.mode is WandbMode.online and self._run.url:  # offline, the question alone prints a warning
                 write_atomic(directory / "wandb" / URL_FILE, self._run.url + "\n")
-        except Exception as error:
+        except Exception as error:  # wandb raises anything; no run ends for it
             self._restore_environment()
             warnings.warn(
                 f"W&B cannot start, this run is not tracked there: {error} (logger.mode=offline needs no account, "
@@ -146,7 +146,7 @@ class WandbTracker:
                 if not self._compared:
                     self._compare(run)
             run.finish(exit_code=1 if failed else 0)
-        except Exception as error:
+        except Exception as error:  # wandb raises anything; no run ends for it
             warnings.warn(f"W&B did not end well; the run itself is not touched by it: {error}", stacklevel=2)
         finally:
             self._restore_environment()
