@@ -207,7 +207,7 @@ def row_of(facts: dict[str, Any], directory: Path) -> dict[str, Any]:
         "method": "dense student" if facts["random"] else "trained lattice",
         "setting": f"{facts['name']}, {facts['steps']:,} steps of {facts['batch']} sequences, GPU",
         "ours": not facts["random"],
-        "group": "control" if facts["random"] else "ours, trained",
+        "group": "control, trained" if facts["random"] else "ours, trained",
         "model": "reference",
         "ratio": source.original_bytes / facts["artifact_bytes"],
         "command": "python -m experiments.frontier_gpu 440 DIRECTORY",

@@ -183,6 +183,21 @@ def test_the_file_is_within_the_budget_and_says_what_was_trained(source, tokens)
     assert len(result.outcome.losses) == PLAN.steps
 
 
+def test_layers_that_share_integers_leave_more_bytes_for_each(source, tokens):
+    one, two = stage(source, tokens), stage(source, tokens, shared=2)
+    assert two.smallest_bytes() < one.smallest_bytes()
+    budget = two.smallest_bytes() + 1800
+    result = two.run(budget, PLAN)
+    assert two.size(result.groups) <= budget
+    found = dict(pair for group in result.groups for pair in decode(group))
+    for name in source.matrices():
+        if ".layers.1." not in name:
+            continue
+        first, second = found[name.replace(".layers.1.", ".layers.0.")], found[name]
+        place = np.abs(first).argmax()
+        assert second.any() and np.allclose(first * (second.flat[place] / first.flat[place]), second, rtol=1e-6)
+
+
 def test_training_lowers_the_divergence(source, tokens):
     made = stage(source, tokens)
     plan = dataclasses.replace(PLAN, steps=60, ramp=0.0)
