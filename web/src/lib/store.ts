@@ -60,6 +60,10 @@ export interface CurvePoint {
   step: number;
   loss: number | null;
   divergence: number | null;
+  /** Of the artifact, as training estimates it; null where training leaves the rate alone. */
+  bytes: number | null;
+  budget: number | null;
+  secondsLeft: number | null;
 }
 
 export interface Attempt {
@@ -345,7 +349,14 @@ function stageEvent(view: RunView, event: RunEvent, name: string): void {
       if (step === null) break;
       // A resumed training begins again at an earlier step.
       while ((attempt.curve.at(-1)?.step ?? -1) >= step) attempt.curve.pop();
-      attempt.curve.push({ step, loss: num(data.loss), divergence: num(data.divergence) });
+      attempt.curve.push({
+        step,
+        loss: num(data.loss),
+        divergence: num(data.divergence),
+        bytes: num(data.estimated_bytes),
+        budget: num(data.budget_bytes),
+        secondsLeft: num(data.seconds_left),
+      });
       break;
     }
     case "training_restart":

@@ -6,7 +6,7 @@ import { useEffect, useState } from "react";
 import { StageName } from "@/components/basics";
 import { describe } from "@/lib/describe";
 import { ended, lastAttempt, progress } from "@/lib/derive";
-import { clock, figure, seconds, words } from "@/lib/format";
+import { clock, figure, seconds, size, words } from "@/lib/format";
 import { num } from "@/lib/read";
 import { stageColour, stageTitle } from "@/lib/stages";
 import type { RunSummary } from "@/lib/api";
@@ -145,29 +145,86 @@ function StageTimes({ view }: { view: RunView }) {
   );
 }
 
-/** The training's loss so far, as a line without axes. */
+/** The training so far: its loss and, where it trains within a byte budget, the size that falls to it. */
 function Curve({ attempt, stage }: { attempt: Attempt; stage: string }) {
-  const points = attempt.curve.filter((point) => point.loss !== null && point.loss > 0);
-  if (points.length < 2) return null;
-  const xs = points.map((point) => point.step);
-  const ys = points.map((point) => Math.log(point.loss as number));
-  const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  const place = (index: number) =>
-    `${((100 * ((xs[index] as number) - x0)) / (x1 - x0 || 1)).toFixed(2)},${(28 - (26 * ((ys[index] as number) - y0)) / (y1 - y0 || 1)).toFixed(2)}`;
-  const last = points.at(-1);
+  const loss = attempt.curve.filter((point) => point.loss !== null && point.loss > 0);
+  const sized = attempt.curve.filter((point) => point.bytes !== null && point.bytes > 0);
+  const last = attempt.curve.at(-1);
+  const budget = last?.budget ?? null;
   return (
-    <div className="flex items-center gap-3 text-[0.82rem]">
-      <span className="text-soft">Loss</span>
-      <svg viewBox="0 0 100 30" preserveAspectRatio="none" className="h-8 min-w-0 flex-1" aria-hidden="true">
+    <div className="grid grid-cols-[auto_minmax(0,1fr)_auto] items-center gap-x-3 gap-y-1 text-[0.82rem]">
+      {loss.length > 1 && (
+        <Spark
+          name="Loss"
+          points={loss.map((point) => [point.step, Math.log(point.loss as number)])}
+          colour={stageColour(stage)}
+          figures={figure(loss.at(-1)?.loss)}
+        />
+      )}
+      {sized.length > 1 && (
+        <Spark
+          name="Size"
+          points={sized.map((point) => [point.step, Math.log(point.bytes as number)])}
+          goal={budget === null ? null : Math.log(budget)}
+          colour={stageColour(stage)}
+          figures={size(sized.at(-1)?.bytes) + (budget === null ? "" : ` of ${size(budget)}`)}
+        />
+      )}
+      {last?.secondsLeft != null && (
+        <p className="num col-span-3 text-right text-soft" data-figure="training-left">
+          {seconds(last.secondsLeft)} of training left
+        </p>
+      )}
+    </div>
+  );
+}
+
+/** A line without axes, its name before it and its last figure after it. */
+function Spark({
+  name,
+  points,
+  goal = null,
+  colour,
+  figures,
+}: {
+  name: string;
+  points: [number, number][];
+  goal?: number | null;
+  colour: string;
+  figures: string;
+}) {
+  const xs = points.map(([x]) => x);
+  const ys = [...points.map(([, y]) => y), ...(goal === null ? [] : [goal])];
+  const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  const height = (y: number) => (28 - (26 * (y - y0)) / (y1 - y0 || 1)).toFixed(2);
+  const place = ([x, y]: [number, number]) => `${((100 * (x - x0)) / (x1 - x0 || 1)).toFixed(2)},${height(y)}`;
+  return (
+    <>
+      <span className="text-soft">{name}</span>
+      <svg viewBox="0 0 100 30" preserveAspectRatio="none" className="h-8 w-full min-w-0" aria-hidden="true">
+        {goal !== null && (
+          <line
+            x1={0}
+            x2={100}
+            y1={height(goal)}
+            y2={height(goal)}
+            stroke="var(--soft)"
+            strokeWidth={1}
+            strokeDasharray="4 4"
+            vectorEffect="non-scaling-stroke"
+          />
+        )}
         <polyline
-          points={points.map((_, index) => place(index)).join(" ")}
+          points={points.map(place).join(" ")}
           fill="none"
-          stroke={stageColour(stage)}
+          stroke={colour}
           strokeWidth={1.5}
           vectorEffect="non-scaling-stroke"
         />
       </svg>
-      <span className="num">{figure(last?.loss)}</span>
-    </div>
+      <span className="num text-right" data-figure={`training-${name.toLowerCase()}`}>
+        {figures}
+      </span>
+    </>
   );
 }
