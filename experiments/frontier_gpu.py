@@ -205,8 +205,8 @@ def row_of(facts: dict[str, Any], directory: Path) -> dict[str, Any]:
     keep = ("artifact_bytes", "seed", "trained_tokens", "training_s")
     return {
         "method": "dense student" if facts["random"] else "trained lattice",
-        "setting": f"{facts['name']}, {facts['batch']} sequences a step, {round(facts['training_s'] / 60)} minutes of a "
-        "shared GPU",
+        "setting": f"{facts['name']}, {facts['batch']} sequences a step, "
+        f"{round(facts['training_s'] / 60)} minutes of a shared GPU",
         "ours": not facts["random"],
         "group": "control, trained" if facts["random"] else "ours, trained",
         "model": "reference",

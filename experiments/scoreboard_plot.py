@@ -80,11 +80,33 @@ def _draw(axis: Any, some: list[dict[str, Any]], quality: str, index: int) -> No
         marker="o" if ours else MARKERS[index % len(MARKERS)],
         markersize=6 if ours else 4.5,
         markerfacecolor=colour if ours else "none",
-        linewidth=(1.8 if ours else 0.8),
-        linestyle="-" if trained else ":" if ours else "-",
+        linewidth=0.0,
         elinewidth=0.8,
         zorder=3 if ours else 2,
     )
+    best = _best(some, quality)
+    axis.plot(
+        [row["ratio"] for row in best],
+        [row[quality] for row in best],
+        color=colour,
+        linewidth=(1.8 if ours else 0.8),
+        linestyle="-" if trained else ":" if ours else "-",
+        zorder=3 if ours else 2,
+    )
+
+
+ALIKE = 0.98
+"""A ratio that is hardly smaller counts as the same."""
+
+
+def _best(some: list[dict[str, Any]], quality: str) -> list[dict[str, Any]]:
+    """The rows that the line runs through: no other of the method is at least as small and better."""
+    sign = 1.0 if quality.startswith("retention") else -1.0
+    return [
+        row
+        for row in some
+        if all(one["ratio"] < ALIKE * row["ratio"] or sign * one[quality] <= sign * row[quality] for one in some)
+    ]
 
 
 def _dress(axis: Any, here: list[dict[str, Any]], quality: str, title: str) -> None:
