@@ -1,7 +1,7 @@
 """Several trained points side by side on one GPU, within a time limit: a small network leaves most of it idle.
 
-    python -m experiments.frontier_gpu 300 DIRECTORY              # every point, in 300 seconds
-    python -m experiments.frontier_gpu 300 DIRECTORY --only 280x  # points whose name begins so
+    python -m experiments.frontier_gpu 440 DIRECTORY              # every point, in 440 seconds
+    python -m experiments.frontier_gpu 440 DIRECTORY --only 280x  # points whose name begins so
     python -m experiments.frontier_gpu --rows DIRECTORY           # scores what is there (on the CPU) for the scoreboard
 
 The text and the original's answers are made once; each point is a process that trains on them. It times itself while
