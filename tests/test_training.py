@@ -18,7 +18,7 @@ from phase8.train.answers import answers_key, collect_answers, load_answers, sav
 from phase8.train.price import Price
 from phase8.train.sliced import SlicedBatch
 from phase8.train.slicing import narrow, why_not
-from phase8.train.text import write_text
+from phase8.train.text import training_text, write_text
 from phase8.train.threads import side_by_side
 from phase8.train.whole import Shape, TrainedStage
 from phase8.train.within_budget import Plan
@@ -299,6 +299,19 @@ def test_a_loss_that_is_no_number_goes_back_and_slower(source, tokens, monkeypat
     outcome = made.run(made.smallest_bytes() + 4000, PLAN).outcome
     assert outcome.setbacks == 1 and not outcome.diverged
     assert all(map(math.isfinite, outcome.losses))
+
+
+def test_another_part_of_the_text_is_other_text(source, tmp_path):
+    (tmp_path / "text.txt").write_text("".join(map(chr, range(33, 127))))
+
+    def part(number: int, sequences: int, path: str | None = str(tmp_path / "text.txt")) -> torch.Tensor:
+        asked = {"model_path": "tiny", "path": path, "sequences": sequences, "length": 8, "seed": 3}
+        return training_text(source, **asked, part=number).tokens_NT
+
+    whole = part(0, 6)
+    assert torch.equal(part(0, 3), whole[:3]) and torch.equal(part(1, 3), whole[3:])
+    assert torch.equal(part(9, 3), whole[:3])  # the file holds no more
+    assert torch.equal(part(1, 2, None), part(1, 2, None)) and not torch.equal(part(0, 2, None), part(1, 2, None))
 
 
 def test_the_original_writes_text_of_its_own(tiny_network):

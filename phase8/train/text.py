@@ -22,6 +22,8 @@ from phase8.model.latency import CACHES
 from phase8.model.source import EMBEDDED, SourceModel
 from phase8.model.text import read_documents
 
+PART = 10_000
+"""Between the seeds of two parts."""
 WRITTEN_AT_ONCE = 64
 """Sequences that the original writes side by side."""
 SAME = 1e-3
@@ -46,6 +48,7 @@ def training_text(
     sequences: int,
     length: int,
     seed: int,
+    part: int = 0,
     on_written: Callable[[int, int], None] | None = None,
 ) -> TrainingText:
     """Collects `sequences` sequences of `length` tokens.
@@ -53,11 +56,14 @@ def training_text(
     Args:
         model_path: the model's name; an embedded model has text of its own.
         path: a UTF-8 text file; None where the user gave none.
+        part: 0 for the first text, 1 for another, as long as the source has more: a training that goes on learns more
+            from text that it has not read yet (experiments/LOG.md, 2026-11-27).
         on_written: told how many sequences the original has written, of how many.
 
     Raises:
         ConfigError: the file cannot be read, is not text, or holds not even one sequence.
     """
+    seed += PART * part
     if path is None and model_path.startswith(EMBEDDED):
         from phase8.model.text import token_sequences
 
@@ -69,7 +75,9 @@ def training_text(
         found = _from_file(source, path, length)
         told = f"{Path(path).name} holds {found.numel():,} tokens"
         if len(found) >= sequences:
-            return TrainingText(tokens_NT=found[:sequences], told=f"{sequences:,} sequences of {Path(path).name}")
+            first = sequences * part if len(found) >= sequences * (part + 1) else 0
+            told = f"{sequences:,} sequences of {Path(path).name}"
+            return TrainingText(tokens_NT=found[first : first + sequences], told=told)
     missing = sequences - len(found)
     written = write_text(source.network, missing, length, seed=seed, on_written=on_written)
     told += f"; {missing:,} sequences of {length} tokens were written by the original itself"
