@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from phase8.codecs.base import Stream
+from phase8.codecs.base import Stream, Trainable
 from phase8.codecs.hyper import HyperCodec
 from phase8.config import HyperConfig, Trajectory, Winding
 
@@ -136,3 +136,26 @@ def same_streams(one, other) -> bool:
     parts = [[g.shared, *(t.streams for t in g.tensors.values())] for g in (one, other)]
     found = [[(r, s.bits, s.values.tolist()) for part in own for r, s in part.items()] for own in parts]
     return one.settings == other.settings and found[0] == found[1]
+
+
+def trained_from_distortion(group, weights: dict[str, torch.Tensor]) -> tuple[Trainable, float]:
+    """A group's module after 30 steps from parameters 1.3 times too large, every one of which gets a gradient; and its
+    squared error as a share of what it began with."""
+    module = CODEC.trainable(group)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.3)
+
+    def loss() -> torch.Tensor:
+        return sum(((w - module.weights()[n]) ** 2).sum() / (w**2).sum() for n, w in weights.items())
+
+    before = loss()
+    before.backward()
+    for key, parameter in module.named_parameters():
+        assert parameter.grad is not None and torch.count_nonzero(parameter.grad), key
+    optimiser = torch.optim.Adam(module.parameters(), lr=0.02)
+    for _ in range(30):
+        optimiser.zero_grad()
+        loss().backward()
+        optimiser.step()
+    return module, float(loss().detach()) / float(before.detach())

@@ -29,7 +29,7 @@ def composed(*overrides: str) -> dict:
 
 def test_composed_defaults_are_the_dataclass_defaults_but_for_what_the_default_variant_chooses():
     variant = {
-        "max_retries": 2,
+        "max_retries": 3,
         "vptq.vector_dim": 3,
         "vptq.codebook_size": 512,
         "hyper.trajectory_type": "lattice",

@@ -16,7 +16,7 @@ from phase8.codecs.base import Stream
 from phase8.codecs.hyper import decode as decoder
 from phase8.config import Axis, HyperConfig, Trajectory
 from phase8.errors import ArtifactError, CodecError
-from tests.hyper_cases import CODEC, gaussian, half, relative_error, same_streams, slow_series
+from tests.hyper_cases import CODEC, gaussian, half, relative_error, same_streams, slow_series, trained_from_distortion
 
 
 def over_depth(kind: Trajectory, degree: int, bits: int = 8, block_size: int = 4) -> HyperConfig:
@@ -192,24 +192,8 @@ def test_corrupt_planes_are_rejected() -> None:
 def test_training_over_depth() -> None:
     weights = layers(6)
     group = CODEC.encode(weights, over_depth(Trajectory.polynomial, 2), importance={}, seed=0)
-    module = CODEC.trainable(group)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.mul_(1.3)
-
-    def loss() -> torch.Tensor:
-        return sum(((w - module.weights()[n]) ** 2).sum() / (w**2).sum() for n, w in weights.items())
-
-    before = loss()
-    before.backward()
-    for key, parameter in module.named_parameters():
-        assert parameter.grad is not None and torch.count_nonzero(parameter.grad), key
-    optimiser = torch.optim.Adam(module.parameters(), lr=0.02)
-    for _ in range(30):
-        optimiser.zero_grad()
-        loss().backward()
-        optimiser.step()
-    assert float(loss().detach()) < 0.95 * float(before.detach())
+    module, error = trained_from_distortion(group, weights)
+    assert error < 0.95
     decoded = CODEC.decode(module.export())
     for key, value in module.weights().items():
         np.testing.assert_allclose(value.detach().numpy(), decoded[key], rtol=1e-5, atol=1e-6 * decoded[key].std())

@@ -48,8 +48,9 @@ def pack(
         CodecError: an integer or a step is beyond what is stored.
     """
     blob = contexts.encode(list(integers.values()))
-    tensors, numbers = {}, {name: number for number, name in enumerate(steps)}
-    extents = [numbers[shared[n]] if n in (shared or {}) else list(integers[n].shape) for n in steps]  # type: ignore
+    owners, numbers = shared or {}, {name: number for number, name in enumerate(steps)}
+    extents = [numbers[owners[name]] if name in owners else list(integers[name].shape) for name in steps]
+    tensors = {}
     for name in steps:
         bits = float16_bits(np.array([steps[name]], dtype=np.float32))
         if not np.isfinite(bits.view(np.float16)).all():

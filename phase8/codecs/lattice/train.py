@@ -145,12 +145,10 @@ class LatticeTrainable(Trainable):
     def weights(self) -> dict[str, Tensor]:
         """The stored parts, float32 [o, i], of every matrix."""
         names = [*self._names, *self._shared]
-        logs, stored = (
-            dict(zip(names, self.log_steps, strict=True)),
-            dict(zip(names, self._stored_steps(), strict=True)),
-        )
+        logs = dict(zip(names, self.log_steps, strict=True))
+        stored = dict(zip(names, self._stored_steps(), strict=True))
         found = {n: _Rounded.apply(v, logs[n], stored[n]) for n, v in zip(self._names, self.values, strict=True)}
-        own = {owner: _Stored.apply(logs[owner], stored[owner]) for owner in set(self._shared.values())}
+        own = {owner: _Stored.apply(logs[owner], stored[owner]) for owner in dict.fromkeys(self._shared.values())}
         for name, owner in self._shared.items():
             found[name] = found[owner] * (_Stored.apply(logs[name], stored[name]) / own[owner])
         return found
