@@ -193,7 +193,11 @@ def test_every_file_of_an_artifact_is_vouched_for(source, tmp_path):
             read_artifact(path)
         (path / name).write_bytes(good)
     assert read_artifact(path).sizes["config.json"] == files["config.json"][0]
-    for name in ("generation_config.json", "adapter_config.json", "chat_template.jinja", "added_tokens.json"):
+    (path / "additional_chat_templates").mkdir()
+    for name in (
+        "generation_config.json", "adapter_config.json", "chat_template.jinja", "added_tokens.json", "spiece.model",
+        "additional_chat_templates/tool.jinja",
+    ):  # fmt: skip
         (path / name).write_text("{}")
         with pytest.raises(ArtifactError, match=f"'{name}' is no part of the artifact"):
             read_artifact(path)

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 from phase8.errors import ArtifactError, OutputError
-from phase8.files import directory_swap, make_directory, read_bounded, write_atomic
+from phase8.files import (
+    CACHE,
+    OUT,
+    TEMPORARY,
+    directory_swap,
+    make_directory,
+    read_bounded,
+    write_atomic,
+    writing,
+)
 
 
 def test_write_replaces_whole(tmp_path):
@@ -57,6 +66,21 @@ def test_read_only_disk(tmp_path, monkeypatch):
     with pytest.raises(OutputError, match="Read-only") as caught:
         make_directory(tmp_path / "run")
     assert "writable disk" in caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [(OSError(28, "No space left on device"), "free some disk space"), (Exception("I/O error (os error 28)"), "free"),
+     (RuntimeError("cannot write (os error 30)"), "writable disk")],
+)  # fmt: skip
+@pytest.mark.parametrize("place", [CACHE, TEMPORARY, OUT])
+def test_whoever_meets_a_full_disk_the_error_names_the_right_place(error, says, place):
+    """transformers' and safetensors' Rust parts raise plain exceptions with the number in the text."""
+    with pytest.raises(OutputError) as caught, writing("somewhere", place):
+        raise error
+    assert says in caught.value.fix and place in caught.value.fix and "output_dir" not in caught.value.fix
+    with pytest.raises(ValueError), writing("somewhere", place):
+        raise ValueError("something else")
 
 
 def test_reading_is_bounded(tmp_path):

@@ -117,6 +117,22 @@ def test_a_foreign_model_on_the_embedded_worlds_text_is_warned_of(own_text):
     assert logs == []
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_one_absence_is_told_once_and_with_its_own_reason(skip):
+    logs = []
+    context = SimpleNamespace(
+        config=CompressionConfig.from_dict({"skip_expert_benchmarks": skip}),
+        log=lambda level, text, stage: logs.append((level, text)),
+    )
+    missing = ("code: MBPP", "core: HumanEval (generated code cannot be run safely)")
+    baseline._tell_what_is_missing(context, SimpleNamespace(missing=missing, notes=()))
+    assert [sum(one in text for _, text in logs) for one in missing] == [1, 1]
+    (unsafe,) = [told for told in logs if "HumanEval" in told[1]]
+    assert unsafe[0] == "warning" and "as the settings ask" not in unsafe[1]
+    (other,) = [told for told in logs if "MBPP" in told[1]]
+    assert ("as the settings ask" in other[1]) is skip
+
+
 def test_edge_of_chaos_is_not_made_of_luck(run):
     assert told(run[3], "edge of chaos is left out")
     assert run[2]["metrics"]["edge_of_chaos"] is None

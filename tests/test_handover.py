@@ -75,6 +75,13 @@ def test_the_numpy_runtime_ends_at_every_end_token(chat_dir, tmp_path):
     assert load_model(tmp_path / "artifact").shape.eos == (0, 7)
 
 
+def test_side_by_side_the_original_ends_at_every_end_token_too(chat_dir):
+    from phase8.runtime.side_by_side import load_original
+
+    tensors = load_file(chat_dir / "model.safetensors")
+    assert "lm_head.weight" not in tensors and load_original(chat_dir).shape.eos == (0, 7)
+
+
 def test_settings_in_memory_travel_even_where_transformers_would_not_save_them(tiny_network, tiny_tokenizer, tmp_path):
     tiny_network.generation_config = GenerationConfig(eos_token_id=[0, 7], temperature=0.6)  # without do_sample
     plain_artifact(tmp_path / "a", source_from_network(tiny_network, tiny_tokenizer, ExpertFile(), "tiny"))

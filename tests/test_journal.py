@@ -11,7 +11,7 @@ import torch
 from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
 from phase8.errors import ArtifactError
-from phase8.run.journal import read_groups, write_groups
+from phase8.run.journal import clean_up, read_groups, write_groups
 
 
 def test_encoded_groups_come_back(tmp_path):
@@ -38,3 +38,17 @@ def test_encoded_groups_come_back(tmp_path):
     assert (tmp_path / "again.p8").read_bytes() == path.read_bytes()
     with pytest.raises(ArtifactError):
         read_groups(tmp_path / "nothing.p8")
+
+
+def test_what_a_killed_run_had_told_is_gone_before_it_goes_on(tmp_path):
+    """No result, report or half-written file of an earlier process lies beside the events of the next one."""
+    kept = ("events.jsonl", "config.yaml", "artifacts/vptq/model.safetensors", "state/vptq_1/scores.json")
+    gone = (
+        "result.json", "report.html", ".result.json.a1", ".report.html.b2", "artifacts/.vptq.c3/model.safetensors",
+        "state/vptq_1/.scores.json.d4", "stopped/hyper/model.safetensors",
+    )  # fmt: skip
+    for name in (*kept, *gone):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    clean_up(tmp_path)
+    assert sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)

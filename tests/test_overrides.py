@@ -2,9 +2,11 @@
 
 import shlex
 import threading
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 import run
 from phase8.errors import ConfigError
@@ -44,3 +46,17 @@ def test_ctrl_c_says_what_it_interrupted(ended, when, monkeypatch, capsys):
     with pytest.raises(SystemExit) as left:
         run.program()
     assert left.value.code == 130 and when in capsys.readouterr().err
+
+
+def test_runs_that_start_in_one_second_get_directories_of_their_own(tmp_path, monkeypatch):
+    """As `conf/hydra` names them; Hydra's own `now` is the same for both."""
+    monkeypatch.chdir(tmp_path)
+    written = OmegaConf.load(Path(run.__file__).parent / "conf" / "hydra" / "default.yaml")
+    OmegaConf.register_new_resolver("now", lambda pattern: "same", replace=True)
+    try:
+        first, second = (OmegaConf.create({"dir": OmegaConf.to_container(written)["run"]["dir"]}) for _ in range(2))
+        found = [first.dir, second.dir, first.dir]
+    finally:
+        OmegaConf.clear_resolver("now")
+    assert found == ["outputs/same/same", "outputs/same/same-2", "outputs/same/same"]
+    assert all((tmp_path / name).is_dir() for name in found)

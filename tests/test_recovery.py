@@ -178,6 +178,13 @@ def test_nothing_that_a_setting_could_mend():
     assert advice.action == "fall_back" and advice.adjustments == {} and "informative_core" in advice.reason
 
 
+def test_a_stage_that_is_no_smaller_than_its_input_is_not_tried_again():
+    """More bits or a tensor in 16 bits would make it larger still."""
+    verdict = failing(check("smaller", 0.9), check("core_retention", 0.5), check("edge_of_chaos", 0.5))
+    advice = recommend("vptq", CONFIG, verdict, SENSITIVITY)
+    assert advice.action == "fall_back" and advice.adjustments == {} and "smaller" in advice.reason
+
+
 def test_limits_are_never_exceeded():
     """Recommendations followed again and again end at the settings' limits, without an error."""
     worst = failing(check("core_retention", 0.5), check("rule/harm", 0.1))

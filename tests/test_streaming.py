@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from phase8.artifact.read import WEIGHTS_FILE, read_artifact
 from phase8.artifact.write import load_artifact, write_artifact
@@ -153,6 +153,46 @@ def test_tied_weights_under_either_name(tiny_model_dir, tmp_path):
     save_file(state, tiny_model_dir / "model.safetensors", metadata={"format": "pt"})
     encode_checkpoint(tiny_model_dir, tmp_path / "b", "hyper", CONFIG)
     same_files(tmp_path / "a", tmp_path / "b")
+
+
+def _as_the_hub(state):
+    """GPT-2's names on the hub have no `transformer.` in front; old checkpoints hold masks that are computed today."""
+    named = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    return named | {f"h.{n}.attn.bias": torch.ones(1, 1, 32, 32) for n in range(2)}
+
+
+def _with_rotary_buffers(state):
+    return state | {f"model.layers.{n}.self_attn.rotary_emb.inv_freq": torch.ones(4) for n in range(2)}
+
+
+STORED_OTHERWISE = {
+    "gpt2": ({"n_embd": 24, "n_layer": 2, "n_head": 2, "n_positions": 32}, _as_the_hub, "h.0.attn.c_attn.weight"),
+    "llama": (
+        {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
+        _with_rotary_buffers, "rotary_emb.inv_freq",
+    ),
+    "mixtral": (
+        {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "num_local_experts": 3},
+        dict, "block_sparse_moe.experts.0.w1.weight",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", STORED_OTHERWISE)
+def test_names_on_disk_are_mapped_as_the_loader_maps_them(tmp_path, tiny_tokenizer, kind):
+    settings, change, known = STORED_OTHERWISE[kind]
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, vocab_size=258, bos_token_id=0, eos_token_id=0, pad_token_id=1, **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(change(load_file(path)), path, metadata={"format": "pt"})
+    assert any(known in name for name in load_file(path))
+    checkpoint, source = open_checkpoint(tmp_path), load_source(str(tmp_path))
+    assert checkpoint.parameters.keys() == source.parameters.keys()
+    for name, (_, parameter) in source.parameters.items():
+        assert torch.equal(checkpoint.read(name), parameter), name
 
 
 def test_bad_checkpoints_are_one_clear_error_and_leave_nothing(tiny_model_dir, tmp_path):

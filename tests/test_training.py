@@ -319,3 +319,63 @@ def test_the_original_writes_text_of_its_own(tiny_network):
     assert first.shape == (3, 9) and torch.equal(first, again)
     assert (first[:, 0] == tiny_network.config.bos_token_id).all()
     assert not torch.equal(first, write_text(tiny_network, 3, 9, seed=2))
+
+
+@pytest.mark.parametrize("kind", ["mamba", "jamba"])
+def test_a_model_of_another_cache_writes_its_own_text(kind, monkeypatch):
+    """A state-space model has no `past_key_values`; what it writes is what it writes without any cache."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {
+        "mamba": {"state_size": 8, "time_step_rank": 4},
+        "jamba": {
+            "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48, "mamba_d_state": 8,
+            "mamba_dt_rank": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 2,
+            "expert_layer_period": 2, "expert_layer_offset": 1, "use_mamba_kernels": False,
+        },
+    }[kind]  # fmt: skip
+    config = AutoConfig.for_model(
+        kind, vocab_size=60, hidden_size=32, num_hidden_layers=2, initializer_range=0.3, bos_token_id=0, **settings
+    )
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(config).eval()
+    found = write_text(network, 2, 9, seed=1)
+    monkeypatch.setattr("phase8.train.text.cache_holds", lambda *_: False)
+    assert torch.equal(found, write_text(network, 2, 9, seed=1))
+
+
+def test_a_wrong_cache_is_not_used(tiny_network, monkeypatch):
+    from phase8.train import text
+
+    assert text.cache_holds(tiny_network, 9)
+    right = write_text(tiny_network, 2, 9, seed=1)
+    monkeypatch.setattr(text, "_kept", lambda answer: {"past_key_values": None} if len(answer) else {})
+    assert not text.cache_holds(tiny_network, 9)
+    assert torch.equal(right, write_text(tiny_network, 2, 9, seed=1))
+
+
+def test_a_trained_stage_reads_no_more_than_the_window(tiny_network, tiny_tokenizer, monkeypatch):
+    """A model of 64 positions, asked for 128 tokens; and one from memory has no text of the embedded world's."""
+    from types import SimpleNamespace
+
+    from phase8.config import CompressionConfig
+    from phase8.model.source import ExpertFile, source_from_network
+    from phase8.run import train
+    from phase8.run.calibration import Calibration
+
+    class Asked(Exception):
+        pass
+
+    def text(source, **settings):
+        raise Asked(settings)
+
+    monkeypatch.setattr(train, "training_text", text)
+    tiny_network.config.max_position_embeddings = 64
+    source, told = source_from_network(tiny_network, tiny_tokenizer, ExpertFile(), "mine"), []
+    run = SimpleNamespace(source=source, calibration=Calibration(source, None, told.append))
+    config = CompressionConfig.from_dict({"hyper": {"trajectory_type": "lattice", "budget_bytes": 5000}})
+    with pytest.raises(Asked) as asked:
+        train._train(run, "hyper", 1, config)
+    (settings,) = asked.value.args
+    assert settings["length"] == 64 and "64 tokens instead of" in told[0]
+    assert settings["model_path"] == "mine"

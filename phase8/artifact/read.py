@@ -60,8 +60,8 @@ __all__ = [
 COUNTED_FILES = (WEIGHTS_FILE, "config.json", "generation_config.json")
 """Files whose bytes are the artifact's size. Tokenizer files lie beside them and are listed, not counted."""
 MEANINGFUL = (
-    "adapter_", "added_tokens", "chat_template", "config", "generation_config", "merges", "special_tokens", "tokenizer",
-    "vocab",
+    "adapter_", "added_tokens", "additional_chat_templates/", "chat_template", "config", "generation_config", "merges",
+    "sentencepiece", "special_tokens", "spiece", "tokenizer", "vocab",
 )  # fmt: skip
 """How the names of files begin that a model's loader reads: one that the manifest does not vouch for is refused."""
 _WRITE_ANEW = "the file was altered, or written by a faulty program: write it anew"
@@ -154,10 +154,12 @@ class Manifest:
             if not path.is_file():
                 raise ArtifactError(f"the artifact's {name} is missing", where=str(directory), fix=COPY_ANEW)
             self._vouch(name, RawFile(path), str(path))
-        for path in directory.iterdir():
-            if path.name.startswith(MEANINGFUL) and path.is_file() and path.name not in self.files:
+        templates = directory / "additional_chat_templates"
+        for path in (*directory.iterdir(), *(templates.iterdir() if templates.is_dir() else ())):
+            name = path.relative_to(directory).as_posix()
+            if name.startswith(MEANINGFUL) and path.is_file() and name not in self.files:
                 raise ArtifactError(
-                    f"{path.name!r} is no part of the artifact, but programs that open it would read it",
+                    f"{name!r} is no part of the artifact, but programs that open it would read it",
                     where=str(directory),
                     fix="move it elsewhere; what belongs to the model is written with it",
                 )

@@ -141,7 +141,6 @@ def load_suite(
         samples=samples,
         text=tuple(documents),
         cache=PlanCache(),
-        notes=(f"left out: {' and '.join(one.name for one in unsafe)}: {why}",) if unsafe else (),
     )
 
 

@@ -39,7 +39,7 @@ class Calibration:
             self._tokens[optimizer] = token_sequences(
                 self.source.tokenizer,
                 sequences=held_out + optimizer.calibration_sequences,
-                length=self._length(optimizer),
+                length=self.length(optimizer),
                 seed=CALIBRATION_SEED + config.seed,
                 path=config.calibration_text,
                 on_read=lambda documents, tokens: self._note(
@@ -49,13 +49,13 @@ class Calibration:
         tokens = self._tokens[optimizer]
         return tokens[held_out:], tokens[:held_out]
 
-    def _length(self, optimizer: OptimizerConfig) -> int:
+    def length(self, optimizer: OptimizerConfig) -> int:
         """Tokens of a sequence: as set, or the model's window where that is shorter."""
         limit = window(self.source.network)
         if limit is None or optimizer.sequence_tokens <= limit:
             return optimizer.sequence_tokens
         self._note(
-            f"calibration sequences have {limit} tokens instead of optimizer.sequence_tokens="
+            f"sequences of text have {limit} tokens instead of optimizer.sequence_tokens="
             f"{optimizer.sequence_tokens}: the model reads no more at a time"
         )
         return limit

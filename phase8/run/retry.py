@@ -8,7 +8,7 @@ experts; where held-out text judges, the baseline's bits per byte / the stage's)
     0.95 or more (a near miss)   twice the iterations
     only single benchmarks       more calibration text (MMLU with GSM8K and the first expert count as such; they fail
                                  without an abort only where a policy asks for more than the measured figure)
-    too few informative benchmarks   nothing: no change would pass
+    too few informative benchmarks, or a stage that is no smaller than its input   nothing: no change would pass
     edge of chaos or a rule      the tensor on which the answers to that test depend most, per weight, stays in 16 bits,
                                  and twice the iterations
 
@@ -88,6 +88,9 @@ def recommend(
     failed = verdict.failed()
     if any(check.name == "informative_core" for check in failed):
         reason = "informative_core: too few benchmarks tell anything of this model, so no other setting could pass"
+        return Recommendation(action="fall_back", adjustments={}, reason=reason)
+    if any(check.name == "smaller" for check in failed):
+        reason = "smaller: the stage does not shrink what it began with, and no change here takes fewer bytes"
         return Recommendation(action="fall_back", adjustments={}, reason=reason)
     averages = {check.name: check.value for check in failed if check.name in _AVERAGES and check.value is not None}
     integration = integration_failures(verdict)

@@ -102,10 +102,10 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
     settings = config.training
     text = training_text(
         run.source,
-        model_path=config.model.path,
+        model_path=run.source.name,
         path=config.calibration_text,
         sequences=settings.sequences,
-        length=config.optimizer.sequence_tokens,
+        length=run.calibration.length(config.optimizer),
         seed=CALIBRATION_SEED + TEXT_SEED + config.seed,
         part=attempt - 1,
         on_written=lambda done, total: run.progress("text", stage, done, total, f"{done} of {total} sequences written"),

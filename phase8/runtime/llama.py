@@ -286,7 +286,7 @@ def _silu(x: np.ndarray) -> np.ndarray:
         return x / (1 + np.exp(-x))
 
 
-def _end_tokens(directory: Path, default: tuple[int, ...]) -> tuple[int, ...]:
+def end_tokens(directory: Path, default: tuple[int, ...]) -> tuple[int, ...]:
     """Those of `generation_config.json`, which outranks `config.json` where it is there."""
     path = directory / "generation_config.json"
     if not path.is_file():
@@ -317,7 +317,7 @@ def load_model(directory: Path | str, *, limits: Limits | None = None) -> Llama:
     except ValueError as error:
         raise ArtifactError(f"config.json is not JSON: {error}", where=str(path), fix="copy it anew") from error
     shape = LlamaShape.from_config(config, where=str(path))
-    shape = replace(shape, eos=_end_tokens(directory, shape.eos))
+    shape = replace(shape, eos=end_tokens(directory, shape.eos))
     manifest = read_manifest(directory, limits=limits)
     manifest.vouch("config.json", raw, where=str(path))
     manifest.require_outline(shape.outline())

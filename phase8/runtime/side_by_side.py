@@ -15,6 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from phase8.errors import ArtifactError, Phase8Error
 from phase8.files import read_bounded
 from phase8.runtime.generate import load_tokenizer
-from phase8.runtime.llama import Llama, LlamaShape, load_model
+from phase8.runtime.llama import Llama, LlamaShape, end_tokens, load_model
 
 MAX_ORIGINAL_BYTES = 8 << 30
 _CONFIG_LIMIT = 1 << 20
@@ -42,6 +43,7 @@ def load_original(directory: Path | str) -> Llama:
     except ValueError as error:
         raise ArtifactError(f"config.json is not JSON: {error}", where=str(path)) from error
     shape = LlamaShape.from_config(config, where=str(path))
+    shape = replace(shape, eos=end_tokens(directory, shape.eos))  # both sides end at the same tokens
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         raise ArtifactError("the original holds no safetensors", where=str(directory), fix="save it with safetensors")

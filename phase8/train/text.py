@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from phase8.errors import ConfigError
+from phase8.model.latency import CACHES
 from phase8.model.source import EMBEDDED, SourceModel
 from phase8.model.text import read_documents
 
@@ -24,6 +26,8 @@ PART = 10_000
 """Between the seeds of two parts."""
 WRITTEN_AT_ONCE = 64
 """Sequences that the original writes side by side."""
+SAME = 1e-3
+"""Of the largest logit: sums are taken in another order with a cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,7 @@ def training_text(
     """Collects `sequences` sequences of `length` tokens.
 
     Args:
-        model_path: the setting `model.path`; the embedded model has text of its own.
+        model_path: the model's name; an embedded model has text of its own.
         path: a UTF-8 text file; None where the user gave none.
         part: 0 for the first text, 1 for another, as long as the source has more: a training that goes on learns more
             from text that it has not read yet (experiments/LOG.md, 2026-11-27).
@@ -103,24 +107,52 @@ def write_text(
     on_written: Callable[[int, int], None] | None = None,
 ) -> Tensor:
     """Has the model write: int64 [sequences, length], each begun with its first token of text, sampled after it."""
-    config = network.config
+    config, device = network.config, next(network.parameters()).device
     begin = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
     begin = begin[0] if isinstance(begin, list) else begin
     generator = torch.Generator().manual_seed(seed)
+    cached = sequences > 0 and cache_holds(network, length)
     parts = []
     for first in range(0, sequences, WRITTEN_AT_ONCE):
         count = min(WRITTEN_AT_ONCE, sequences - first)
         if begin is None:
-            column = torch.randint(config.vocab_size, (count, 1), generator=generator)
+            text = torch.randint(config.vocab_size, (count, 1), generator=generator)
         else:
-            column = torch.full((count, 1), int(begin), dtype=torch.int64)
-        text, cache = [column], None
+            text = torch.full((count, 1), int(begin), dtype=torch.int64)
+        kept: dict[str, Any] = {}
         for _ in range(length - 1):
-            answer = network(input_ids=column, past_key_values=cache, use_cache=True)
-            cache = answer.past_key_values
-            column = torch.multinomial(answer.logits[:, -1].float().softmax(-1), 1, generator=generator)
-            text.append(column)
-        parts.append(torch.cat(text, 1))
+            fed = text[:, -1:] if kept else text
+            answer = network(input_ids=fed.to(device), use_cache=cached, **kept)
+            kept = _kept(answer) if cached else {}
+            odds = answer.logits[:, -1].float().softmax(-1).cpu()
+            text = torch.cat([text, torch.multinomial(odds, 1, generator=generator)], 1)
+        parts.append(text)
         if on_written is not None:
             on_written(first + count, sequences)
     return torch.cat(parts) if parts else torch.empty(0, length, dtype=torch.int64)
+
+
+@torch.no_grad()
+def cache_holds(network: PreTrainedModel, length: int) -> bool:
+    """Whether a model that reads `length` tokens one by one answers as one that reads them at once.
+
+    State-space models call their cache otherwise, some architectures have none, and some have one that is wrong.
+    """
+    device = next(network.parameters()).device
+    ids_1L = ((3 + 7 * torch.arange(length, device=device)) % network.get_input_embeddings().weight.shape[0])[None]
+    try:
+        whole = network(input_ids=ids_1L, use_cache=False).logits.float()
+        kept: dict[str, Any] = {}
+        for place in range(length):
+            answer = network(input_ids=ids_1L[:, place : place + 1], use_cache=True, **kept)
+            apart = float((answer.logits[:, -1].float() - whole[:, place]).abs().max())
+            kept = _kept(answer)
+            if not kept or not apart <= SAME * float(whole.abs().max()):
+                return False
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError):
+        return False
+    return True
+
+
+def _kept(answer: Any) -> dict[str, Any]:
+    return {name: answer[name] for name in CACHES if answer.get(name) is not None}

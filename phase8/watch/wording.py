@@ -7,17 +7,18 @@ from typing import Any
 
 from phase8.codecs.stages import STAGES
 from phase8.events import CheckResult, QualityGate
+from phase8.printable import HARMFUL
 from phase8.watch.view import number
 
 NOTHING = "–"
 """Stands where there is no figure."""
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_BREAKS = re.compile(r"[\t\n]")
 
 
 def clean(text: Any) -> str:
     """One line without control characters: what a log holds may come from anywhere."""
-    return _CONTROL.sub(" ", str(text)).strip()
+    return _BREAKS.sub(" ", HARMFUL.sub(" ", str(text))).strip()
 
 
 def size(value: float | None) -> str:
