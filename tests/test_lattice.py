@@ -92,8 +92,8 @@ def test_the_price_is_the_slope_of_a_laplace_bins_code_length():
 
 def test_training_module_and_file_agree():
     torch.manual_seed(2)
-    module = trainable(torch.randn(20, 30), 0.37)
-    exported = module.export({"w": (24, 32)})
+    module = LatticeTrainable({"w": torch.randn(20, 30)}, {"w": 0.37}, {"w": (24, 32)})
+    exported = module.export()
     (found,) = [weights for _, weights in decode(exported)]
     assert torch.equal(torch.from_numpy(found[:20, :30]), module.weights()["w"].detach())
     assert not found[20:].any() and not found[:, 30:].any()
@@ -101,7 +101,7 @@ def test_training_module_and_file_agree():
 
 def test_widening_the_zero_bin_zeroes_what_is_near_it():
     module = trainable(torch.tensor([[0.2, 0.6, -0.7, 1.4]]), 1.0)
-    assert module.widen_zero(0.15) == 1
+    assert module.cheapen(0.15) == 1
     assert module.integers()["w"].tolist() == [[0, 0, -1, 1]]
 
 

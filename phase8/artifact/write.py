@@ -30,7 +30,7 @@ from phase8.artifact.read import (
     read_artifact,
     read_manifest,
 )
-from phase8.codecs.streams import EncodedGroup, Stream
+from phase8.codecs.streams import EncodedGroup
 from phase8.errors import ArtifactError
 from phase8.files import directory_swap, make_directory, write_atomic
 from phase8.limits import TRUSTED
@@ -51,14 +51,7 @@ def code_pools(index: int, group: EncodedGroup) -> Iterator[tuple[list[Any], byt
     Yields:
         Every pool's entry of the manifest, with its bytes, in the order of the payload.
     """
-    pools: dict[tuple[str, bool, int], list[Stream]] = {}
-    for role, stream in group.shared.items():
-        pools.setdefault((role, True, stream.bits), []).append(stream)
-    for tensor in group.tensors.values():
-        for role, stream in tensor.streams.items():
-            pools.setdefault((role, False, stream.bits), []).append(stream)
-    for (role, shared, bits), streams in pools.items():
-        values = streams[0].values if len(streams) == 1 else np.concatenate([stream.values for stream in streams])
+    for (role, shared, bits), values in group.pooled().items():
         coding, blob = entropy.encode(values, bits)
         yield [index, role, int(shared), bits, int(values.size), coding, len(blob), zlib.crc32(blob)], blob
 

@@ -26,8 +26,8 @@ from phase8.codecs.matrices import Matrix
 from phase8.codecs.streams import JSON, EncodedGroup, EncodedTensor, Stream, float16_values
 
 __all__ = [
-    "JSON", "Codec", "EncodedGroup", "EncodedTensor", "Importance", "Progress", "Stream", "Trainable", "float16_bits",
-    "float16_values", "round_through",
+    "JSON", "BudgetTrainable", "Codec", "EncodedGroup", "EncodedTensor", "Importance", "Progress", "Stream",
+    "Trainable", "float16_bits", "float16_values", "root_mean_square", "round_through",
 ]  # fmt: skip
 
 Progress = Callable[[int], None]
@@ -62,6 +62,57 @@ class Trainable(nn.Module):
     @abstractmethod
     def export(self) -> EncodedGroup:
         """Returns the group with the parameters as they are now."""
+
+
+class BudgetTrainable(nn.Module):
+    """What `phase8.train.within_budget` trains: all groups of a stage, with what their codes cost, and how to cost
+    less."""
+
+    steerable: bool = True
+    """Whether a price of bits, or `cheapen`, changes the size."""
+
+    @abstractmethod
+    def weights(self) -> dict[str, Tensor]:
+        """As `Trainable.weights`, of all groups."""
+
+    @abstractmethod
+    def groups(self) -> list[EncodedGroup]:
+        """Returns the groups with the parameters and codes as they are now."""
+
+    @abstractmethod
+    def bits(self) -> Tensor:
+        """Estimated size of the codes; where codes follow from parameters, differentiable in them."""
+
+    @abstractmethod
+    def coded_bits(self) -> float:
+        """Their size as the real coder makes them, without writing them."""
+
+    @abstractmethod
+    def coded_bytes(self) -> int:
+        """Bytes of the codes as they are written."""
+
+    @abstractmethod
+    def cheapen(self, strength: float) -> int:
+        """Changes codes to cheaper ones, the more the greater `strength` (above 0); returns how many changed."""
+
+    def choose_again(self, step: int, steps: int, nats_per_bit: float) -> None:
+        """After step `step` of `steps`: may choose codes anew for the parameters as they are now, at this price."""
+
+    def highest_steps(self, lr: float) -> list[float]:
+        """Adam's highest step of every parameter, in the order of `parameters()`, from the values as they are."""
+        return [lr * root_mean_square(parameter) for parameter in self.parameters()]
+
+    def codes(self) -> dict[str, Tensor]:
+        """What is not a parameter and changes in training, for checkpoints."""
+        return {}
+
+    def load_codes(self, codes: Mapping[str, Tensor]) -> None:
+        """Puts back what `codes` gave; the parameters are there already."""
+
+
+def root_mean_square(values: Tensor) -> float:
+    """Of all elements; 1 where they are all zero."""
+    return float(values.detach().float().square().mean().sqrt()) or 1.0
 
 
 class Codec(Protocol):

@@ -52,6 +52,10 @@ class StageSettings:
     target_ratio: float | None = None
     """The same limit as a ratio: FP32 bytes of the model / bytes of the artifact, at least. Give one of the two."""
 
+    train_codes: bool = False
+    """Trains the stage as a whole within its budget, its codes among what is trained (`phase8.codecs.rechosen`); the
+    gradients of `training` take the place of those of `optimizer`."""
+
     VARIED: ClassVar[tuple[str, ...]] = ()
     """The settings that an allocation chooses."""
     GRID: ClassVar[tuple[tuple[int, ...], ...]] = ()
@@ -66,7 +70,7 @@ class StageSettings:
     @property
     def trained(self) -> bool:
         """Whether the whole stage is trained within its byte budget (`phase8.train.whole`), and needs one."""
-        return False
+        return self.train_codes
 
     def bits_per_weight(self) -> float:
         """Packed bits per weight, without what is stored once per matrix or group, and without padding."""

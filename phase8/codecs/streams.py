@@ -58,6 +58,20 @@ class EncodedGroup:
         """Shape of every tensor by name."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
+    def pooled(self) -> dict[tuple[str, bool, int], np.ndarray]:
+        """The values of all streams of one role, sharing and width, one after the other, as a file codes them.
+
+        Returns:
+            By role, whether the stream is shared, and bits.
+        """
+        runs: dict[tuple[str, bool, int], list[np.ndarray]] = {}
+        for role, stream in self.shared.items():
+            runs.setdefault((role, True, stream.bits), []).append(stream.values)
+        for tensor in self.tensors.values():
+            for role, stream in tensor.streams.items():
+                runs.setdefault((role, False, stream.bits), []).append(stream.values)
+        return {key: values[0] if len(values) == 1 else np.concatenate(values) for key, values in runs.items()}
+
     def packed_bits(self) -> int:
         """Bits of all streams in plain packing, before entropy coding and without the manifest."""
         own = [s for t in self.tensors.values() for s in t.streams.values()]

@@ -10,10 +10,10 @@ from torch import Tensor
 from phase8.artifact.read import read_artifact
 from phase8.artifact.write import write_artifact
 from phase8.codecs import EncodedGroup
-from phase8.codecs.hyper.settings import HyperConfig
+from phase8.codecs.hyper.settings import HyperConfig, Trajectory
 from phase8.codecs.pools import is_protected
 from phase8.config import CompressionConfig, GrokfastVariant
-from phase8.errors import ConfigError, RunStopped
+from phase8.errors import RunStopped
 from phase8.events import TrainingComplete, TrainingProgress
 from phase8.model.source import SourceModel
 from phase8.run.budget import size_of
@@ -76,23 +76,28 @@ def _stage(
     before: Sequence[EncodedGroup] = (),
 ) -> TrainedStage:
     settings = config.stage(stage)
-    if not isinstance(settings, HyperConfig):
-        raise ConfigError(f"{stage} cannot be trained as a whole", where=stage)
+    lattice = isinstance(settings, HyperConfig) and settings.trajectory_type is Trajectory.lattice
     return TrainedStage(
         source,
         tokens,
-        shape=Shape(
-            width=settings.kept_width,
-            units=settings.kept_units,
-            heads=settings.kept_heads,
-            shared=settings.shared_layers,
-        ),
-        start_step=settings.start_step,
+        shape=_shape(settings) if lattice else Shape(),
+        start_step=settings.start_step if lattice else 0.0,
         size=lambda groups: size_of(groups, source, stage),
         protected=[name for name in source.matrices() if is_protected(name, config.protect)],
         cache_dir=cache_dir,
         kept_answers=config.training.kept_answers,
         trained_before=before,
+        codes=None if lattice else (stage, settings),
+        seed=config.seed,
+    )
+
+
+def _shape(settings: HyperConfig) -> Shape:
+    return Shape(
+        width=settings.kept_width,
+        units=settings.kept_units,
+        heads=settings.kept_heads,
+        shared=settings.shared_layers,
     )
 
 

@@ -2,6 +2,8 @@
 
     source ── answers (computed once, cached) ──────────────────────────┐
     source ── narrow (train/slicing) ── lattice (codecs/lattice) ── train_within_budget ── groups
+    or, for any other codec:
+    source ── its encoder ── its codes with the weights under them (codecs/rechosen) ── train_within_budget ── groups
 
 The groups have the names and shapes of the original's tensors, so everything behind (file, readers, benchmarks) is as
 for any other stage. A network that cannot be narrowed keeps its width, and its vectors are stored as they are.
@@ -10,7 +12,7 @@ for any other stage. A network that cannot be narrowed keeps its width, and its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,8 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from phase8.codecs import EncodedGroup, get_codec
+from phase8.codecs.base import BudgetTrainable
 from phase8.codecs.lattice.encode import LatticeCodec, LatticeConfig, first_step, pack
 from phase8.codecs.lattice.train import LatticeTrainable
+from phase8.codecs.pools import pools
+from phase8.codecs.rechosen import Choose, Part, Rechosen
+from phase8.codecs.settings import StageSettings
+from phase8.codecs.vptq.choose import choose_again
 from phase8.errors import ConfigError, OutputError
 from phase8.model.source import SourceModel
 from phase8.train.answers import Answers, answers_key, collect_answers, load_answers, save_answers
@@ -32,6 +39,11 @@ AGAIN = 0.5
 """The learning rate of a training that goes on from an earlier one, as a share of the first's."""
 NARROWING_SEQUENCES = 128
 """Sequences of text that choose the kept directions and units."""
+
+CHOSEN_EVERY = {"vptq": 10}
+"""Steps between two choices of codes, where choosing is cheap."""
+ENCODED_AGAIN = 8
+"""Times that a codec which has to encode anew does so in a training."""
 
 Size = Callable[[Sequence[EncodedGroup]], int]
 """Bytes of the artifact that groups would make."""
@@ -91,6 +103,8 @@ class TrainedStage:
         protected: names of matrices that stay in 16 bits.
         cache_dir: where the original's answers are kept for other runs; None keeps them in memory alone.
         trained_before: the groups of an attempt at the same shape; training goes on from these.
+        codes: a codec's name and settings, whose codes are trained in place of a lattice's; the shape then stays.
+        seed: of the codec's encoder.
     """
 
     def __init__(
@@ -105,16 +119,22 @@ class TrainedStage:
         cache_dir: Path | None = None,
         kept_answers: int = 48,
         trained_before: Sequence[EncodedGroup] = (),
+        codes: tuple[str, StageSettings] | None = None,
+        seed: int = 0,
     ) -> None:
         self.source, self.tokens_NT, self.size = source, tokens_NT, size
         self.protected, self.cache_dir, self.kept_answers = set(protected), cache_dir, kept_answers
         self.shape, self.start_step, self.notes = shape, start_step, list[str]()
-        self._before = {group.codec: group for group in trained_before}
-        self._in_hand: tuple[LatticeTrainable, dict[str, nn.Parameter], Narrow | None] | None = None
+        self._again_every = 1
+        self._before = list(trained_before)
+        self._codes, self._seed = codes, seed
+        self._in_hand: tuple[BudgetTrainable, dict[str, nn.Parameter], Narrow | None] | None = None
         self._shapes = {name: tuple(parameter.shape) for name, (_, parameter) in source.parameters.items()}
 
     def smallest_bytes(self) -> int:
-        """What the artifact takes with every integer zero: names, shapes, steps, vectors."""
+        """What the artifact takes with every integer zero: names, shapes, steps, vectors; of other codes vectors."""
+        if self._codes is not None:
+            return self.size(self._plain(self.source.vectors()))
         names, shared = self._coded_names(), self._shared_names()
         zeros = {name: torch.zeros(1, 1, dtype=torch.int64).numpy() for name in names if name not in shared}
         shapes = {name: self._matrix_shape(name) for name in names}
@@ -146,6 +166,7 @@ class TrainedStage:
     ) -> Trained:
         """Trains within the budget; see `train_within_budget` for what may be raised."""
         answers = self._answers(on_answers, device)
+        self._again_every = max(1, plan.steps // ENCODED_AGAIN)
         part = self._narrow()
         network = part.network if part is not None else self.source.network
         trainable, vectors = self._start(network, part)
@@ -153,6 +174,13 @@ class TrainedStage:
             plan = replace(plan, ramp=0.0, lr=plan.lr * AGAIN)
         self._in_hand = trainable, vectors, part
         room = budget_bytes - self._side_bytes(trainable, vectors, part)
+        if not trainable.steerable and trainable.coded_bytes() > room:
+            raise ConfigError(
+                f"the codes of {self._codes[0] if self._codes else 'lattice'} take {trainable.coded_bytes():,} bytes, "
+                f"whatever is trained, where the budget leaves {room:,}",
+                where="target_ratio or budget_bytes",
+                fix="choose settings with fewer bits a weight, or allow more bytes",
+            )
         outcome = train_within_budget(
             network,
             trainable,
@@ -229,7 +257,7 @@ class TrainedStage:
         return answers
 
     def _narrow(self) -> Narrow | None:
-        reason = why_not(self.source.network)
+        reason = why_not(self.source.network) if self._codes is None else "only a lattice codes a part of a matrix"
         if reason is not None or self.protected:
             if self.shape.narrower or self.shape.shared > 1:
                 why = reason or "tensors are protected"
@@ -238,9 +266,11 @@ class TrainedStage:
         batches = self.tokens_NT[:NARROWING_SEQUENCES].split(16)
         return narrow(self.source.network, batches, **self.shape.of(self.source.network))
 
-    def _start(self, network: nn.Module, part: Narrow | None) -> tuple[LatticeTrainable, dict[str, nn.Parameter]]:
-        """The lattice under the weights as they are (not rounded), or as they were trained before, and the vectors
-        that are trained."""
+    def _start(self, network: nn.Module, part: Narrow | None) -> tuple[BudgetTrainable, dict[str, nn.Parameter]]:
+        """The codes under the weights as they are (not rounded), or as they were trained before, and the vectors that
+        are trained."""
+        if self._codes is not None:
+            return self._rechosen(*self._codes), {}
         if part is None:
             weights = {name: self.source.matrices()[name].float() for name in self._coded_names()}
         else:
@@ -250,8 +280,9 @@ class TrainedStage:
         if part is not None and network.config.tie_word_embeddings:
             vectors["model.norm.weight"] = nn.Parameter(network.model.norm.weight.detach().clone())
         if self._before:
-            trainable = LatticeCodec().trainable(self._before["lattice"])
-            stored = dict(get_codec("plain").decode(self._before["plain"])) if vectors else {}
+            before = {group.codec: group for group in self._before}
+            trainable = LatticeCodec().trainable(before["lattice"])
+            stored = dict(get_codec("plain").decode(before["plain"])) if vectors else {}
             with torch.no_grad():
                 for name, vector in vectors.items():
                     assert part is not None
@@ -261,6 +292,25 @@ class TrainedStage:
         steps = {name: first_step(weight, config) for name, weight in weights.items()}
         own = {name: weight for name, weight in weights.items() if name not in shared}
         return LatticeTrainable(own, steps, {name: self._matrix_shape(name) for name in weights}, shared), vectors
+
+    def _rechosen(self, name: str, settings: StageSettings) -> Rechosen:
+        """A codec's codes of all matrices that are coded, as it encodes them or as they were trained before."""
+        codec, weights = get_codec(name), {name: self.source.matrices()[name].float() for name in self._coded_names()}
+        groups = [group for group in self._before if group.codec == name]
+        if groups:
+            weights = {name: torch.from_numpy(w) for group in groups for name, w in codec.decode(group).items()}
+        else:
+            for names in pools(weights, settings):
+                pool = {name: weights[name] for name in names}
+                groups.append(codec.encode(pool, settings, importance={}, seed=self._seed))
+
+        def encode(group: EncodedGroup, now: Mapping[str, Tensor], price: float) -> EncodedGroup:
+            return codec.encode(now, settings, importance={}, seed=self._seed)
+
+        priced = name in CHOSEN_EVERY
+        choose: Choose = choose_again if priced else encode
+        parts = [Part(group, choose, priced) for group in groups]
+        return Rechosen(codec, parts, weights, every=CHOSEN_EVERY.get(name, 0) or self._again_every)
 
     def _plain(self, vectors: dict[str, Tensor]) -> list[EncodedGroup]:
         plain = get_codec("plain")
@@ -274,15 +324,13 @@ class TrainedStage:
         return part.widened(own | vectors, self._shapes)
 
     def _groups(
-        self, trainable: LatticeTrainable, vectors: dict[str, nn.Parameter], part: Narrow | None
+        self, trainable: BudgetTrainable, vectors: dict[str, nn.Parameter], part: Narrow | None
     ) -> list[EncodedGroup]:
-        shapes = {name: self._matrix_shape(name) for name in self._coded_names()}
-        return [trainable.export(shapes), *self._plain(self._wide_vectors(vectors, part))]
+        return [*trainable.groups(), *self._plain(self._wide_vectors(vectors, part))]
 
-    def _side_bytes(self, trainable: LatticeTrainable, vectors: dict[str, nn.Parameter], part: Narrow | None) -> int:
+    def _side_bytes(self, trainable: BudgetTrainable, vectors: dict[str, nn.Parameter], part: Narrow | None) -> int:
         """Bytes of the artifact beside the coded integers, with a little room for numbers that change."""
-        groups = self._groups(trainable, vectors, part)
-        return self.size(groups) - groups[0].settings["coded_bytes"] + 64
+        return self.size(self._groups(trainable, vectors, part)) - trainable.coded_bytes() + 64
 
 
 def plan_of(settings: TrainingConfig, grokfast: GrokfastConfig, precision: Precision, seed: int) -> Plan:

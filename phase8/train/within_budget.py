@@ -2,12 +2,12 @@
 
     loss = KL(original || network) per token + price * bits            price: `phase8.train.price`
 
-Each step rebuilds the network's matrices from the stored integers (`Trainable.weights`), asks it for its answers to a
-batch of text, compares them with the original's (`phase8.train.answers`, computed once) and adds what the integers cost
-(`Trainable.bits`). The size falls from that of the start to the budget over the first `ramp` of the steps, the learning
-rate to zero over the last `fall` of them: most of the divergence goes while the rate falls. What the real coder makes
-of the integers is measured a few times and corrects the estimate; whatever is over the budget at the end is for `trim`,
-which sets the integers nearest to zero to zero, so that the file is never larger than was asked for.
+Each step rebuilds the network's matrices from what is stored (`BudgetTrainable.weights`), asks it for its answers to a
+batch of text, compares them with the original's (`phase8.train.answers`, computed once) and adds what the codes cost
+(`BudgetTrainable.bits`). The size falls from that of the start to the budget over the first `ramp` of the steps, the
+learning rate to zero over the last `fall` of them: most of the divergence goes while the rate falls. What the real
+coder makes of the codes is measured a few times and corrects the estimate; whatever is over the budget at the end is
+for `trim`, which takes cheaper codes, so that the file is never larger than was asked for.
 
 A loss that is not finite takes the training back to its last good point with half the learning rate, twice; after that
 it stops there. The same seed on the same machine gives the same bytes, also where the training was interrupted and
@@ -30,9 +30,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from phase8.codecs.lattice.train import LatticeTrainable
+from phase8.codecs.base import BudgetTrainable, root_mean_square
+from phase8.errors import CodecError
 from phase8.files import make_directory, write_atomic
-from phase8.lossless import contexts
 from phase8.train.answers import TINY, Answers
 from phase8.train.grokfast import GrokfastFilter
 from phase8.train.lightning import quiet, run_trainer
@@ -50,6 +50,8 @@ MARGIN = 0.9995
 """Of the budget is aimed at, so that little has to be trimmed."""
 SNAPSHOT_EVERY = 50
 SETBACKS = 2
+STRONGEST = 64.0
+"""Of a change to cheaper codes; see `BudgetTrainable.cheapen`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,7 +106,7 @@ class Outcome:
 
 def train_within_budget(
     network: nn.Module,
-    trainable: LatticeTrainable,
+    trainable: BudgetTrainable,
     vectors: Mapping[str, nn.Parameter],
     *,
     answers: Answers,
@@ -150,7 +152,7 @@ class _Training(lightning.LightningModule):
     def __init__(
         self,
         batch: SlicedBatch,
-        trainable: LatticeTrainable,
+        trainable: BudgetTrainable,
         vectors: Mapping[str, nn.Parameter],
         tokens_NT: Tensor,
         budget_bytes: int,
@@ -221,6 +223,8 @@ class _Training(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.done += 1
+        with torch.no_grad():
+            self.trainable.choose_again(self.done, self.plan.steps, self.price.value)
         if self.done % SNAPSHOT_EVERY == 0:
             self._snapshot = self._state()
         if self._directory is not None and self.done % self.plan.checkpoint_every == 0 and self.done < self.plan.steps:
@@ -244,14 +248,12 @@ class _Training(lightning.LightningModule):
 
     def _highest(self) -> list[float]:
         """Adam's highest step of every parameter, from the values that training begins with."""
-        rms = [float(p.detach().square().mean().sqrt()) or 1.0 for p in self.trainable.values]
-        of_steps = [1.0] * len(self.trainable.log_steps)
-        of_vectors = [float(p.detach().square().mean().sqrt()) or 1.0 for p in self.vectors]
-        return [self.plan.lr * size for size in (*rms, *of_steps, *of_vectors)]
+        of_vectors = [self.plan.lr * root_mean_square(vector) for vector in self.vectors]
+        return [*self.trainable.highest_steps(self.plan.lr), *of_vectors]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        parameters = [*self.trainable.values, *self.trainable.log_steps, *self.vectors]
-        groups = [{"params": [p], "highest": step} for p, step in zip(parameters, self._steps, strict=True)]
+        pairs = zip(self.parameters_(), self._steps, strict=True)
+        groups = [{"params": [parameter], "highest": step} for parameter, step in pairs]
         fused = self.device.type in ("cpu", "cuda")
         self._optimizer = torch.optim.Adam(groups, lr=1.0, betas=(0.9, 0.98), eps=1e-12, fused=fused)
         if self._saved_optimizer is not None:
@@ -265,8 +267,7 @@ class _Training(lightning.LightningModule):
         self._unmeasured.pop(0)
         with torch.no_grad():
             estimate = float(self.trainable.bits())
-        integers = list(self.trainable.integers().values())
-        self.coded_share = contexts.code_length_bits(integers) / max(estimate, 1.0)
+        self.coded_share = self.trainable.coded_bits() / max(estimate, 1.0)
         self.price.budget_bits = self._wanted_bits()
 
     # Going back and going on --------------------------------------------------------------------------------------
@@ -277,6 +278,7 @@ class _Training(lightning.LightningModule):
             for i, parameter in enumerate(self.parameters_()):
                 for name, value in self._optimizer.state.get(parameter, {}).items():
                     tensors[f"{name}.{i}"] = value.detach().clone()
+        tensors |= {f"codes.{name}": codes for name, codes in self.trainable.codes().items()}
         tensors["seen"] = self.seen_N.clone()
         for i, mean in self._filter.state().items():
             tensors[f"filter.{i}"] = mean.clone()
@@ -299,6 +301,7 @@ class _Training(lightning.LightningModule):
         meta, tensors = json.loads(state["meta"]), state["tensors"]
         for i, parameter in enumerate(self.parameters_()):
             parameter.copy_(tensors[f"value.{i}"])
+        self.trainable.load_codes({name[6:]: v for name, v in tensors.items() if name.startswith("codes.")})
         self.done, self.bits, self.coded_share = meta["done"], meta["bits"], meta["coded_share"]
         self._unmeasured, self.losses = list(meta["unmeasured"]), list(meta["losses"])
         self.price = Price(**meta["price"])
@@ -352,32 +355,41 @@ class _Training(lightning.LightningModule):
 
 
 @torch.no_grad()
-def trim(trainable: LatticeTrainable, budget_bytes: int) -> tuple[int, int]:
-    """Sets the integers nearest to zero to zero until the coded ones fit.
+def trim(trainable: BudgetTrainable, budget_bytes: int) -> tuple[int, int]:
+    """Takes cheaper codes until they fit; a lattice sets the integers nearest to zero to zero.
 
     Returns:
-        Bytes of the coded integers, and how many integers were set to zero.
+        Bytes of the codes, and how many were changed.
+
+    Raises:
+        CodecError: the cheapest codes do not fit.
     """
-    kept = [value.detach().clone() for value in trainable.values]
-    size = len(contexts.encode(list(trainable.integers().values())))
-    wanted, trimmed = float(budget_bytes), 0
+    kept = [parameter.detach().clone() for parameter in trainable.parameters()], trainable.codes()
+    size = trainable.coded_bytes()
+    wanted, changed = float(budget_bytes), 0
     while size > budget_bytes:
         share = size / (float(trainable.bits()) / 8)
-        low, high = 0.0, 64.0
-        for _ in range(24):  # the narrowest zero bin whose estimate fits
+        low, high = 0.0, STRONGEST
+        for _ in range(24):  # the gentlest change whose estimate fits
             middle = (low + high) / 2
-            trimmed = trainable.widen_zero(middle)
+            trainable.cheapen(middle)
             fits = share * float(trainable.bits()) / 8 <= wanted
             low, high = (low, middle) if fits else (middle, high)
-            _restore(trainable, kept)
-        trimmed = trainable.widen_zero(high)
-        size = len(contexts.encode(list(trainable.integers().values())))
+            _restore(trainable, *kept)
+        changed = trainable.cheapen(high)
+        size = trainable.coded_bytes()
+        if size > budget_bytes and high == STRONGEST:
+            raise CodecError(
+                f"the codes take {size:,} bytes where {budget_bytes:,} are allowed", where="training",
+                fix="choose settings with fewer bits a weight, or allow more bytes",
+            )  # fmt: skip
         wanted -= max(8.0, 1.02 * (size - budget_bytes))
         if size > budget_bytes:
-            _restore(trainable, kept)
-    return size, trimmed
+            _restore(trainable, *kept)
+    return size, changed
 
 
-def _restore(trainable: LatticeTrainable, kept: list[Tensor]) -> None:
-    for value, saved in zip(trainable.values, kept, strict=True):
-        value.copy_(saved)
+def _restore(trainable: BudgetTrainable, parameters: list[Tensor], codes: Mapping[str, Tensor]) -> None:
+    for parameter, saved in zip(trainable.parameters(), parameters, strict=True):
+        parameter.copy_(saved)
+    trainable.load_codes(codes)

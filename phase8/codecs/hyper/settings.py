@@ -177,7 +177,7 @@ class HyperConfig(StageSettings):
     @property
     def trained(self) -> bool:
         """See `StageSettings`."""
-        return self.trajectory_type is Trajectory.lattice
+        return self.train_codes or self.trajectory_type is Trajectory.lattice
 
     @property
     def code_bits(self) -> int:
@@ -227,7 +227,7 @@ class HyperConfig(StageSettings):
     def check_budget(self, limit: str) -> None:
         """See `StageSettings`."""
         require(
-            self.trajectory_type in (Trajectory.ergodic, Trajectory.lattice),
+            self.trained or self.trajectory_type is Trajectory.ergodic,
             f"{limit} is set, but only the ergodic trajectory and the lattice keep to a number of bytes, and "
             f"hyper.trajectory_type is {self.trajectory_type.value}",
             where="hyper.trajectory_type",

@@ -26,7 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phase8.codecs.base import EncodedGroup, Trainable
+from phase8.codecs.base import BudgetTrainable, EncodedGroup, Trainable, root_mean_square
+from phase8.lossless import contexts
 
 _LEAST_SCALE = 0.05
 LN2 = math.log(2.0)
@@ -116,7 +117,7 @@ class _Price(torch.autograd.Function):
         return None, *slopes, *pulls
 
 
-class LatticeTrainable(Trainable):
+class LatticeTrainable(BudgetTrainable, Trainable):
     """Weights and logarithms of the steps as parameters.
 
     Args:
@@ -169,24 +170,40 @@ class LatticeTrainable(Trainable):
             found[name] = (value / stored_step(log_step)).round().to(torch.int64).cpu().numpy()
         return found
 
+    def coded_bits(self) -> float:
+        """See `BudgetTrainable`."""
+        return contexts.code_length_bits(list(self.integers().values()))
+
+    def coded_bytes(self) -> int:
+        """See `BudgetTrainable`."""
+        return len(contexts.encode(list(self.integers().values())))
+
+    def highest_steps(self, lr: float) -> list[float]:
+        """See `BudgetTrainable`; a step moves in its logarithm."""
+        return [lr * root_mean_square(value) for value in self.values] + [lr] * len(self.log_steps)
+
     @torch.no_grad()
-    def widen_zero(self, reach: float) -> int:
-        """Sets to zero what is less than `reach` steps beyond the zero bin's edge; returns how many that were."""
+    def cheapen(self, strength: float) -> int:
+        """Sets to zero what is less than `strength` steps beyond the zero bin's edge; returns how many that were."""
         changed = 0
         for value, log_step in zip(self.values, self.log_steps, strict=False):
             u = value / stored_step(log_step)
-            near = (u.abs() < 0.5 + reach) & (u.round() != 0)
+            near = (u.abs() < 0.5 + strength) & (u.round() != 0)
             value.masked_fill_(near, 0.0)
             changed += int(near.sum())
         return changed
 
-    def export(self, shapes: Mapping[str, tuple[int, int]] | None = None) -> EncodedGroup:
-        """See `Trainable.export`; `shapes` are the whole matrices', where they are larger than the stored parts."""
+    def groups(self) -> list[EncodedGroup]:
+        """See `BudgetTrainable`."""
+        return [self.export()]
+
+    def export(self) -> EncodedGroup:
+        """See `Trainable.export`."""
         from phase8.codecs.lattice.encode import pack
 
         names = [*self._names, *self._shared]
         steps = {name: float(stored_step(step)) for name, step in zip(names, self.log_steps, strict=True)}
-        return pack(self.integers(), {n: steps[n] for n in self._order}, shapes or self._shapes, self._shared)
+        return pack(self.integers(), {n: steps[n] for n in self._order}, self._shapes, self._shared)
 
 
 def stored_step(log_step: Tensor) -> Tensor:

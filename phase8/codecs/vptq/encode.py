@@ -44,7 +44,7 @@ columns, M codebooks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -145,10 +145,10 @@ def _coded(matrix: Prepared, levels: list[Tensor], outlier_KV: Tensor | None) ->
             all_GI[strip.start // u : strip.stop // u] = index_IG.T[:, other]
         outlier_GI[strip.start // outlier_v : strip.stop // outlier_v] = outlier_IG.T[:, outlier]
     for m, (all_GI, level_QKU) in enumerate(zip(index_MGI, levels, strict=True)):
-        streams[f"index_{m}"] = _index_stream(all_GI, level_QKU.shape[1])
+        streams[f"index_{m}"] = index_stream(all_GI, level_QKU.shape[1])
     if matrix.outliers and outlier_KV is not None:
-        streams["outlier_column"] = _index_stream(outlier_I.sort().values.numpy(), matrix.shape[1])
-        streams["outlier_index"] = _index_stream(outlier_GI, len(outlier_KV))
+        streams["outlier_column"] = index_stream(outlier_I.sort().values.numpy(), matrix.shape[1])
+        streams["outlier_index"] = index_stream(outlier_GI, len(outlier_KV))
     return streams
 
 
@@ -177,11 +177,11 @@ def _code_strip(
     columns, special = matrix.shape[1], matrix.outliers
     product, _, u = levels[0].shape
     v, rows = product * u, strip.stop - strip.start
-    chooser = _Chooser(levels, matrix.row_weights(strip, v))
+    chooser = Chooser(levels, matrix.row_weights(strip, v))
     outlier_v, outlier_chooser = 1, None
     if outlier_KV is not None:
         outlier_v = outlier_KV.shape[1]
-        outlier_chooser = _Chooser([outlier_KV[None]], matrix.row_weights(strip, outlier_v))
+        outlier_chooser = Chooser([outlier_KV[None]], matrix.row_weights(strip, outlier_v))
     index_MIG = np.empty((len(levels), columns - special, rows // u), dtype=np.uint16)
     outlier_IG = np.empty((special, rows // outlier_v), dtype=np.uint16)
     target_IP = matrix.columns(strip)
@@ -210,14 +210,22 @@ def _code_strip(
     return index_MIG, outlier_IG, target_IP[special:]
 
 
-class _Chooser:
+class Chooser:
     """Picks the entries whose greedy sum is nearest to a vector.
 
     The nearest entry c to x under row weights r has the largest sum_i r_i (x_i c_i - c_i^2 / 2): one matrix product of
-    (r x, r) with (c, -c^2 / 2). Where r is 1 throughout, the second half is a bias.
+    (r x, r) with (c, -c^2 / 2). Where r is 1 throughout, the second half is a bias; it then also takes what an entry
+    costs.
+
+    Args:
+        levels: codebooks, each float32 [Q, K, U].
+        row_GV: weights of the rows, float32 [G, V]; None: all alike.
+        prices: of every codebook, what each entry costs, in squared distance, float32 [K]; only without `row_GV`.
     """
 
-    def __init__(self, levels: list[Tensor], row_GV: Tensor | None) -> None:
+    def __init__(
+        self, levels: list[Tensor], row_GV: Tensor | None, prices: Sequence[Tensor | None] | None = None
+    ) -> None:
         self._levels = levels
         self._row_GV = row_GV
         self._keys = [
@@ -228,6 +236,9 @@ class _Chooser:
             for level_QKU in levels
         ]
         self._bias = [level_QKU.square().sum(dim=2) / -2 for level_QKU in levels]
+        if prices is not None:
+            pairs = zip(self._bias, prices, strict=True)
+            self._bias = [bias if price_K is None else bias - price_K / 2 for bias, price_K in pairs]
         self._chunk = max(1, SCORES_AT_ONCE // max(level_QKU.shape[1] for level_QKU in levels))
 
     def choose(self, x_NV: Tensor, index_MNQ: np.ndarray, left_NV: Tensor | None = None) -> None:
@@ -265,7 +276,7 @@ def _bits(size: int) -> int:
     return max(1, (size - 1).bit_length())
 
 
-def _index_stream(values: np.ndarray, size: int) -> Stream:
+def index_stream(values: np.ndarray, size: int) -> Stream:
     return Stream(values=values.reshape(-1).astype(narrowest(_bits(size)), copy=False), bits=_bits(size))
 
 

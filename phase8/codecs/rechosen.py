@@ -1,0 +1,184 @@
+"""Any codec in training within a budget: the weights move freely, the network sees what the codes say.
+
+    weights       w' = decode(codes) + (w - stop(w))        straight-through: dw'/dw = 1
+    codes         chosen for w, and every `every` steps again; between, the codec's own parameters are trained too
+
+A codec that can tell the price of a code (VPTQ: `phase8.codecs.vptq.choose`) chooses by distance and price together,
+which is entropy-constrained quantisation (Chou, Lookabaugh and Gray 1989); re-choosing codes while the model is trained
+is what PV-Tuning does (arXiv 2405.14852), which changes some codes at a time by the gradient, where here the weights
+under the codes keep count of all gradients so far. A codec without prices (SeedLM, the trajectories) encodes the
+weights as they are now; its codes have a fixed size, which its settings have to bring below the budget.
+
+The decoder knows nothing of all this: what is exported is a group as any other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from phase8.codecs.base import BudgetTrainable, Codec, EncodedGroup, Trainable, root_mean_square
+from phase8.lossless import entropy
+
+Choose = Callable[[EncodedGroup, Mapping[str, Tensor], float], EncodedGroup]
+"""A group, its weights as they are now [O, I] and a price a bit -> the group with codes chosen anew. The price is in
+units of the squared error of a vector; 0 asks for the nearest codes. The settings and shapes stay."""
+
+DISTANCE_PER_NAT = 3e5
+"""The squared error, in mean squares of the weights, that is worth one nat per token. Only the scale on which the
+steered price begins; the steering finds what is needed."""
+LEAST_PRICE = 0.01
+"""From which on `cheapen` raises the price, in the units of `Choose`."""
+CHOICES = 3
+"""One after the other at one price: each goes by the lengths that the one before left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One group: how it is encoded first, and how its codes are chosen again."""
+
+    group: EncodedGroup
+    choose: Choose
+    priced: bool
+    """Whether `choose` heeds the price."""
+
+
+class Rechosen(BudgetTrainable):
+    """Groups of one codec with the weights that their codes stand for.
+
+    Args:
+        weights: where training begins, float32 [O, I], of every matrix of the groups.
+        every: steps between two choices.
+    """
+
+    def __init__(self, codec: Codec, parts: Sequence[Part], weights: Mapping[str, Tensor], *, every: int) -> None:
+        super().__init__()
+        self._codec, self._parts, self._every, self._names = codec, list(parts), every, list(weights)
+        self.values = nn.ParameterList([nn.Parameter(weight.detach().clone()) for weight in weights.values()])
+        self.inner = nn.ModuleList([codec.trainable(part.group) for part in self._parts])
+        self._price, self._bytes = 0.0, self.coded_bytes()
+        self.steerable = any(part.priced for part in self._parts)
+
+    def weights(self) -> dict[str, Tensor]:
+        """See `BudgetTrainable`."""
+        found: dict[str, Tensor] = {}
+        for inner in self.inner:
+            assert isinstance(inner, Trainable)
+            found |= inner.weights()
+        moving = zip(self._names, self.values, strict=True)
+        return {name: found[name] + (value - value.detach()) for name, value in moving}
+
+    def groups(self) -> list[EncodedGroup]:
+        """See `BudgetTrainable`."""
+        return [inner.export() for inner in self.inner]  # type: ignore[operator]
+
+    def bits(self) -> Tensor:
+        """Of the codes as they were chosen last: the coder's own count, a constant."""
+        return torch.tensor(8.0 * self._bytes, device=self.values[0].device)
+
+    def coded_bits(self) -> float:
+        """See `BudgetTrainable`."""
+        return 8.0 * self.coded_bytes()
+
+    def coded_bytes(self) -> int:
+        """See `BudgetTrainable`."""
+        return sum(map(group_bytes, self.groups()))
+
+    def highest_steps(self, lr: float) -> list[float]:
+        """See `BudgetTrainable`; the codec's parameters keep their own proportion to a weight's step."""
+        shares = [1.0] * len(self.values)
+        shares += [inner.relative_step / 0.01 for inner in self.inner for _ in inner.parameters()]  # type: ignore[operator]
+        return [lr * share * root_mean_square(p) for share, p in zip(shares, self.parameters(), strict=True)]
+
+    def choose_again(self, step: int, steps: int, nats_per_bit: float) -> None:
+        """See `BudgetTrainable`. The last steps train the codec's parameters under codes that stay."""
+        if step % self._every == 0 and step <= steps - self._every:
+            self._price = nats_per_bit * DISTANCE_PER_NAT
+            self._choose(self._price)
+
+    def cheapen(self, strength: float) -> int:
+        """See `BudgetTrainable`; a price above the last one."""
+        if not self.steerable:
+            return 0
+        before = self.groups()
+        price = max(self._price, LEAST_PRICE) * math.exp(strength / 8.0)
+        for _ in range(CHOICES):
+            self._choose(price)
+        return sum(map(_changed, before, self.groups()))
+
+    def codes(self) -> dict[str, Tensor]:
+        """See `BudgetTrainable`."""
+        found = {"price": torch.tensor(self._price, dtype=torch.float64)}
+        for number, part in enumerate(self._parts):
+            for path, values in _streams(part.group).items():
+                found[f"{number}.{path}"] = torch.from_numpy(values.astype(np.int64))
+        return found
+
+    def load_codes(self, codes: Mapping[str, Tensor]) -> None:
+        """See `BudgetTrainable`."""
+        self._price = float(codes["price"])
+        for number, part in enumerate(self._parts):
+            values = {path: codes[f"{number}.{path}"].numpy() for path in _streams(part.group)}
+            self._take(number, _with_streams(part.group, values), keep_parameters=True)
+        self._bytes = self.coded_bytes()
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _choose(self, price: float) -> None:
+        weights = {name: value.detach() for name, value in zip(self._names, self.values, strict=True)}
+        for number, part in enumerate(self._parts):
+            own = {name: weights[name].cpu() for name in part.group.tensors}
+            now = self.inner[number].export()  # type: ignore[operator]
+            self._take(number, part.choose(now, own, price), keep_parameters=part.priced)
+        self._bytes = self.coded_bytes()
+
+    def _take(self, number: int, group: EncodedGroup, *, keep_parameters: bool) -> None:
+        """Puts a group in a part's place. The parameters stay the objects that the optimiser knows.
+
+        Args:
+            keep_parameters: their values stay too (codes over codebooks that are trained on); else they are those of
+                the group (coefficients that were fitted anew).
+        """
+        device, old = self.values[0].device, self.inner[number]
+        fresh = self._codec.trainable(group).to(device)
+        for (path, new), kept in zip(list(fresh.named_parameters()), old.parameters(), strict=True):
+            if not keep_parameters:
+                kept.data.copy_(new.data)
+            owner, _, leaf = path.rpartition(".")
+            fresh.get_submodule(owner)._parameters[leaf] = kept
+        self.inner[number] = fresh
+        self._parts[number] = replace(self._parts[number], group=group)
+
+
+def group_bytes(group: EncodedGroup) -> int:
+    """Bytes of a group's streams, coded as a file codes them: those of one role together."""
+    return sum(len(entropy.encode(values, bits)[1]) for (_, _, bits), values in group.pooled().items())
+
+
+def _streams(group: EncodedGroup) -> dict[str, np.ndarray]:
+    found = {f"shared/{role}": stream.values for role, stream in group.shared.items()}
+    for name, tensor in group.tensors.items():
+        found |= {f"{name}/{role}": stream.values for role, stream in tensor.streams.items()}
+    return found
+
+
+def _with_streams(group: EncodedGroup, values: Mapping[str, np.ndarray]) -> EncodedGroup:
+    def taken(path: str, old: np.ndarray) -> np.ndarray:
+        return values[path].astype(old.dtype)
+
+    tensors = {}
+    for name, tensor in group.tensors.items():
+        streams = {r: replace(s, values=taken(f"{name}/{r}", s.values)) for r, s in tensor.streams.items()}
+        tensors[name] = replace(tensor, streams=streams)
+    shared = {r: replace(s, values=taken(f"shared/{r}", s.values)) for r, s in group.shared.items()}
+    return replace(group, tensors=tensors, shared=shared)
+
+
+def _changed(before: EncodedGroup, after: EncodedGroup) -> int:
+    pairs = zip(_streams(before).values(), _streams(after).values(), strict=True)
+    return sum(int((one != other).sum()) for one, other in pairs)
