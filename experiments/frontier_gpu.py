@@ -138,7 +138,7 @@ def train(number: int, points: Sequence[Point], place: Path, out: Path, end: flo
 
     part = _stage(source, tokens, point)._narrow()
     if point.random and part is not None:
-        _randomise(part.network)
+        randomise(part.network)
 
     def fresh() -> TrainedStage:
         stage = _stage(source, tokens, point)
@@ -179,7 +179,7 @@ def train(number: int, points: Sequence[Point], place: Path, out: Path, end: flo
     print(f"{point.name}: {artifact.size_bytes:,} bytes, divergence {divergence:.4f}, {seconds:.0f} s", flush=True)
 
 
-def _randomise(network: torch.nn.Module) -> None:
+def randomise(network: torch.nn.Module) -> None:
     """A network drawn anew."""
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():

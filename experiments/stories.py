@@ -1,10 +1,11 @@
-"""The trained lattice on real text: the TinyStories model at several ratios, and what its training is made of.
+"""What is trained on real text: the TinyStories model at several ratios, and what the lattice's training is made of.
 
     PHASE8_TINYSTORIES=DIRECTORY python -m experiments.stories            # rows of the scoreboard
     PHASE8_TINYSTORIES=DIRECTORY python -m experiments.stories --ablate   # experiments/results/stories.{json,md}
 
 Training reads `train.txt` as a run does; bits per byte are those of `validation.txt`, which nothing else reads. Rows
-are taken at 1,500 steps of 2,048 tokens. Ablations: 40x, 600 steps, three seeds each; `excess` is bits per byte above
+are taken at 1,500 steps of 2,048 tokens: the lattice, and with the same trainer the codes of the other codecs, chosen
+again while their weights move. Ablations: 40x, 600 steps, three seeds each; `excess` is bits per byte above
 the original's, mean and, in brackets, the three. What is there already is not measured again.
 """
 
@@ -24,6 +25,10 @@ from experiments.score import load, score, tinystories
 from experiments.scoreboard import add_row, read_rows
 from phase8.artifact.write import contents
 from phase8.codecs.decoders import decode
+from phase8.codecs.hyper.settings import HyperConfig
+from phase8.codecs.seedlm.settings import SeedLMConfig
+from phase8.codecs.settings import StageSettings
+from phase8.codecs.vptq.settings import Sharing, VPTQConfig
 from phase8.config import GrokfastConfig
 from phase8.files import write_atomic
 from phase8.model.source import SourceModel
@@ -45,11 +50,32 @@ class Way:
     shape: Shape = Shape()
     plan: Plan = Plan(steps=STEPS)
     start_step: float = 0.6
+    codes: tuple[str, StageSettings] | None = None
 
 
 def _plan(**changes: Any) -> Way:
     return Way(plan=replace(Plan(steps=STEPS), **changes))
 
+
+CODES: dict[str, list[tuple[float, tuple[str, StageSettings]]]] = {
+    "VPTQ, indices and codebooks trained": [
+        (8.0, ("vptq", VPTQConfig(vector_dim=2, codebook_size=512, share=Sharing.model))),
+        (16.0, ("vptq", VPTQConfig(vector_dim=4, codebook_size=512, share=Sharing.model))),
+        (40.0, ("vptq", VPTQConfig(vector_dim=8, codebook_size=256, share=Sharing.model))),
+        (100.0, ("vptq", VPTQConfig(vector_dim=16, codebook_size=64, share=Sharing.model))),
+    ],
+    "SeedLM, seeds and coefficients trained": [
+        (8.0, ("seedlm", SeedLMConfig(block_size=8, latent_dim=3, bits=4, seed_bits=13))),
+        (16.0, ("seedlm", SeedLMConfig(block_size=14, latent_dim=2, bits=4, seed_bits=12))),
+        (40.0, ("seedlm", SeedLMConfig(block_size=36, latent_dim=2, bits=4, seed_bits=12))),
+    ],
+    "ergodic trajectory, trained": [
+        (8.0, ("hyper", HyperConfig(dims=3, grid=1023))),
+        (16.0, ("hyper", HyperConfig(dims=8, grid=8191))),
+        (40.0, ("hyper", HyperConfig(dims=24, grid=16383))),
+    ],
+}
+"""Codecs whose codes are trained, at ratios that their settings reach."""
 
 WAYS = {
     "as it is": Way(),
@@ -77,7 +103,9 @@ def train(source: SourceModel, way: Way, ratio: float, seed: int) -> dict[str, A
     def size(groups: Any) -> int:
         return sum(map(len, contents(groups, source, stage="hyper").values()))
 
-    stage = TrainedStage(source, text.tokens_NT, shape=way.shape, start_step=way.start_step, size=size, cache_dir=CACHE)
+    stage = TrainedStage(
+        source, text.tokens_NT, shape=way.shape, start_step=way.start_step, size=size, cache_dir=CACHE, codes=way.codes
+    )
     begin = time.monotonic()
     trained = stage.run(int(source.original_bytes / ratio), replace(way.plan, seed=seed))
     seconds = time.monotonic() - begin
@@ -99,15 +127,19 @@ def train(source: SourceModel, way: Way, ratio: float, seed: int) -> dict[str, A
 
 def rows(source: SourceModel) -> None:
     """The scoreboard's rows."""
-    for ratio in RATIOS:
+    wanted = [("trained lattice", ratio, None) for ratio in RATIOS]
+    wanted += [(method, ratio, codes) for method, of in CODES.items() for ratio, codes in of]
+    for method, ratio, codes in wanted:
         setting = f"{ratio:g}x, whole width, {ROW_STEPS:,} steps"
-        if any(row["model"] == "tinystories" and row["setting"] == setting for row in read_rows()):
+        if any(
+            (row["model"], row["method"], row["setting"]) == ("tinystories", method, setting) for row in read_rows()
+        ):
             continue
-        found = train(source, _plan(steps=ROW_STEPS), ratio, 0)
-        print(setting, found, flush=True)
+        found = train(source, replace(_plan(steps=ROW_STEPS), codes=codes), ratio, 0)
+        print(method, setting, found, flush=True)
         add_row(
             {
-                "method": "trained lattice",
+                "method": method,
                 "setting": setting,
                 "ours": True,
                 "group": "ours, trained",

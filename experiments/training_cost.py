@@ -45,6 +45,7 @@ def measure(model: str) -> dict[str, Any]:
 
     from phase8.artifact.write import contents
     from phase8.model.source import load_source
+    from phase8.train import within_budget
     from phase8.train.precision import takes_bfloat16
     from phase8.train.settings import Precision
     from phase8.train.sliced import SlicedBatch
@@ -52,6 +53,7 @@ def measure(model: str) -> dict[str, Any]:
     from phase8.train.whole import Shape, TrainedStage
     from phase8.train.within_budget import Plan, StepDone
 
+    within_budget.SNAPSHOT_EVERY = STEPS // 2  # so that the peak has one in it
     with tempfile.TemporaryDirectory() as place:
         large = Path(place) / "model"
         if model == "25M":

@@ -28,6 +28,15 @@ from phase8.train.threads import side_by_side
 TINY = 1e-6
 
 
+LOGITS_AT_ONCE = 1 << 24
+"""Logits held at a time by each slice, 64 MiB: a large vocabulary is asked in smaller batches."""
+
+
+def sequences_at_once(length: int, vocabulary: int) -> int:
+    """Sequences of a length whose logits are held at a time, at least one."""
+    return max(1, LOGITS_AT_ONCE // (length * vocabulary))
+
+
 class Answers:
     """The K likeliest next tokens at every place of a text, with their log-probabilities."""
 
@@ -77,6 +86,7 @@ def collect_answers(
     count, length = tokens_NT.shape
     vocabulary = int(network.config.vocab_size)
     kept = min(kept, vocabulary)
+    batch_sequences = min(batch_sequences, sequences_at_once(length, vocabulary))
     log_p = np.empty((count, length, kept), dtype=np.float16)
     token = np.empty((count, length, kept), dtype=np.uint16 if vocabulary <= 1 << 16 else np.uint32)
     device = next(network.parameters()).device

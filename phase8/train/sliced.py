@@ -3,6 +3,8 @@
     batch ── slice 1 ── network on thread 1 ── KL, gradient ──┐
           ── slice 2 ── network on thread 2 ── KL, gradient ──┴── added in order
 
+A slice whose logits would take more than `LOGITS_AT_ONCE` is asked in parts, one after the other.
+
 Two slices are faster than two threads within every product (experiments/LOG.md, 2026-11-27). The sum is in the order of
 the slices, so that a run can be repeated to the bit.
 """
@@ -10,14 +12,14 @@ the slices, so that a run can be repeated to the bit.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from phase8.train.answers import Answers
+from phase8.train.answers import Answers, sequences_at_once
 from phase8.train.threads import Apply
 
 
@@ -53,8 +55,16 @@ class SlicedBatch:
         parts = list(zip(tokens_BT.chunk(len(self._networks)), rows.chunk(len(self._networks)), strict=True))
 
         def one(number: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-            tokens, numbers = parts[number]
             leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+            few = sequences_at_once(tokens_BT.shape[1], self._networks[number].config.vocab_size)
+            asked = [
+                part(number, leaves, *some) for some in zip(*(half.split(few) for half in parts[number]), strict=True)
+            ]
+            return torch.cat([of_each for of_each, _ in asked]), _summed([gradient for _, gradient in asked])
+
+        def part(
+            number: int, leaves: dict[str, Tensor], tokens: Tensor, numbers: Tensor
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
             with torch.enable_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
                 asked = {"input_ids": tokens.to(self._device), "use_cache": False}
                 logits = functional_call(self._networks[number], leaves, (), asked, tie_weights=True).logits
@@ -63,11 +73,16 @@ class SlicedBatch:
             return of_each.detach(), torch.autograd.grad(mean, list(leaves.values()))
 
         found = list(self._apply(one, range(len(parts))))
-        gradient = found[0][1]
-        for _, other in found[1:]:
-            for whole, part in zip(gradient, other, strict=True):
-                whole.add_(part)
-        return torch.cat([of_each for of_each, _ in found]), gradient
+        return torch.cat([of_each for of_each, _ in found]), _summed([gradient for _, gradient in found])
+
+
+def _summed(gradients: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """The sum, in the memory of the first."""
+    first, *others = gradients
+    for other in others:
+        for whole, part in zip(first, other, strict=True):
+            whole.add_(part)
+    return first
 
 
 class _Divergence(torch.autograd.Function):

@@ -226,7 +226,7 @@ class _Training(lightning.LightningModule):
         with torch.no_grad():
             self.trainable.choose_again(self.done, self.plan.steps, self.price.value)
         if self.done % SNAPSHOT_EVERY == 0:
-            self._snapshot = self._state()
+            self._snapshot = self._state(moments=False)
         if self._directory is not None and self.done % self.plan.checkpoint_every == 0 and self.done < self.plan.steps:
             self.save()
         if self._on_step is not None and self.losses:
@@ -272,9 +272,10 @@ class _Training(lightning.LightningModule):
 
     # Going back and going on --------------------------------------------------------------------------------------
 
-    def _state(self) -> dict[str, Any]:
+    def _state(self, *, moments: bool = True) -> dict[str, Any]:
+        """What a training goes on from; Adam's moments, two thirds of it, are begun anew after a step back."""
         tensors = {f"value.{i}": p.detach().clone() for i, p in enumerate(self.parameters_())}
-        if self._optimizer is not None:
+        if self._optimizer is not None and moments:
             for i, parameter in enumerate(self.parameters_()):
                 for name, value in self._optimizer.state.get(parameter, {}).items():
                     tensors[f"{name}.{i}"] = value.detach().clone()
@@ -314,6 +315,7 @@ class _Training(lightning.LightningModule):
 
     def _load_moments(self, tensors: dict[str, Tensor]) -> None:
         assert self._optimizer is not None
+        self._optimizer.state.clear()
         for i, parameter in enumerate(self.parameters_()):
             names = ("step", "exp_avg", "exp_avg_sq")
             if f"exp_avg.{i}" in tensors:
