@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.frontier_gpu import randomise
-from experiments.score import load, score, tinystories
+from experiments.score import load, score
 from experiments.scoreboard import add_row, read_rows
-from experiments.stories import CACHE, LENGTH, ROW_STEPS, SEQUENCES
+from experiments.stories import CACHE, LENGTH, ROW_STEPS, story_text
 from phase8.artifact.write import contents
 from phase8.codecs.base import BudgetTrainable, EncodedGroup, round_through
 from phase8.codecs.decoders import decode
@@ -34,7 +34,6 @@ from phase8.codecs.lattice.encode import pack
 from phase8.lossless import contexts
 from phase8.model.source import SourceModel
 from phase8.train.slicing import Narrow
-from phase8.train.text import training_text
 from phase8.train.whole import Shape, TrainedStage
 from phase8.train.within_budget import Plan
 
@@ -186,9 +185,7 @@ class ControlStage(TrainedStage):
 
 def measure(source: SourceModel, control: Control) -> dict[str, Any]:
     """Trains one and scores it."""
-    text = training_text(
-        source, model_path="tinystories", path=tinystories("train.txt"), sequences=SEQUENCES, length=LENGTH, seed=1
-    )
+    text = story_text(source)
 
     def size(groups: Any) -> int:
         return sum(map(len, contents(groups, source, stage="hyper").values()))

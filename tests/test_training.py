@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from phase8.artifact.write import contents
+from phase8.cache import ContentCache
 from phase8.codecs.decoders import decode
 from phase8.config import GrokfastConfig, Precision
 from phase8.errors import ConfigError, ModelError
@@ -314,6 +315,42 @@ def test_another_part_of_the_text_is_other_text(source, tmp_path):
     assert torch.equal(part(1, 2, None), part(1, 2, None)) and not torch.equal(part(0, 2, None), part(1, 2, None))
 
 
+def test_what_the_original_wrote_is_kept_for_other_runs(source, tmp_path):
+    told = []
+
+    def asked(seed=3):
+        return training_text(
+            source, model_path="tiny", path=None, sequences=3, length=8, seed=seed, cache=ContentCache(tmp_path),
+            on_written=lambda done, total: told.append(done),
+        ).tokens_NT  # fmt: skip
+
+    first = asked()
+    assert torch.equal(first, asked()) and told == [3]  # written once
+    assert not torch.equal(first, asked(4)) and told == [3, 3]
+    (file, _) = sorted((tmp_path / "text").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(bytes(raw))
+    assert torch.equal(first, asked()) and told == [3, 3, 3]  # damaged: written anew
+
+
+def test_a_large_vocabulary_is_asked_in_parts(tiny_network, tokens, monkeypatch):
+    """The divergence and its gradients are the same, but for the order of sums."""
+    found = []
+    for at_once in (1 << 24, 2 * 12 * 258, 1):
+        monkeypatch.setattr("phase8.train.answers.LOGITS_AT_ONCE", at_once)
+        answers = collect_answers(tiny_network, tokens, kept=16)
+        with side_by_side(torch.device("cpu")) as (slices, apply):
+            batch = SlicedBatch(
+                tiny_network, answers, device=torch.device("cpu"), bfloat16=False, slices=slices, apply=apply
+            )
+            weights = {name: 0.9 * p.detach() for name, p in tiny_network.named_parameters() if p.dim() == 2}
+            found.append(batch.ask(weights, tokens[:10], torch.arange(10)))
+    for of_each, gradient in found[1:]:
+        assert torch.allclose(of_each, found[0][0], rtol=1e-3, atol=1e-5)
+        assert all(torch.allclose(*pair, rtol=1e-2, atol=1e-5) for pair in zip(gradient, found[0][1], strict=True))
+
+
 def test_the_original_writes_text_of_its_own(tiny_network):
     first, again = (write_text(tiny_network, 3, 9, seed=1) for _ in range(2))
     assert first.shape == (3, 9) and torch.equal(first, again)
@@ -372,7 +409,9 @@ def test_a_trained_stage_reads_no_more_than_the_window(tiny_network, tiny_tokeni
     monkeypatch.setattr(train, "training_text", text)
     tiny_network.config.max_position_embeddings = 64
     source, told = source_from_network(tiny_network, tiny_tokenizer, ExpertFile(), "mine"), []
-    run = SimpleNamespace(source=source, calibration=Calibration(source, None, told.append))
+    run = SimpleNamespace(
+        source=source, calibration=Calibration(source, None, told.append), shared=SimpleNamespace(cache=None)
+    )
     config = CompressionConfig.from_dict({"hyper": {"trajectory_type": "lattice", "budget_bytes": 5000}})
     with pytest.raises(Asked) as asked:
         train._train(run, "hyper", 1, config)

@@ -113,6 +113,7 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
         length=run.calibration.length(config.optimizer),
         seed=CALIBRATION_SEED + TEXT_SEED + config.seed,
         part=attempt - 1,
+        cache=run.shared.cache,
         on_written=lambda done, total: run.progress("text", stage, done, total, f"{done} of {total} sequences written"),
     )
     run.log("info", f"{stage} trains on {text.told}", stage)

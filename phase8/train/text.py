@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from phase8.cache import ContentCache, code_version
 from phase8.errors import ConfigError
+from phase8.files import CACHE, write_atomic
 from phase8.model.latency import CACHES
 from phase8.model.source import EMBEDDED, SourceModel
 from phase8.model.text import read_documents
 
 PART = 10_000
 """Between the seeds of two parts."""
-WRITTEN_AT_ONCE = 64
-"""Sequences that the original writes side by side."""
+WRITTEN_AT_ONCE, WRITTEN_BYTES = 256, 1 << 27
+"""Sequences that the original writes side by side, and what it may keep of them meanwhile (keys and values)."""
 SAME = 1e-3
 """Of the largest logit: sums are taken in another order with a cache."""
 
@@ -49,6 +52,7 @@ def training_text(
     length: int,
     seed: int,
     part: int = 0,
+    cache: ContentCache | None = None,
     on_written: Callable[[int, int], None] | None = None,
 ) -> TrainingText:
     """Collects `sequences` sequences of `length` tokens.
@@ -58,6 +62,7 @@ def training_text(
         path: a UTF-8 text file; None where the user gave none.
         part: 0 for the first text, 1 for another, as long as the source has more: a training that goes on learns more
             from text that it has not read yet (experiments/LOG.md, 2026-11-27).
+        cache: keeps what the original writes for other runs.
         on_written: told how many sequences the original has written, of how many.
 
     Raises:
@@ -79,9 +84,30 @@ def training_text(
             told = f"{sequences:,} sequences of {Path(path).name}"
             return TrainingText(tokens_NT=found[first : first + sequences], told=told)
     missing = sequences - len(found)
-    written = write_text(source.network, missing, length, seed=seed, on_written=on_written)
+    written = _written(source, missing, length, seed, cache, on_written)
     told += f"; {missing:,} sequences of {length} tokens were written by the original itself"
     return TrainingText(tokens_NT=torch.cat([found, written]), told=told)
+
+
+def _written(
+    source: SourceModel,
+    sequences: int,
+    length: int,
+    seed: int,
+    cache: ContentCache | None,
+    on_written: Callable[[int, int], None] | None,
+) -> Tensor:
+    def make() -> Tensor:
+        return write_text(source.network, sequences, length, seed=seed, on_written=on_written)
+
+    def write(path: Path, tokens: Tensor) -> None:
+        write_atomic(path, save({"tokens": tokens.contiguous()}), CACHE)
+
+    if cache is None:
+        return make()
+    made_from = {"model": source.content_hash, "sequences": sequences, "length": length, "seed": seed}
+    made_from["code"] = code_version("train/text")
+    return cache.get_or_make("text", made_from, read=lambda path: load_file(path)["tokens"], make=make, write=write)
 
 
 def _from_file(source: SourceModel, path: str, length: int) -> Tensor:
@@ -113,8 +139,10 @@ def write_text(
     generator = torch.Generator().manual_seed(seed)
     cached = sequences > 0 and cache_holds(network, length)
     parts = []
-    for first in range(0, sequences, WRITTEN_AT_ONCE):
-        count = min(WRITTEN_AT_ONCE, sequences - first)
+    of_each = 8 * length * config.hidden_size * (getattr(config, "num_hidden_layers", 0) or 32)
+    together = max(1, min(WRITTEN_AT_ONCE, WRITTEN_BYTES // of_each))
+    for first in range(0, sequences, together):
+        count = min(together, sequences - first)
         if begin is None:
             text = torch.randint(config.vocab_size, (count, 1), generator=generator)
         else:
