@@ -4,8 +4,9 @@
     python -m experiments.variants default         one
 
 Each run is an ordinary `python run.py` with the overrides of `VARIANTS`; one that is there already (same directory) is
-not repeated. Writes `experiments/results/variants.md` and `variants.json` (every figure), and, where all were run, the
-table between the `results` marks of docs/results.md.
+not repeated. Writes `experiments/results/variants.md` and `variants.json` (every figure), from which `python -m
+experiments.results_page` makes the table of docs/results.md. Rows measured anew are no longer old: take `variants` out
+of `experiments/results/old.json` then.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
-
-from phase8.files import write_atomic
 
 ROOT = Path(__file__).parent.parent
 VARIANTS = {
@@ -32,7 +31,6 @@ VARIANTS = {
 }
 RUNS = ROOT / "outputs" / "variants"
 RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- results: written by experiments/variants.py -->", "<!-- /results -->"
 
 
 def rounded(found: Any) -> Any:
@@ -127,10 +125,6 @@ def main() -> None:
     every = ",\n".join(f"{json.dumps(name)}: {json.dumps(rounded(result))}" for name, result in results.items())
     every = every.replace(f"{ROOT}/", "")
     (RESULTS / "variants.json").write_text(f"{{\n{every}\n}}\n", encoding="utf-8")
-    if list(results) == list(VARIANTS):
-        page = ROOT / "docs" / "results.md"
-        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-        write_atomic(page, f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{rest.split(END)[1]}")
     print(text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -41,7 +42,7 @@ from phase8.model.importance import collect_importance
 from phase8.model.source import load_source
 from phase8.run import optimise
 from phase8.run.budget import size_of
-from phase8.train.divergence import mean_kl
+from phase8.train.divergence import mean_kl, network_logits, tensor_sensitivity
 from tests.tiny_model import tiny_tokenizer
 
 STAGES = {
@@ -307,6 +308,38 @@ def test_the_smallest_budget_is_met_and_a_smaller_one_refused(model, text, stage
         made.encode(900)
 
 
+def test_matrices_that_hardly_matter_get_what_is_left(model, text, small_grid):
+    """The last two layers change the divergence by 1e-13 to 1e-8 nats. Rounded away in float32, they once got the
+    cheapest candidate, 26,494 bytes of 43,704 were used, and which of them did so depended on the processor."""
+    budget = model.original_bytes // 8
+    allocation = allocator(model, text, "hyper", STAGES["hyper"], budget).encode(budget)
+    assert {tensor["dims"] for tensor in allocation.tensors.values()} == {2}
+    assert 0.85 * budget < allocation.size_bytes <= budget
+
+
+def test_the_smallest_sensitivities_are_those_of_a_network_in_float64(model, text):
+    generator = torch.Generator().manual_seed(4)
+    changed = {
+        name: weight + 0.05 * weight.std() * torch.randn(weight.shape, generator=generator)
+        for name, weight in model.matrices().items()
+        if "layers.1" in name or "layers.2" in name
+    }
+    found = tensor_sensitivity(model.network, changed, text[:2])
+    network = deepcopy(model.network).double()
+    double = {name: weight.double() for name, weight in changed.items()}
+    compared = 0
+    with torch.no_grad():
+        original = torch.log_softmax(network_logits(network, {}, text[:2]), -1)
+        for name, weight in double.items():
+            other = torch.log_softmax(network_logits(network, {name: weight}, text[:2]), -1)
+            exact = float((original.exp() * (original - other)).sum(-1).mean())
+            assert found[name] > 0
+            if exact > 1e-11:  # below, the logits themselves are rounded: 1e-6, squared
+                assert found[name] * weight.numel() == pytest.approx(exact, rel=0.1)
+                compared += 1
+    assert compared >= 4
+
+
 UNIFORM = {
     "seedlm": replace(STAGES["seedlm"], block_size=8, latent_dim=3, bits=4),
     "model": replace(STAGES["vptq"], vector_dim=2, codebook_size=64, share=Sharing.model),
@@ -363,7 +396,8 @@ def run_settings(directory, **changes):
 
 
 def test_a_run_keeps_its_limit_after_training(model, tmp_path, small_grid):
-    """What is told is what is in the file; the other stages are off."""
+    """What is told is what is in the file; the other stages are off. At 8x the richest candidate fits for all matrices
+    (41,940 of 43,704 bytes) and there is nothing to choose; at 16x there is."""
     only = {name: replace(config, enabled=name == "hyper") for name, config in STAGES.items()}
     budget = model.original_bytes // 16
     result = run_configured(run_settings(tmp_path, target_ratio=16.0, **only), model, console=False)

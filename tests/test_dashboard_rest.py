@@ -133,6 +133,7 @@ def test_compare(tmp_path):
         assert answer["settings"] == [{"name": "vptq.codebook_size", "values": {a: 256, b: 512}}]
         best = [p for p in answer["frontier"] if p["stage"] == "vptq" and p["attempt"] == 2]
         assert {p["run"]: (p["core_retention"], p["on_frontier"]) for p in best} == {a: (0.97, True), b: (0.95, False)}
+        assert {p["threshold"] for p in best} == {0.84}, "the gates' own, drawn as a line"
         arc = next(d for d in answer["differences"] if d["task"] == "mini_arc")
         assert arc["paired"] and arc["difference"] == pytest.approx(-0.02)
         low, high = arc["interval"]

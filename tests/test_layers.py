@@ -3,82 +3,44 @@
 from __future__ import annotations
 
 import ast
-import re
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "phase8"
-LAYERS = [
-    {"printable"},
-    {"errors"},
-    {"checks", "files", "limits", "world", "lossless"},
-    {"events", "cache"},
-    {"codecs"},
-    {"model"},
-    {"artifact"},
-    {"train", "benchmarks"},
-    {"judge", "runtime", "integration"},
-    {"config"},
-    {"export", "allocation", "watch"},
-    {"run"},
-    {"api", "cli"},
-    {"sweep"},
-    {"__init__", "__main__"},
-]
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+LAYERS = """printable < errors < checks files limits world lossless < events cache < codecs < model < artifact
+    < train benchmarks < judge runtime integration < config < export allocation watch < run < api cli < sweep
+    < __init__ __main__"""
+LEVEL = {part: level for level, parts in enumerate(LAYERS.split("<")) for part in parts.split()}
+IMPORTERS = {"pytorch_lightning": "train", "wandb": "watch", "lm_eval": "benchmarks"}
+"""Of optional libraries."""
+NUMPY_ALONE = ("lossless/*.py", "codecs/*/decode.py", "codecs/*/settings.py", "runtime/*.py", "artifact/read.py",
+               "codecs/decoders.py")  # fmt: skip
 
 
-def part(path: Path) -> str:
-    relative = path.relative_to(PACKAGE)
-    return relative.parts[0].removesuffix(".py")
-
-
-def imported(path: Path) -> set[str]:
-    """Parts of this package that a file imports, wherever in the file."""
-    found = set()
+def imports(path):
+    """Whatever a file imports, wherever in the file: `phase8.run.retry.advice`, `torch`."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names = [node.module] if node.module != "phase8" else [f"phase8.{alias.name}" for alias in node.names]
-        found |= {name.split(".")[1] for name in names if name.startswith("phase8.")}
-    return found
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def test_every_file_has_a_layer_and_imports_only_downwards():
-    problems = []
+def test_files_import_downwards_and_optional_libraries_in_one_place():
+    problems, libraries = [], set()
     for path in sorted(PACKAGE.rglob("*.py")):
-        here = part(path)
-        if here not in LEVEL:
-            problems.append(f"{here} has no layer")
-            continue
-        for other in imported(path) - {here}:
-            if LEVEL.get(other, 99) >= LEVEL[here]:
-                problems.append(f"{path.relative_to(PACKAGE)} imports {other}")
+        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for name in imports(path):
+            top, part = (*name.split("."), "")[:2]
+            if top == "phase8" and part not in ("", here) and LEVEL[part] >= LEVEL[here]:
+                problems.append(f"{path.relative_to(PACKAGE)} imports {name}")
+            elif top in IMPORTERS:
+                libraries.add((top, here))
     assert not problems, "\n".join(problems)
-
-
-def test_optional_parts_have_one_importer():
-    importers = {"pytorch_lightning": set(), "wandb": set(), "lm_eval": set()}
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
-            for name in names:
-                if name.split(".")[0] in importers:
-                    importers[name.split(".")[0]].add(path.relative_to(PACKAGE).parts[0])
-    assert importers["pytorch_lightning"] == {"train"}
-    assert importers["wandb"] == {"watch"}
-    assert importers["lm_eval"] == {"benchmarks"}
+    assert libraries == set(IMPORTERS.items())
 
 
 def test_what_decodes_needs_no_torch():
     """Transitively it is shown by a process without torch (`test_runtime.py`); this names the file."""
-    readers = [
-        *PACKAGE.glob("lossless/*.py"),
-        *PACKAGE.glob("codecs/*/decode.py"),
-        *PACKAGE.glob("codecs/*/settings.py"),
-    ]
-    readers += [*PACKAGE.glob("runtime/*.py"), PACKAGE / "artifact" / "read.py", PACKAGE / "codecs" / "decoders.py"]
-    for path in readers:
-        assert not re.search(r"^(import torch|from torch)", path.read_text(encoding="utf-8"), re.MULTILINE), path
+    readers = [path for pattern in NUMPY_ALONE for path in PACKAGE.glob(pattern)]
+    assert len(readers) > 15
+    assert not [path for path in readers if any(name.split(".")[0] == "torch" for name in imports(path))]

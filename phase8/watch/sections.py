@@ -211,7 +211,10 @@ def gate_tables(view: RunView) -> str:
     rows = []
     for attempt, name in judged:
         checks = attempt.checks
-        held = sum(check.passed is True for check in checks)
+        told = [check for check in checks if check.passed is not None]
+        held = sum(check.passed is True for check in told)
+        idle = ", ".join(words(check.name) for check in checks if check.passed is None)
+        idle = f" Not judged: {idle}." if idle else ""
         state = '<span class="good">✓ passed</span>' if attempt.passed else '<span class="bad">✗ failed</span>'
         gate = attempt.gate
         abort = f" Nothing further down was tried: {clean(gate.abort)}." if gate and gate.abort else ""
@@ -225,8 +228,8 @@ def gate_tables(view: RunView) -> str:
             if check.passed is False
         )
         rows.append(
-            f'<tr><th class="whole">{escape(name)}</th><td>{state}</td>{_cell(f"{held} of {len(checks)}", "n")}'
-            f"{_cell((f'{failing}.' if failing else 'Nothing.' if worth else NOTHING) + worth + abort, 'say')}"
+            f'<tr><th class="whole">{escape(name)}</th><td>{state}</td>{_cell(f"{held} of {len(told)}", "n")}'
+            f"{_cell((f'{failing}.' if failing else 'Nothing.' if worth else NOTHING) + idle + worth + abort, 'say')}"
             f"{_cell(_next_step(attempt), 'say')}</tr>"
         )
     heads = ['<tr><th>Stage</th><th>Gate</th><th class="n">Hold</th><th>What fails</th><th>Then</th></tr>']

@@ -137,6 +137,7 @@ def frontier(runs: Iterable[Run]) -> list[FrontierPoint]:
                         bytes=attempt.bytes,
                         core_retention=retention,
                         core_retention_interval=interval(details.get("core_retention_interval")),
+                        threshold=attempt.threshold(),
                         passed=attempt.passed is True,
                         on_frontier=False,
                     )

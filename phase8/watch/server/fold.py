@@ -74,14 +74,22 @@ class Attempt:
 
     def core_retention(self) -> float | None:
         """The gate's figure relative to the baseline, else the mean of the informative benchmarks, if all have one."""
-        checks = mapping(self.gate).get("checks")
-        for check in checks if isinstance(checks, list) else []:
-            if mapping(check).get("name") == "core_retention_cumulative":
-                return number(check.get("value"))
+        check = self._cumulative()
+        if check:
+            return number(check.get("value"))
         core = [r for r in self.results.values() if r.get("role") == "core" and r.get("informative") is not False]
         values = [number(result.get("retention")) for result in core]
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known and len(known) == len(values) else None
+
+    def threshold(self) -> float | None:
+        """What the run's settings ask of `core_retention`; None where the gate did not judge it."""
+        return number(self._cumulative().get("threshold"))
+
+    def _cumulative(self) -> dict[str, Any]:
+        checks = mapping(self.gate).get("checks")
+        named = (mapping(check) for check in (checks if isinstance(checks, list) else []))
+        return next((check for check in named if check.get("name") == "core_retention_cumulative"), {})
 
 
 @dataclass

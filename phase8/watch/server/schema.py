@@ -259,6 +259,8 @@ class FrontierPoint(BaseModel):
     bytes: float | None
     core_retention: float
     core_retention_interval: Interval | None
+    threshold: float | None
+    """The least core retention that the run's settings allow."""
     passed: bool
     on_frontier: bool
     """No other point has both a higher ratio and a higher retention."""

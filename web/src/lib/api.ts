@@ -242,6 +242,8 @@ export interface FrontierPoint {
   bytes: number | null;
   core_retention: number;
   core_retention_interval: [number | null, number | null] | null;
+  /** The least core retention that the run's settings allow. */
+  threshold: number | null;
   passed: boolean;
   /** No other point has both a higher ratio and a higher retention. */
   on_frontier: boolean;

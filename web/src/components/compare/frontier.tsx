@@ -34,6 +34,8 @@ export function Frontier({ points, letters }: { points: FrontierPoint[]; letters
   const line = known.filter((point) => point.on_frontier).sort((a, b) => a.ratio - b.ratio);
   const high = Math.max(...known.map((point) => point.ratio)) * 1.6;
   const low = Math.min(...known.map((point) => point.ratio)) / 1.4;
+  // Runs may ask for different retentions: a line for each.
+  const thresholds = [...new Set(known.map((point) => point.threshold))].filter((value) => value !== null);
   const bottom = Math.max(0, Math.floor(Math.min(0.8, ...known.map((point) => point.core_retention)) * 10 - 0.4) / 10);
   const ticks = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000].filter((tick) => tick >= low && tick <= high);
   const tick = { fill: "var(--soft)", fontSize: 12 };
@@ -73,12 +75,15 @@ export function Frontier({ points, letters }: { points: FrontierPoint[]; letters
               axisLine={false}
               width={48}
             />
-            <ReferenceLine
-              y={0.84}
-              stroke="var(--poor)"
-              strokeDasharray="5 4"
-              label={{ value: "84 %", position: "insideBottomLeft", fill: "var(--poor)", fontSize: 12 }}
-            />
+            {thresholds.map((threshold) => (
+              <ReferenceLine
+                key={threshold}
+                y={threshold}
+                stroke="var(--poor)"
+                strokeDasharray="5 4"
+                label={{ value: percent(threshold), position: "insideBottomLeft", fill: "var(--poor)", fontSize: 12 }}
+              />
+            ))}
             <Tooltip content={Tip} cursor={{ stroke: "var(--line)" }} isAnimationActive={false} />
             <Scatter
               data={line}
