@@ -16,7 +16,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from phase8.codecs.matrices import Matrix
 from phase8.codecs.streams import JSON, EncodedGroup, EncodedTensor, Stream, float16_values
 
 __all__ = [
-    "JSON", "BudgetTrainable", "Codec", "EncodedGroup", "EncodedTensor", "Importance", "Progress", "Stream",
+    "JSON", "BudgetTrainable", "Codec", "EncodedGroup", "EncodedTensor", "Importance", "Priced", "Progress", "Stream",
     "Trainable", "float16_bits", "float16_values", "root_mean_square", "round_through",
 ]  # fmt: skip
 
@@ -147,6 +147,23 @@ class Codec(Protocol):
 
     def trainable(self, group: EncodedGroup) -> Trainable:
         """Returns the group's continuous parameters as a module."""
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A codec whose codes cost different numbers of bits, and that can choose them by distance and price together."""
+
+    def choose_again(self, group: EncodedGroup, weights: Mapping[str, Tensor], price: float) -> EncodedGroup:
+        """The group with codes chosen for these weights; settings, shapes and continuous parameters stay.
+
+        Args:
+            weights: of every matrix of the group, float32 [O, I].
+            price: of a bit, in units of a code's squared error where the weights' mean square is 1; 0 asks for the
+                nearest codes.
+
+        Raises:
+            CodecError: codes of these settings cannot be chosen again.
+        """
 
 
 def round_through(x: Tensor, rounded: Tensor) -> Tensor:

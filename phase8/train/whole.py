@@ -20,13 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from phase8.codecs import EncodedGroup, get_codec
-from phase8.codecs.base import BudgetTrainable
+from phase8.codecs.base import BudgetTrainable, Priced
 from phase8.codecs.lattice.encode import LatticeCodec, LatticeConfig, first_step, pack
 from phase8.codecs.lattice.train import LatticeTrainable
 from phase8.codecs.pools import pools
 from phase8.codecs.rechosen import Choose, Part, Rechosen
 from phase8.codecs.settings import StageSettings
-from phase8.codecs.vptq.choose import choose_again
 from phase8.errors import ConfigError, OutputError
 from phase8.model.source import SourceModel
 from phase8.train.answers import Answers, answers_key, collect_answers, load_answers, save_answers
@@ -40,7 +39,7 @@ AGAIN = 0.5
 NARROWING_SEQUENCES = 128
 """Sequences of text that choose the kept directions and units."""
 
-CHOSEN_EVERY = {"vptq": 10}
+CHOSEN_EVERY = 10
 """Steps between two choices of codes, where choosing is cheap."""
 ENCODED_AGAIN = 8
 """Times that a codec which has to encode anew does so in a training."""
@@ -307,10 +306,10 @@ class TrainedStage:
         def encode(group: EncodedGroup, now: Mapping[str, Tensor], price: float) -> EncodedGroup:
             return codec.encode(now, settings, importance={}, seed=self._seed)
 
-        priced = name in CHOSEN_EVERY
-        choose: Choose = choose_again if priced else encode
+        priced = isinstance(codec, Priced)
+        choose: Choose = codec.choose_again if isinstance(codec, Priced) else encode
         parts = [Part(group, choose, priced) for group in groups]
-        return Rechosen(codec, parts, weights, every=CHOSEN_EVERY.get(name, 0) or self._again_every)
+        return Rechosen(codec, parts, weights, every=CHOSEN_EVERY if priced else self._again_every)
 
     def _plain(self, vectors: dict[str, Tensor]) -> list[EncodedGroup]:
         plain = get_codec("plain")

@@ -44,7 +44,7 @@ columns, M codebooks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -62,6 +62,7 @@ from phase8.codecs.base import (
 )
 from phase8.codecs.matrices import Matrix, matrices
 from phase8.codecs.vptq.books import Fit
+from phase8.codecs.vptq.choose import Chooser, choose_again, index_bits, index_stream
 from phase8.codecs.vptq.matrix import Prepared, prepare
 from phase8.codecs.vptq.settings import VPTQConfig
 from phase8.codecs.vptq.train import VPTQTrainable
@@ -69,8 +70,6 @@ from phase8.lossless.bitpack import narrowest
 
 LOOP_BLOCK = 128
 """Columns between two lazy updates; changes the speed, not the result."""
-SCORES_AT_ONCE = 1 << 18
-"""Distances held in memory while entries are chosen: 1 MiB, which stays in a core's cache."""
 
 
 class VPTQCodec:
@@ -126,6 +125,10 @@ class VPTQCodec:
         """Returns codebooks and scales as parameters, the indices as buffers."""
         return VPTQTrainable(group)
 
+    def choose_again(self, group: EncodedGroup, weights: Mapping[str, Tensor], price: float) -> EncodedGroup:
+        """See `phase8.codecs.base.Priced`."""
+        return choose_again(group, weights, price)
+
 
 def _coded(matrix: Prepared, levels: list[Tensor], outlier_KV: Tensor | None) -> dict[str, Stream]:
     """The streams of a matrix, strip by strip, the columns in the matrix's own order."""
@@ -133,7 +136,7 @@ def _coded(matrix: Prepared, levels: list[Tensor], outlier_KV: Tensor | None) ->
     outlier_I, other_I = matrix.order_I[: matrix.outliers], matrix.order_I[matrix.outliers :]
     streams = {"scale": Stream(values=float16_bits(np.array([matrix.scale])), bits=16)}
     index_MGI = [
-        np.empty((matrix.padded // u, matrix.ordinary), dtype=narrowest(_bits(level_QKU.shape[1])))
+        np.empty((matrix.padded // u, matrix.ordinary), dtype=narrowest(index_bits(level_QKU.shape[1])))
         for level_QKU in levels
     ]
     outlier_v = 1 if outlier_KV is None else outlier_KV.shape[1]
@@ -208,76 +211,6 @@ def _code_strip(
             target_IP[q + 1 : stop].addr_(matrix.factor_II[q, q + 1 : stop], error_BP[q - start], alpha=-1)
         target_IP[stop:].addmm_(matrix.factor_II[start:stop, stop:].T, error_BP, alpha=-1)
     return index_MIG, outlier_IG, target_IP[special:]
-
-
-class Chooser:
-    """Picks the entries whose greedy sum is nearest to a vector.
-
-    The nearest entry c to x under row weights r has the largest sum_i r_i (x_i c_i - c_i^2 / 2): one matrix product of
-    (r x, r) with (c, -c^2 / 2). Where r is 1 throughout, the second half is a bias; it then also takes what an entry
-    costs.
-
-    Args:
-        levels: codebooks, each float32 [Q, K, U].
-        row_GV: weights of the rows, float32 [G, V]; None: all alike.
-        prices: of every codebook, what each entry costs, in squared distance, float32 [K]; only without `row_GV`.
-    """
-
-    def __init__(
-        self, levels: list[Tensor], row_GV: Tensor | None, prices: Sequence[Tensor | None] | None = None
-    ) -> None:
-        self._levels = levels
-        self._row_GV = row_GV
-        self._keys = [
-            [
-                c_KU.T.contiguous() if row_GV is None else torch.cat([c_KU, c_KU.square() / -2], dim=1).T.contiguous()
-                for c_KU in level_QKU
-            ]
-            for level_QKU in levels
-        ]
-        self._bias = [level_QKU.square().sum(dim=2) / -2 for level_QKU in levels]
-        if prices is not None:
-            pairs = zip(self._bias, prices, strict=True)
-            self._bias = [bias if price_K is None else bias - price_K / 2 for bias, price_K in pairs]
-        self._chunk = max(1, SCORES_AT_ONCE // max(level_QKU.shape[1] for level_QKU in levels))
-
-    def choose(self, x_NV: Tensor, index_MNQ: np.ndarray, left_NV: Tensor | None = None) -> None:
-        """Writes the index of every codebook and, where it is wanted, x - sum of the entries; the latter may be x.
-
-        N is a multiple of G.
-        """
-        for start in range(0, len(x_NV), self._chunk):
-            part = slice(start, start + self._chunk)
-            left_CV = x_NV[part]
-            row_CV = None
-            if self._row_GV is not None:
-                row_CV = self._row_GV[torch.arange(start, start + len(left_CV)) % len(self._row_GV)]
-            for m, level_QKU in enumerate(self._levels):
-                more = m + 1 < len(self._levels) or left_NV is not None
-                rest = []
-                for q, c_KU in enumerate(level_QKU):
-                    own = slice(q * c_KU.shape[1], (q + 1) * c_KU.shape[1])
-                    x_CU = left_CV[:, own]
-                    if row_CV is None:
-                        score = torch.addmm(self._bias[m][q], x_CU, self._keys[m][q])
-                    else:
-                        score = torch.cat([x_CU * row_CV[:, own], row_CV[:, own]], dim=1) @ self._keys[m][q]
-                    # numpy's argmax is three times as fast as torch's on rows this short.
-                    index = score.numpy().argmax(axis=1)
-                    index_MNQ[m, part, q] = index
-                    if more:
-                        rest.append(x_CU - c_KU[torch.from_numpy(index)])
-                left_CV = torch.cat(rest, dim=1) if len(rest) > 1 else rest[0] if rest else left_CV
-            if left_NV is not None:
-                left_NV[part] = left_CV
-
-
-def _bits(size: int) -> int:
-    return max(1, (size - 1).bit_length())
-
-
-def index_stream(values: np.ndarray, size: int) -> Stream:
-    return Stream(values=values.reshape(-1).astype(narrowest(_bits(size)), copy=False), bits=_bits(size))
 
 
 CODEC = VPTQCodec()
