@@ -20,6 +20,8 @@ from phase8.files import write_atomic
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "results.md"
 NAMES = {"seedlm": "SeedLM", "vptq": "VPTQ", "hyper": "the trained stage"}
+ENDS = {**NAMES, "hypercompression": NAMES["hyper"], "phase7_fallback": "the original"}
+"""By the `compression_level` of a result."""
 GPU = "python -m experiments.frontier_gpu 440 DIRECTORY"
 
 
@@ -78,10 +80,10 @@ def the_default_run() -> list[str]:
     last = run["tries"][-1]
     begun = " It was stopped and went on by `resume`." if run["processes"] > 1 else ""
     if run["success"]:
-        ended = f"It ends at {NAMES[last['stage']]}, {last['ratio']:.1f}x, with `success: true`."
+        ended = f"It ends at {ENDS[run['ends_at']]}, {last['ratio']:.1f}x, with `success: true`."
     else:
-        missed = "" if last["passed"] else f"{NAMES[last['stage']].capitalize()} failed after {last['try']} tries: "
-        ended = f"{missed}the run ends at {NAMES.get(run['ends_at'], 'the original')} with `success: false`."
+        missed = "" if last["passed"] else f"{NAMES[last['stage']]} failed after {last['try']} tries: "
+        ended = f"{missed}the run ends at {ENDS[run['ends_at']]} with `success: false`."
         ended = ended[0].upper() + ended[1:]
     return [
         "## The default run",

@@ -54,6 +54,15 @@ def test_the_default_runs_figures_are_those_of_its_run(results):
     assert "commit abc1234" in page and f"`success: {str(result['success']).lower()}`" in page
 
 
+def test_a_run_that_succeeds_ends_at_its_last_stage(results):
+    found = json.loads((results / "default_run.json").read_text())
+    last = found["tries"][-1] | {"passed": True, "failed": []}
+    found |= {"success": True, "ends_at": "hypercompression", "tries": [*found["tries"][:-1], last]}
+    (results / "default_run.json").write_text(json.dumps(found))
+    page = " ".join(results_page.page().split())
+    assert f"It ends at the trained stage, {last['ratio']:.1f}x, with `success: true`." in page
+
+
 def test_a_run_that_has_not_ended_has_no_figures(tmp_path):
     with pytest.raises(ArtifactError, match="the run has not ended"):
         default_run.summary(tmp_path, "abc1234", "one core")
