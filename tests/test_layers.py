@@ -8,7 +8,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "phase8"
 LAYERS = [
-    {"printable"},
+    {"printable", "output"},
     {"errors"},
     {"checks", "files", "limits", "world", "lossless"},
     {"events", "cache"},
