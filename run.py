@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from phase8.config import CompressionConfig
 from phase8.errors import ConfigError, Phase8Error
 from phase8.files import fresh_directory, make_directory
+from phase8.output import run_program
 from phase8.sweep.best import expand_study
 from phase8.sweep.objective import figures, inside_job, place_in_sweep
 from phase8.sweep.watch import TrialWatch
@@ -180,14 +181,6 @@ def resumed(arguments: list[str]) -> bool:
     return True
 
 
-def flush_output() -> None:
-    """Where nobody reads the output any more (`| head -1`), Python's own flush at the end would be one more error."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def fail(error: Phase8Error) -> None:
     """Prints an error for a person and ends the program."""
     print(f"error: {error}", file=sys.stderr)
@@ -209,9 +202,7 @@ def program() -> None:
         when = "after the run had written its result" if ENDED.is_set() else "before the run began"
         print(f"interrupted {when}", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    finally:
-        flush_output()
 
 
 if __name__ == "__main__":
-    program()
+    run_program(program)

@@ -6,9 +6,10 @@
 shapes so that little is stored and much has to be done. One matrix of 268 million weights under six coefficients; 57
 shift registers of 20 bits for 266 weights; sixteen codebooks under vectors of one;
 stacks of 256 layers; streams of one symbol, of which the entropy coder writes a million in a dozen bytes; thousands of
-tensors of one weight; manifests of brackets; lattices whose coded decisions are one byte, a million times. Sizes are
-drawn on both sides of what `phase8.limits` allows, so that files just below a budget are among them: what these take is
-what a file of that length can take at most.
+tensors of one weight; manifests of brackets; lattices whose coded decisions are one byte, a million times; lattices
+whose matrices share the integers of one that is not there, of each other in a circle, or of one thousands of times.
+Sizes are drawn on both sides of what `phase8.limits` allows, so that files just below a budget are among them: what
+these take is what a file of that length can take at most.
 
 Measured are the processor time and the memory (`tracemalloc`: Python's objects and numpy's arrays) that it takes to get
 from the file's bytes to all weights, held together as a network holds them.
@@ -53,6 +54,9 @@ class Group(NamedTuple):
     shapes: dict[str, tuple[int, ...]]
     streams: dict[str, np.ndarray] = {}
     """Values of streams by role, where one value throughout would not do."""
+    written: tuple[dict[str, Any], dict[str, tuple[int, ...]]] | None = None
+    """Settings and shapes that the manifest states in place of those that its streams are counted by: for what no
+    layout takes."""
 
 
 class Forgery(NamedTuple):
@@ -87,11 +91,12 @@ def put_together(groups: list[Group], value: Callable[[str, int], int], note: An
     """A file whose manifest, streams and checksums agree; every value of a stream is `value(role, bits)`, if the group
     does not say more."""
     listed, layouts = [], []
-    for codec, settings, shapes, _ in groups:
+    for codec, settings, shapes, _, written in groups:
         layout = decoders.layout(codec, settings, shapes)
         layouts.append(layout)
         own = {name: [[role, bits, n] for role, (n, bits) in sizes.items()] for name, sizes in layout.tensors.items()}
         shared = [[role, bits, n] for role, (n, bits) in layout.shared.items()]
+        settings, shapes = written or (settings, shapes)
         tensors = [[name, list(shape), own[name]] for name, shape in shapes.items()]
         listed.append({"codec": codec, "settings": settings, "shared": shared, "tensors": tensors})
     pools, payload = [], b""
@@ -243,6 +248,61 @@ def _lattice_parts(draw: Draw) -> list[Group]:
     return [group._replace(streams={**group.streams, "step": np.array([step])})]
 
 
+WRONG_OWNERS: dict[str, Callable[[int, int], Any]] = {
+    "itself": lambda n, count: n,
+    "a later one": lambda n, count: n + 1,
+    "one in a circle with it": lambda n, count: n ^ 1,
+    "the one before it, which shares too": lambda n, count: n - 1,
+    "one that is not there": lambda n, count: count + n,
+    "one below the first": lambda n, count: -1 - n,
+    "a truth value": lambda n, count: True,
+    "a broken number": lambda n, count: 1.0,
+    "a number beyond all": lambda n, count: 10**400,
+    "a text": lambda n, count: "1",
+    "nothing": lambda n, count: None,
+    "a list": lambda n, count: [0],
+}
+"""Whose integers a matrix claims to have, by its number and how many matrices there are. All are to be refused."""
+OTHER_SHAPE = "one of another shape"
+
+
+def wrong_owner(kind: str, count: int, extent: tuple[int, int]) -> Group:
+    """A lattice of so many matrices, the first two of which have integers of their own, the others claim another's."""
+    codes = np.frombuffer(contexts.encode([np.ones(extent, dtype=np.int64)] * 2), dtype=np.uint8)
+    shapes = {str(n): extent for n in range(count)}
+    honest = {"extents": [list(extent)] * 2 + [0] * (count - 2), "coded_bytes": codes.size}
+    if kind == OTHER_SHAPE:  # turned by a quarter
+        listed, written = honest["extents"], {name: extent if int(name) < 2 else extent[::-1] for name in shapes}
+    else:
+        listed = [list(extent)] * 2 + [WRONG_OWNERS[kind](n, count) for n in range(2, count)]
+        written = shapes
+    return Group("lattice", honest, shapes, {"codes": codes}, ({**honest, "extents": listed}, written))
+
+
+def _lattice_wrong_owners(draw: Draw) -> list[Group]:
+    """Integers of itself, of a later matrix, in a circle, along a chain, of a matrix of another shape or of none."""
+    kinds = [*WRONG_OWNERS, OTHER_SHAPE]
+    extent = int(draw.integers(1, 20)), int(draw.integers(21, 40))
+    return [wrong_owner(kinds[draw.integers(len(kinds))], 3 + _around(draw, 30, 3000), extent)]
+
+
+def _lattice_of_one_matrix(draw: Draw) -> list[Group]:
+    """One matrix of zeros, which takes a byte, and its integers again and again, in the corner of a claimed matrix."""
+    count, extent = _around(draw, 100, 4000), _matrix(draw, _around(draw, 2**12, 2**22))
+    shape = (min(extent[0] * int(draw.integers(1, 3)), 65536), extent[1])
+    settings = {"extents": [list(extent)] + [0] * (count - 1), "coded_bytes": 1}
+    byte = np.array([int(draw.integers(1, 256))])
+    return [Group("lattice", settings, {str(n): shape for n in range(count)}, {"codes": byte})]
+
+
+def _lattice_that_waits(draw: Draw) -> list[Group]:
+    """All matrices with integers of their own first, then one more for each: all integers are held at once."""
+    count, extent = _around(draw, 30, 500), _matrix(draw, _around(draw, 2**13, 2**20))
+    codes = np.full(count, int(draw.integers(1, 256)))
+    settings = {"extents": [list(extent)] * count + list(range(count)), "coded_bytes": count}
+    return [Group("lattice", settings, {str(n): extent for n in range(2 * count)}, {"codes": codes})]
+
+
 def _brackets(draw: Draw) -> Any:
     count = _around(draw, 5000, 200_000)
     return [[[]] * count, [{"": 0}] * (count // 4), " " * (40 * count), [0] * count][draw.integers(4)]
@@ -264,7 +324,12 @@ FAMILIES: dict[str, Callable[[Draw], list[Group]]] = {
     "lattice: hundreds of matrices": _lattice_many_matrices,
     "lattice: thin matrices": _lattice_thin,
     "lattice: parts of claimed matrices": _lattice_parts,
+    "lattice: integers of no matrix": _lattice_wrong_owners,
+    "lattice: integers of one, again and again": _lattice_of_one_matrix,
+    "lattice: integers that wait": _lattice_that_waits,
 }
+NEVER_READ = ("lattice: integers of no matrix",)
+"""Families that are no files of the format, however small."""
 
 
 def forge(draw: Draw, only: str = "") -> Forgery | None:
@@ -279,7 +344,8 @@ def forge(draw: Draw, only: str = "") -> Forgery | None:
         raw = put_together(groups, _valid)
     except ArtifactError:
         return None
-    codec, settings, shapes, _ = groups[0]
+    codec, settings, shapes, _, written = groups[0]
+    settings, shapes = written or (settings, shapes)
     what = f"{len(groups)} x {codec} {str(settings)[:200]} {next(iter(shapes.values()))} x {len(shapes)}"
     return Forgery(family, raw, what)
 

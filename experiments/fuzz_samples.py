@@ -18,6 +18,7 @@ from phase8.artifact.read import parse, strict_json
 from phase8.artifact.write import file_bytes
 from phase8.codecs import EncodedGroup, get_codec
 from phase8.codecs.lattice.encode import LatticeConfig
+from phase8.codecs.lattice.train import LatticeTrainable
 from phase8.config import Axis, HyperConfig, SeedLMConfig, Trajectory, VPTQConfig, Winding
 from phase8.errors import ArtifactError
 from phase8.runtime.llama import LlamaShape
@@ -63,6 +64,7 @@ CODECS: dict[str, list[tuple[str, Any]]] = {
     "hyper depth": [("hyper", series_over_depth(Trajectory.polynomial, 1, block_size=3))],
     "hyper fourier depth": [("hyper", series_over_depth(Trajectory.fourier, 2, coefficient_bits=5))],
     "lattice": [("lattice", LatticeConfig(start_step=0.9))],
+    "lattice shared": [("lattice", LatticeConfig(start_step=0.9))],
     "all codecs": [
         ("seedlm", SeedLMConfig(seed_bits=6)),
         ("vptq", VPTQConfig(codebook_size=8, vector_dim=4)),
@@ -127,17 +129,27 @@ def _tensors(config: dict[str, Any]) -> dict[str, torch.Tensor]:
     return tensors
 
 
+def _sharing(matrices: dict[str, torch.Tensor]) -> EncodedGroup:
+    """A lattice whose second layer has the integers of the first, under steps of its own."""
+    pairs = {name: name.replace(".layers.1.", ".layers.0.") for name in matrices if ".layers.1." in name}
+    parts = {name: tensor for name, tensor in matrices.items() if name not in pairs}
+    steps = {name: 0.9 * float(tensor.std()) for name, tensor in matrices.items()}
+    shapes = {name: (tensor.shape[0], tensor.shape[1]) for name, tensor in matrices.items()}
+    return LatticeTrainable(parts, steps, shapes, pairs).export()
+
+
 def samples() -> list[Sample]:
     """Makes the valid artifacts, the same every time."""
     made = []
     for name, codecs in CODECS.items():
-        fields = CONFIG | (DEEP if name.endswith("depth") else {})
+        fields = CONFIG | (DEEP if name.endswith(("depth", "shared")) else {})
         config, tensors = json.dumps(fields).encode(), _tensors(fields)
         matrices = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 2}
         groups: list[EncodedGroup] = []
         for number, (codec, settings) in enumerate(codecs):
             mine = dict(list(matrices.items())[number :: len(codecs)])
-            groups.append(get_codec(codec).encode(mine, settings, importance={}, seed=0))
+            shares = name == "lattice shared"
+            groups.append(_sharing(mine) if shares else get_codec(codec).encode(mine, settings, importance={}, seed=0))
         vectors = {name: tensor for name, tensor in tensors.items() if tensor.dim() == 1}
         groups.append(get_codec("plain").encode(vectors, None, importance={}, seed=0))
         source = {"hash": "0" * 64, "parameters": sum(tensor.numel() for tensor in tensors.values())}

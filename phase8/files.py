@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import os
 import re
@@ -141,6 +142,41 @@ def write_atomic(path: Path | str, data: bytes | str, place: str = RUN) -> Path:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
     return path
+
+
+def write_sealed(path: Path | str, data: bytes | str, place: str = RUN) -> Path:
+    """Writes a file that `read_sealed` can tell from a damaged one: the content, and its SHA-256 on a last line.
+
+    Both are in one file, so that no kill parts them.
+
+    Args:
+        place: see `output_error`.
+
+    Raises:
+        OutputError: as `write_atomic`.
+    """
+    raw = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    return write_atomic(path, raw + _seal(raw), place)
+
+
+def read_sealed(path: Path | str, limit_bytes: int, *, error: type[Phase8Error]) -> bytes:
+    """The content that `write_sealed` wrote.
+
+    Raises:
+        error: the file is missing, unreadable, too large, or not as it was written.
+    """
+    raw = read_bounded(path, limit_bytes + SEAL_BYTES, error=error)
+    content, seal = raw[:-SEAL_BYTES], raw[-SEAL_BYTES:]
+    if seal != _seal(content):
+        raise error("its checksum is not that of its content", where=str(path))
+    return content
+
+
+SEAL_BYTES = 66
+
+
+def _seal(content: bytes) -> bytes:
+    return f"\n{hashlib.sha256(content).hexdigest()}\n".encode()
 
 
 @contextmanager

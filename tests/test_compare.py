@@ -10,6 +10,7 @@ import yaml
 
 from phase8.cli import main
 from phase8.errors import ArtifactError
+from phase8.files import write_sealed
 from phase8.watch.runs import best_of, differences, differing_settings, points, read_runs
 
 ITEMS = {"mini_arc": [1.0] * 90 + [0.0] * 10, "mini_mmlu": [1.0] * 60 + [0.0] * 40}
@@ -44,7 +45,7 @@ def leave_run(directory, *, ratio, lost, size=256, passed=True):
     for place, scores in (("baseline_1", ITEMS), ("vptq_1", kept)):
         (directory / "state" / place).mkdir(parents=True)
         content = {"scores": [{"task": task, "items": items} for task, items in scores.items()]}
-        (directory / "state" / place / "scores.json").write_text(json.dumps(content))
+        write_sealed(directory / "state" / place / "scores.json", json.dumps(content))
     (directory / "result.json").write_text(json.dumps(result))
     settings = {"vptq": {"codebook_size": size}, "seed": 0, "paths": {"output_dir": str(directory)}}
     (directory / "config.yaml").write_text(yaml.safe_dump(settings))

@@ -8,7 +8,17 @@ import re
 import pytest
 from rich.console import Console
 
-from phase8.events import Activity, Event, EventLog, Failed, Log, StageStart, read_events
+from phase8.events import (
+    Activity,
+    BenchmarkResult,
+    Event,
+    EventLog,
+    Failed,
+    Log,
+    StageComplete,
+    StageStart,
+    read_events,
+)
 from phase8.watch.console import ConsoleListener
 from tests.synthetic_run import SCENARIOS, mean_core, play, run_start
 
@@ -60,6 +70,33 @@ def test_retry_fallback_and_summary(tmp_path):
     for command in ("inspect", "generate", "decompress"):
         assert re.search(rf"^  [a-z ]+: +python -m phase8 {command} \S*artifacts/vptq", text, re.M)
     assert "report.html" in text
+
+
+@pytest.mark.parametrize(("informative", "said"), [(4, True), (3, False), (0, False)])
+def test_what_questions_resolve_is_said_only_where_they_judge(informative, said, tmp_path):
+    """With fewer than `min_informative` telling benchmarks the run calls them useless; then no number of questions
+    would help, however well the experts' benchmarks do."""
+    stream = io.StringIO()
+    with (
+        EventLog(tmp_path / "events.jsonl") as log,
+        ConsoleListener(Console(file=stream, highlight=False), verbose=True) as listener,
+    ):
+        log.subscribe(listener)
+        start = run_start(tmp_path)
+        assert start.limits.min_informative == 4
+        log.emit(start)
+        log.emit(StageStart(attempt=1), "baseline")
+        for number in range(8):
+            role, telling = ("core", number < informative) if number < 7 else ("expert", True)
+            one = BenchmarkResult(
+                task=f"mini_{number}", role=role, score=0.6, stderr=0.03, n=200, chance=0.5, informative=telling
+            )
+            log.emit(one, "baseline")
+        log.emit(StageComplete(passed=True, seconds=1.0, artifact=None), "baseline")
+    text = stream.getvalue()
+    assert ("200 items resolve 4.9 points; 1 point takes 4,802" in text) == said
+    assert ("200 questions each" in text) == said
+    assert ("4,802" in text or "may be chance" in text) == said
 
 
 def test_how_long_still_follows_from_the_attempts_so_far(tmp_path):

@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
+from phase8.files import write_sealed
 from phase8.watch.server.pairs import paired_interval
 from tests import invented_log
 from tests.dashboard_server import Served, served
@@ -124,7 +125,7 @@ def test_compare(tmp_path):
         for place, hits in (("baseline_1", 200), ("vptq_2", 198 if name == "a" else 190)):
             (directory / "state" / place).mkdir(parents=True)
             entry = {"task": "mini_arc", "items": [1.0] * hits + [0.0] * (200 - hits), "clusters": []}
-            (directory / "state" / place / "scores.json").write_text(json.dumps(scores | {"scores": [entry]}))
+            write_sealed(directory / "state" / place / "scores.json", json.dumps(scores | {"scores": [entry]}))
     with served(tmp_path / "runs") as server:
         listed = server.wait("runs", lambda answer: answer["total"] == 2)["runs"]
         numbers = {run["name"]: run["run"] for run in listed}

@@ -313,6 +313,44 @@ def test_gguf_of_another_tokenizer_takes_numbers(tmp_path):
     model.close()
 
 
+def left_out(kind):
+    """A tokenizer that README's limits name."""
+    if kind == "byte-level BPE that normalises":
+        tokenizer = tiny_tokenizer()
+        tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+        return tokenizer
+    if kind == "Unigram":
+        raw = Tokenizer(models.Unigram())
+        trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=["<unk>", "</s>"], unk_token="<unk>")
+    elif kind == "WordPiece":
+        raw = Tokenizer(models.WordPiece(unk_token="<unk>"))
+        trainer = trainers.WordPieceTrainer(vocab_size=120, special_tokens=["<unk>", "</s>"])
+    else:
+        raw = Tokenizer(models.BPE(unk_token="<unk>"))
+        trainer = trainers.BpeTrainer(vocab_size=120, special_tokens=["<unk>", "</s>"])
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.train_from_iterator([TEXT] * 5, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<unk>", eos_token="</s>")
+
+
+@pytest.mark.parametrize("kind", ["Unigram", "WordPiece", "byte-level BPE that normalises", "BPE without bytes"])
+def test_gguf_leaves_out_the_tokenizers_that_readme_names(tmp_path, kind):
+    gguf = pytest.importorskip("gguf", reason="the gguf library is not installed: pip install -e '.[export]'")
+    tokenizer = left_out(kind)
+    compressed(tmp_path / "artifact", tiny_model(tokenizer), tokenizer)
+    notes = export(tmp_path / "artifact", tmp_path / "out", "gguf")
+    assert any("token numbers" in note for note in notes)
+    fields = gguf.GGUFReader(tmp_path / "out" / "model.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "none" and "tokenizer.ggml.tokens" not in fields
+    limits = (
+        (Path(__file__).parent.parent / "README.md")
+        .read_text(encoding="utf-8")
+        .partition("## Limits")[2]
+        .replace("\n", " ")
+    )
+    assert "Unigram, WordPiece, and BPE that normalises text or has no token for every byte are left out" in limits
+
+
 @pytest.mark.parametrize("kind", ["untied", "tied", "gpt2"])
 def test_onnx_gives_the_same_logits(tmp_path, kind):
     for library in ("onnx", "onnxscript", "onnxruntime"):

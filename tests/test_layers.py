@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "phase8"
-LAYERS = """printable < errors < checks files limits world lossless < events cache < codecs < model < artifact
+LAYERS = """printable output < errors < checks files limits world lossless < events cache < codecs < model < artifact
     < train benchmarks < judge runtime integration < config < export allocation watch < run < api cli < sweep
     < __init__ __main__"""
 LEVEL = {part: level for level, parts in enumerate(LAYERS.split("<")) for part in parts.split()}

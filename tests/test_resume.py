@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,30 @@ def test_what_cannot_be_gone_on_with_is_refused(source, tmp_path):
     assert json.loads((run_dir / "result.json").read_text())["interrupted"] is False
     with pytest.raises(ConfigError, match="come to its end"):
         api.resume(run_dir, source, console=False)
+
+
+def test_a_damaged_product_is_made_again_to_the_same_end(source, tmp_path):
+    """One bit of every file in `state`, at a place where the text stays JSON: 1.0 becomes 0.0, `ema` another word."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    api.run_configured(kills.settings("retry", whole, tmp_path / "cache"), source, console=False)
+
+    def stop(event):
+        if event.kind == "stage_complete" and event.stage == "vptq":
+            raise RunStopped("enough seen", by="study")
+
+    api.run_configured(kills.settings("retry", cut, tmp_path / "cache"), source, console=False, listeners=[stop])
+    shutil.rmtree(tmp_path / "cache")  # or the baseline's scores would come from there
+    damaged = sorted((cut / "state").glob("*/*"))
+    assert {path.name for path in damaged} == {"scores.json", "attempt.json"} and len(damaged) >= 5
+    for path in damaged:
+        raw = path.read_bytes()
+        changed = raw.replace(b"1.0", b"0.0", 1) if path.name == "scores.json" else raw.replace(b"e", b"d", 1)
+        assert len(changed) == len(raw) and sum((a ^ b).bit_count() for a, b in zip(raw, changed, strict=True)) == 1
+        path.write_bytes(changed)
+    api.resume(cut, source, console=False)
+    told = [event.data.text for event in read_events(cut / "events.jsonl") if event.kind == "log"]
+    assert sum("done again" in text and "checksum" in text for text in told) == len(damaged)
+    assert kills.outcome(cut) == kills.outcome(whole)
 
 
 def test_another_model_is_refused(source, tmp_path):

@@ -47,9 +47,9 @@ def result(task, score, informative=True, role="core"):
 
 
 def test_the_original_is_summed_up():
-    lines = original(
-        [result("a", 0.8), result("b", 0.3, informative=False), result("c", 1.0), result("d", 1.0, True, "x")]
-    )
+    results = [result("a", 0.8), result("b", 0.3, informative=False), result("c", 1.0), result("d", 1.0, True, "x")]
+    lines = original(results, 2)
+    assert original(results, 3) == lines[:2], "two that tell something are too few to judge by"
     assert lines == [
         "3 core benchmarks: 70.0 % right on average, least in b with 30.0 %",
         "no better than guessing, so not counted: b",

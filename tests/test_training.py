@@ -231,6 +231,22 @@ def test_a_stopped_training_goes_on_to_the_same_bytes(source, tokens, tmp_path):
     assert again.outcome.losses == whole.outcome.losses
 
 
+def test_a_damaged_checkpoint_is_not_gone_on_from(source, tokens, tmp_path):
+    """The training begins anew, says so, and comes to the seed's bytes."""
+    made = stage(source, tokens, width=0.5, units=1.0)
+    budget = made.smallest_bytes() + 2000
+    whole = made.run(budget, PLAN, checkpoint=tmp_path)
+    (path,) = tmp_path.iterdir()  # of step 16
+    broken = bytearray(path.read_bytes())
+    broken[len(broken) // 2] ^= 1
+    path.write_bytes(broken)
+    steps = []
+    again = stage(source, tokens, width=0.5, units=1.0)
+    found = again.run(budget, PLAN, on_step=lambda done: steps.append(done.step), checkpoint=tmp_path)
+    assert steps[0] == 1 and "began anew" in found.notes[-1]
+    assert contents(found.groups, source, stage="hyper") == contents(whole.groups, source, stage="hyper")
+
+
 def test_a_stopped_training_leaves_what_it_had_within_the_budget(source, tokens):
     made = stage(source, tokens)
     budget = made.smallest_bytes() + 1500

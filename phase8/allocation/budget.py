@@ -29,7 +29,7 @@ from phase8.codecs.base import Progress
 from phase8.codecs.pools import pools
 from phase8.codecs.settings import StageSettings
 from phase8.errors import ArtifactError, ConfigError
-from phase8.files import read_bounded, write_atomic
+from phase8.files import read_sealed, write_sealed
 from phase8.model.source import SourceModel, in_place
 from phase8.train.divergence import tensor_sensitivity
 
@@ -170,7 +170,7 @@ class Allocator:
         assert self._measured is not None and self._impact_TS is not None, "call measure first"
         content = io.BytesIO()
         np.savez(content, impact_TS=self._impact_TS, **{f.name: getattr(self._measured, f.name) for f in _FOUND})
-        write_atomic(path, content.getvalue())
+        write_sealed(path, content.getvalue())
 
     def read(self, path: Path, importance: Mapping[str, Importance]) -> bool:
         """Takes what `write` wrote in place of `measure`; returns True.
@@ -181,7 +181,7 @@ class Allocator:
         Raises:
             ArtifactError: the file is missing, damaged or of another model.
         """
-        raw = read_bounded(path, MAX_MEASUREMENT_BYTES, error=ArtifactError)
+        raw = read_sealed(path, MAX_MEASUREMENT_BYTES, error=ArtifactError)
         try:
             with np.load(io.BytesIO(raw), allow_pickle=False) as content:
                 values = {name: content[name] for name in content.files}
@@ -189,9 +189,17 @@ class Allocator:
             impact_TS = values["impact_TS"]
         except Exception as error:  # a damaged archive raises what it likes: a bit can ask for a password
             raise ArtifactError(f"not a measurement: {error}", where=str(path)) from error
-        expected = len(self.matrices), len(self._settings)
-        if sorted(found.names) != sorted(self.matrices) or impact_TS.shape != expected:
+        pools_T = {name: g for g, pool in enumerate(self._pools()) for name in pool}
+        shapes = {"T": len(self.matrices), "S": len(self._settings), "G": len(set(pools_T.values()))}
+        alike = sorted(found.names) == sorted(self.matrices) and all(
+            values[name].shape == tuple(shapes[letter] for letter in name.rpartition("_")[2])
+            for name in values
+            if name != "names"
+        )
+        if not alike or found.pool_T.tolist() != [pools_T[name] for name in found.names]:
             raise ArtifactError("the measurement is of other matrices or settings", where=str(path))
+        if not all(np.isfinite(value).all() for name, value in values.items() if name != "names"):
+            raise ArtifactError("the measurement holds a figure that is not finite", where=str(path))
         self._measured, self._impact_TS, self._importance = found, impact_TS, importance
         return True
 

@@ -1,22 +1,20 @@
 """Baselines measured before: the same model on the same suite need not be measured again.
 
-A file is one JSON object: `content`, and `sha256` of the content's JSON with sorted keys. A gate's verdict hangs on
+A file is one JSON object, and its checksum on the last line (`phase8.files.write_sealed`). A gate's verdict hangs on
 every value in it, so nothing is believed that does not sum up, or is not a score: such a file counts as none, and the
 baseline is measured anew.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import warnings
 from pathlib import Path
-from typing import Any
 
 from phase8.benchmarks.evaluate import SuiteResult
 from phase8.errors import BenchmarkError, Phase8Error
-from phase8.files import CACHE, make_directory, read_bounded, write_atomic
+from phase8.files import CACHE, make_directory, read_sealed, write_sealed
 
 MAX_BYTES = 64 << 20
 HASH_DIGITS = 32
@@ -35,10 +33,7 @@ class BaselineCache:
         if not path.exists():
             return None
         try:
-            file = json.loads(read_bounded(path, MAX_BYTES, error=BenchmarkError))
-            if set(file) != {"sha256", "content"} or file["sha256"] != _checksum(file["content"]):
-                raise ValueError("its checksum is not that of its content")
-            content = file["content"]
+            content = json.loads(read_sealed(path, MAX_BYTES, error=BenchmarkError))
             if (content["model"], content["suite"]) != (model_hash, suite_hash):
                 raise ValueError("it belongs to another model or suite")
             return SuiteResult.from_json(json.dumps(content["result"]))
@@ -55,14 +50,8 @@ class BaselineCache:
         """
         make_directory(self.directory, CACHE)
         content = {"model": model_hash, "suite": suite_hash, "result": json.loads(result.to_json())}
-        file = {"sha256": _checksum(content), "content": content}
-        write_atomic(self._path(model_hash, suite_hash), json.dumps(file), CACHE)
+        write_sealed(self._path(model_hash, suite_hash), json.dumps(content), CACHE)
 
     def _path(self, model_hash: str, suite_hash: str) -> Path:
         parts = [re.sub(r"[^0-9A-Za-z]", "", part)[:HASH_DIGITS] for part in (model_hash, suite_hash)]
         return self.directory / f"baseline-{parts[0]}-{parts[1]}.json"
-
-
-def _checksum(content: Any) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -144,8 +144,8 @@ def _add_tokenizer(writer: Any, found: Described | None) -> list[str]:
     if found is None:
         writer.add_tokenizer_model("none")
         return [
-            "The tokenizer is neither a byte-level nor a SentencePiece-style BPE, so model.gguf has none: give token "
-            "numbers, not text."
+            "llama.cpp has nothing that does what this tokenizer does, so model.gguf has none: give token numbers, not "
+            "text."
         ]
     writer.add_tokenizer_model(found.model)
     writer.add_tokenizer_pre(found.pre)

@@ -12,7 +12,8 @@ llama.cpp has two kinds of byte-pair encoding, and an artifact's tokenizer becom
 
       merges  h e (0), \u2581 t (1), \u2581t he (2)      scores  he 0, \u2581t -1, \u2581the -2
 
-Any other tokenizer (Unigram, WordPiece) is left out: the file opens and takes token numbers.
+Any other tokenizer is left out: Unigram, WordPiece, BPE that normalises text (llama.cpp does not) or that has no token
+for every byte. The file opens and takes token numbers.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ def write_stage(run: Context, stage: str, number: int, config: CompressionConfig
     directory = directory_of(run.run_dir, stage, number)
     facts = run.journal.path(stage, number, "attempt.json")
     if run.journal.done(stage, number, "write"):
-        found = recalled(run.tell, lambda: (read_artifact(directory), str(read_facts(facts).get("filter"))))
+        found = recalled(run.tell, lambda: (read_artifact(directory), read_facts(facts)["filter"]))
         if found is not None:
             run.journal.clear(stage, number)
             return found

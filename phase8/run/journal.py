@@ -10,9 +10,10 @@ what the step made is on disk. Until a stage is complete its steps' products lie
     attempt.json          which gradient filter counts
     scores.json           the score of every item; this one stays
 
-The number is the round: training within a byte budget may take several. A step whose product cannot be read is done
-again, as is one that was not finished: each depends on nothing but the steps before it and the seed, so it comes out
-the same.
+The number is the round: training within a byte budget may take several. Every product carries a checksum: the groups
+that of their format, the others a last line (`phase8.files.write_sealed`). A step whose product cannot be read, does
+not sum up or holds what cannot be is done again, as is one that was not finished: each depends on nothing but the steps
+before it and the seed, so it comes out the same.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from phase8.artifact.read import parse
 from phase8.artifact.write import file_bytes
 from phase8.benchmarks.evaluate import SuiteResult
 from phase8.codecs import EncodedGroup
+from phase8.config import GrokfastVariant
 from phase8.errors import ArtifactError, BenchmarkError, Phase8Error
 from phase8.events import (
     Event,
@@ -40,11 +42,12 @@ from phase8.events import (
     StepComplete,
     TrainingRestart,
 )
-from phase8.files import make_directory, read_bounded, write_atomic
+from phase8.events.record import to_line
+from phase8.files import make_directory, read_bounded, read_sealed, write_atomic, write_sealed
 from phase8.limits import TRUSTED
 
 STATE = "state"
-MAX_SCORES_BYTES = 64 << 20
+MAX_SCORES_BYTES, MAX_FACTS_BYTES = 64 << 20, 1 << 20
 
 Product = TypeVar("Product")
 STOPPED = "stopped"
@@ -181,7 +184,7 @@ def read_groups(path: Path) -> list[EncodedGroup]:
 
 def write_scores(path: Path, result: SuiteResult) -> None:
     """Writes the score of every item."""
-    write_atomic(path, result.to_json())
+    write_sealed(path, result.to_json())
 
 
 def read_scores(path: Path) -> SuiteResult:
@@ -190,28 +193,32 @@ def read_scores(path: Path) -> SuiteResult:
     Raises:
         BenchmarkError: the file is missing or damaged.
     """
-    raw = read_bounded(path, MAX_SCORES_BYTES, error=BenchmarkError)
+    raw = read_sealed(path, MAX_SCORES_BYTES, error=BenchmarkError)
     try:
         return SuiteResult.from_json(raw.decode())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BenchmarkError(f"not a suite's scores: {type(error).__name__}: {error}", where=str(path)) from error
 
 
 def write_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Writes a few plain values as JSON."""
-    write_atomic(path, json.dumps(facts) + "\n")
+    """Writes the facts about a training (`phase8.run.optimise`)."""
+    write_sealed(path, json.dumps(facts))
 
 
 def read_facts(path: Path) -> dict[str, Any]:
     """Reads what `write_facts` wrote.
 
     Raises:
-        ArtifactError: the file is missing or damaged.
+        ArtifactError: the file is missing or damaged, or holds what no training leaves.
     """
+    raw = read_sealed(path, MAX_FACTS_BYTES, error=ArtifactError)
     try:
-        facts = json.loads(read_bounded(path, MAX_SCORES_BYTES, error=ArtifactError))
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"not JSON: {error}", where=str(path)) from error
-    if not isinstance(facts, dict):
-        raise ArtifactError("no JSON object", where=str(path))
+        facts = json.loads(raw)
+        if set(facts) - {"filter", "restart"}:
+            raise ValueError(f"fields {sorted(facts)}")
+        GrokfastVariant(facts["filter"])
+        if (restart := facts.get("restart")) is not None:
+            to_line(0.0, None, TrainingRestart(**restart))  # checks the fields' types
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ArtifactError(f"not the facts of a training: {error}", where=str(path)) from error
     return facts

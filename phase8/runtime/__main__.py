@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from phase8.errors import Phase8Error
+from phase8.output import run_program
 from phase8.printable import printable
 from phase8.runtime.generate import generate, load_tokenizer
 from phase8.runtime.llama import load_model
@@ -21,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Phase8Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         return 130
 
 
@@ -75,4 +76,4 @@ def _run(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_program(main)

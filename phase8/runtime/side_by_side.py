@@ -23,6 +23,7 @@ import numpy as np
 
 from phase8.errors import ArtifactError, Phase8Error
 from phase8.files import read_bounded
+from phase8.output import run_program
 from phase8.runtime.generate import load_tokenizer
 from phase8.runtime.llama import Llama, LlamaShape, end_tokens, load_model
 
@@ -160,10 +161,10 @@ def main(arguments: list[str]) -> int:
     except Phase8Error as error:
         print(json.dumps({"kind": "error", "what": error.what, "where": error.where, "fix": error.fix}), flush=True)
         return 2
-    except (KeyboardInterrupt, BrokenPipeError):
+    except KeyboardInterrupt:
         return 130
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_program(lambda: main(sys.argv[1:]))

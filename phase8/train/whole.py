@@ -192,6 +192,8 @@ class TrainedStage:
             on_step=on_step,
             checkpoint=checkpoint,
         )
+        if outcome.note:
+            self.notes.append(outcome.note)
         groups, coded, trimmed = self._fitted(budget_bytes, room)
         return Trained(groups=groups, outcome=outcome, coded_bytes=coded, trimmed=trimmed, notes=self.notes)
 

@@ -16,7 +16,6 @@ goes on from a checkpoint.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -26,14 +25,13 @@ from typing import Any
 
 import pytorch_lightning as lightning
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from phase8.codecs.base import BudgetTrainable, root_mean_square
-from phase8.errors import CodecError
-from phase8.files import make_directory, write_atomic
+from phase8.errors import ArtifactError, CodecError
 from phase8.train.answers import TINY, Answers
+from phase8.train.checkpoint import State, read_checkpoint, write_checkpoint
 from phase8.train.grokfast import GrokfastFilter
 from phase8.train.lightning import quiet, run_trainer
 from phase8.train.precision import takes_bfloat16
@@ -102,6 +100,8 @@ class Outcome:
     setbacks: int
     diverged: bool
     seconds: float
+    note: str = ""
+    """Why a checkpoint that lay there was not gone on from."""
 
 
 def train_within_budget(
@@ -145,6 +145,7 @@ def train_within_budget(
         setbacks=module.setbacks,
         diverged=module.setbacks > SETBACKS,
         seconds=time.perf_counter() - start,
+        note=module.note,
     )
 
 
@@ -170,13 +171,13 @@ class _Training(lightning.LightningModule):
         self.seen_N = torch.ones(len(tokens_NT))
         self._filter = GrokfastFilter.from_config(plan.grokfast)
         self.losses: list[float] = []
-        self.setbacks, self.slower, self.done = 0, 1.0, 0
+        self.setbacks, self.slower, self.done, self.note = 0, 1.0, 0, ""
         with torch.no_grad():
             self.bits = float(trainable.bits())
         self.coded_share = CODED_SHARE
         self.price = Price(start_bits=self.bits, budget_bits=self._wanted_bits(), ramp=plan.ramp)
         self._unmeasured = [share for share in MEASURED_AT if share < 1.0]
-        self._snapshot: dict[str, Any] | None = None
+        self._snapshot: State | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._saved_optimizer: dict[str, Tensor] | None = None
         self._began = time.perf_counter()
@@ -272,7 +273,7 @@ class _Training(lightning.LightningModule):
 
     # Going back and going on --------------------------------------------------------------------------------------
 
-    def _state(self, *, moments: bool = True) -> dict[str, Any]:
+    def _state(self, *, moments: bool = True) -> State:
         """What a training goes on from; Adam's moments, two thirds of it, are begun anew after a step back."""
         tensors = {f"value.{i}": p.detach().clone() for i, p in enumerate(self.parameters_())}
         if self._optimizer is not None and moments:
@@ -283,29 +284,29 @@ class _Training(lightning.LightningModule):
         tensors["seen"] = self.seen_N.clone()
         for i, mean in self._filter.state().items():
             tensors[f"filter.{i}"] = mean.clone()
-        meta = {
+        values = {
             "done": self.done,
             "bits": self.bits,
             "coded_share": self.coded_share,
-            "unmeasured": self._unmeasured,
+            "unmeasured": list(self._unmeasured),
             "setbacks": self.setbacks,
             "slower": self.slower,
-            "losses": self.losses,
-            "price": vars(self.price),
+            "losses": list(self.losses),
+            "price": dict(vars(self.price)),
             "plan": repr(self.plan),
             "budget": self._budget_bytes,
         }
-        return {"tensors": tensors, "meta": json.dumps(meta)}
+        return State(tensors, values)
 
     @torch.no_grad()
-    def _load(self, state: dict[str, Any]) -> None:
-        meta, tensors = json.loads(state["meta"]), state["tensors"]
+    def _load(self, state: State) -> None:
+        values, tensors = state.values, state.tensors
         for i, parameter in enumerate(self.parameters_()):
             parameter.copy_(tensors[f"value.{i}"])
         self.trainable.load_codes({name[6:]: v for name, v in tensors.items() if name.startswith("codes.")})
-        self.done, self.bits, self.coded_share = meta["done"], meta["bits"], meta["coded_share"]
-        self._unmeasured, self.losses = list(meta["unmeasured"]), list(meta["losses"])
-        self.price = Price(**meta["price"])
+        self.done, self.bits, self.coded_share = values["done"], values["bits"], values["coded_share"]
+        self._unmeasured, self.losses = list(values["unmeasured"]), list(values["losses"])
+        self.price = Price(**values["price"])
         self.seen_N = tensors["seen"].clone()
         self._filter.load({int(k[7:]): v for k, v in tensors.items() if k.startswith("filter.")})
         if self._optimizer is None:
@@ -334,25 +335,27 @@ class _Training(lightning.LightningModule):
     def save(self) -> None:
         """Writes a checkpoint, whole or not at all."""
         assert self._directory is not None
-        state = self._state()
-        make_directory(self._directory)
-        tensors = {name: value.contiguous().cpu() for name, value in state["tensors"].items()}
-        write_atomic(self._directory / "checkpoint.safetensors", save(tensors, metadata={"state": state["meta"]}))
+        write_checkpoint(self._directory, self._state())
 
     def resume(self) -> int:
-        """Takes up a checkpoint of the same plan and budget, if there is one; returns how many steps are done."""
-        self._first = 0
-        path = None if self._directory is None else self._directory / "checkpoint.safetensors"
-        if path is not None and path.exists():
-            from safetensors import safe_open
+        """Takes up a checkpoint of the same plan and budget, if there is one; returns how many steps are done.
 
-            with safe_open(path, "pt") as file:
-                meta = (file.metadata() or {}).get("state", "{}")
-            found = json.loads(meta)
-            if found.get("plan") == repr(self.plan) and found.get("budget") == self._budget_bytes:
-                self._load({"tensors": load_file(path), "meta": meta})
-                self.setbacks, self.slower = found["setbacks"], found["slower"]
-                self._first = self.done
+        One that is damaged is noted, and the training begins anew.
+        """
+        self._first = 0
+        shapes = {f"value.{i}": tuple(p.shape) for i, p in enumerate(self.parameters_())}
+        shapes["seen"] = tuple(self.seen_N.shape)
+        try:
+            found = None if self._directory is None else read_checkpoint(self._directory, shapes)
+        except ArtifactError as error:
+            self.note = f"training began anew, its checkpoint cannot be used: {error.what}"
+            return 0
+        mine = {"plan": repr(self.plan), "budget": self._budget_bytes}
+        if found is None or any(found.values.get(name) != value for name, value in mine.items()):
+            return 0
+        self._load(found)
+        self.setbacks, self.slower = found.values["setbacks"], found.values["slower"]
+        self._first = self.done
         return self.done
 
 

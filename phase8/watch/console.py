@@ -245,13 +245,14 @@ class ConsoleListener:
             return
         if stage.name == BASELINE:
             results = list(attempt.results.values())
-            for text in sentences.original(results):
+            needed = self.view.limits.min_informative if self.view.limits is not None else 1
+            for text in sentences.original(results, needed):
                 self._line(f"  {text}")
             for result in results:
                 self._detail(f"{wording.clean(result.task)} {wording.percent(result.score)}")
-            if items := [result.n for result in results if result.n and result.informative]:
-                points = 100 * resolution(min(items))
-                self._detail(f"{min(items):,} items resolve {points:.1f} points; 1 point takes {items_needed(0.01):,}")
+            if items := sentences.judging_items(results, needed):
+                points = 100 * resolution(items)
+                self._detail(f"{items:,} items resolve {points:.1f} points; 1 point takes {items_needed(0.01):,}")
             if data.bits_per_byte is not None:
                 text = f" ({wording.clean(data.text)})" if data.text else ""
                 self._detail(f"held-out text{text} takes {data.bits_per_byte:.4f} bits per byte")

@@ -99,10 +99,16 @@ def failures(checks: Iterable[CheckResult]) -> str:
     return f"{shortfall(failed[0])} (and {len(failed) - 1} more conditions)"
 
 
-def original(results: Sequence[BenchmarkResult]) -> list[str]:
-    """What the original model can do."""
+def judging_items(results: Sequence[BenchmarkResult], needed: int) -> int | None:
+    """Questions of the shortest core benchmark that tells something of the model; None where the benchmarks judge
+    nothing, being fewer than `needed`: what they could resolve is of no use then."""
+    items = [result.n for result in results if result.role == "core" and result.informative]
+    return min(items) if len(items) >= needed and items and min(items) else None
+
+
+def original(results: Sequence[BenchmarkResult], needed: int) -> list[str]:
+    """What the original model can do; `needed` informative core benchmarks are enough to judge by."""
     core = [result for result in results if result.role == "core"]
-    telling = [result for result in core if result.informative]
     lines = []
     if core:
         lowest = min(core, key=lambda result: result.score)
@@ -113,10 +119,10 @@ def original(results: Sequence[BenchmarkResult]) -> list[str]:
         )
     if idle := [clean(result.task) for result in results if not result.informative]:
         lines.append(f"no better than guessing, so not counted: {', '.join(idle)}")
-    if items := [result.n for result in telling if result.n]:
-        points = 100 * resolution(min(items))
+    if items := judging_items(results, needed):
+        points = 100 * resolution(items)
         lines.append(
-            f"{min(items):,} questions each: a loss of less than {points:.0f} points in one benchmark may be chance"
+            f"{items:,} questions each: a loss of less than {points:.0f} points in one benchmark may be chance"
         )
     return lines
 

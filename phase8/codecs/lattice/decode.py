@@ -43,7 +43,9 @@ def parts_of(settings: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]])
         owner = number
         if type(extent) is int:  # an earlier matrix's, which has integers of its own
             if not (0 <= extent < number and found[extent][0] == extent):
-                raise ArtifactError(f"shares the integers of matrix {extent}, which has none of its own", where=name)
+                raise ArtifactError(
+                    f"shares the integers of matrix {str(extent)[:40]}, which has none of its own", where=name
+                )
             owner, extent = extent, list(found[extent][1])
         ok = isinstance(extent, list) and len(extent) == 2 and all(type(n) is int for n in extent)
         if not ok or not all(1 <= n <= whole for n, whole in zip(extent, shape, strict=True)):

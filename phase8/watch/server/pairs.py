@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from phase8.errors import ArtifactError, Phase8Error
-from phase8.files import read_bounded
+from phase8.files import read_sealed
 from phase8.watch.server.fold import mapping
 
 DRAWS = 2000
@@ -63,10 +63,10 @@ def paired_interval(before: Items, other_before: Items, left: Items, right: Item
 
 
 def items_of(directory: Path, stage: str, attempt: int) -> dict[str, Items]:
-    """Every benchmark's items of one attempt, by task; empty where the run left none on disk."""
+    """Every benchmark's items of one attempt, by task; empty where the run left none on disk that sum up."""
     path = directory / "state" / f"{stage}_{attempt}" / SCORES_FILE
     try:
-        loaded = json.loads(read_bounded(path, MOST_BYTES, error=ArtifactError))
+        loaded = json.loads(read_sealed(path, MOST_BYTES, error=ArtifactError))
     except (Phase8Error, ValueError, RecursionError):
         return {}
     scores = mapping(loaded).get("scores")
