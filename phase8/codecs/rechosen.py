@@ -7,7 +7,10 @@ A codec that can tell the price of a code (VPTQ: `phase8.codecs.vptq.choose`) ch
 which is entropy-constrained quantisation (Chou, Lookabaugh and Gray 1989); re-choosing codes while the model is trained
 is what PV-Tuning does (arXiv 2405.14852), which changes some codes at a time by the gradient, where here the weights
 under the codes keep count of all gradients so far. A codec without prices (SeedLM, the trajectories) encodes the
-weights as they are now; its codes have a fixed size, which its settings have to bring below the budget.
+weights as they are now; its codes have a fixed size, which its settings have to bring below the budget. Its weights
+begin at what the codes say, after every choice again: what was trained is then what is encoded, and codes change where
+the gradients have moved a weight far enough. Begun at the original's weights, which such codes miss by far, every
+choice threw away what was trained (experiments/LOG.md).
 
 The decoder knows nothing of all this: what is exported is a group as any other.
 """
@@ -63,6 +66,7 @@ class Rechosen(BudgetTrainable):
         self.inner = nn.ModuleList([codec.trainable(part.group) for part in self._parts])
         self._price, self._bytes = 0.0, self.coded_bytes()
         self.steerable = any(part.priced for part in self._parts)
+        self._settle()
 
     def weights(self) -> dict[str, Tensor]:
         """See `BudgetTrainable`."""
@@ -135,7 +139,17 @@ class Rechosen(BudgetTrainable):
             own = {name: weights[name].cpu() for name in part.group.tensors}
             now = self.inner[number].export()  # type: ignore[operator]
             self._take(number, part.choose(now, own, price), keep_parameters=part.priced)
+        self._settle()
         self._bytes = self.coded_bytes()
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Weights under codes without prices go to what the codes say."""
+        values = dict(zip(self._names, self.values, strict=True))
+        for part, inner in zip(self._parts, self.inner, strict=True):
+            if not part.priced:
+                for name, weight in inner.weights().items():  # type: ignore[operator]
+                    values[name].copy_(weight)
 
     def _take(self, number: int, group: EncodedGroup, *, keep_parameters: bool) -> None:
         """Puts a group in a part's place. The parameters stay the objects that the optimiser knows.
