@@ -17,7 +17,10 @@ test("a long line keeps its ends, its order and its spikes, and few points", () 
   const kept = thinned(points, 200);
   assert.ok(kept.length <= 203, `${kept.length}`);
   assert.deepEqual([kept[0], kept.at(-1)], [points[0], points.at(-1)]);
-  assert.deepEqual(kept, [...kept].sort((a, b) => a[0] - b[0]));
+  assert.deepEqual(
+    kept,
+    [...kept].sort((a, b) => a[0] - b[0]),
+  );
   assert.ok(kept.some(([x, y]) => x === 4321 && y === 9));
   assert.ok(kept.some(([x, y]) => x === 7777 && y === -9));
   for (const point of kept) assert.deepEqual(point, points[point[0]]);

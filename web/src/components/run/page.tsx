@@ -2,11 +2,11 @@
 "use client";
 
 import dynamic from "next/dynamic";
-import Link from "next/link";
 import { useSearchParams } from "next/navigation";
 import { memo, useEffect, useRef, useState, type ComponentType } from "react";
 
 import { ErrorBox, Part, RunStateLabel, Skeleton } from "@/components/basics";
+import { Link } from "@/components/link";
 import { Controls } from "@/components/controls";
 import type { RunSummary } from "@/lib/api";
 import { describe } from "@/lib/describe";
@@ -32,9 +32,7 @@ function settled<Props extends { view: Settled }>(part: ComponentType<Props>) {
 }
 
 const loading = () => <Skeleton className="h-56" />;
-const SizeChart = settled(
-  dynamic(() => import("./charts").then((found) => found.SizeChart), { ssr: false, loading }),
-);
+const SizeChart = settled(dynamic(() => import("./charts").then((found) => found.SizeChart), { ssr: false, loading }));
 const QualityChart = settled(
   dynamic(() => import("./charts").then((found) => found.QualityChart), { ssr: false, loading }),
 );
