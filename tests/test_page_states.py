@@ -1,4 +1,4 @@
-"""Every state of every page for everybody: WCAG 2.1 A and AA by axe, light and dark, at three widths, nothing cut off."""
+"""Every state of every page for everybody: WCAG 2.1 A and AA, light and dark, at three widths, nothing cut off."""
 
 from __future__ import annotations
 
@@ -73,7 +73,9 @@ def server(tmp_path_factory):
     """Runs in every state: a real one with its artifact, invented ones, and a study of three."""
     runs = tmp_path_factory.mktemp("runs")
     shutil.copytree(REPOSITORY / "tests" / "data" / "run", runs / "real")
-    shutil.copy(REPOSITORY / "phase8" / "assets" / "reference" / "tokenizer.json", runs / "real" / "artifacts" / "hyper")
+    shutil.copy(
+        REPOSITORY / "phase8" / "assets" / "reference" / "tokenizer.json", runs / "real" / "artifacts" / "hyper"
+    )
     (runs / "study").mkdir()
     (runs / "study" / "multirun.yaml").write_text("")
     for number in range(3):
@@ -149,7 +151,11 @@ class State:
     then: str | None = None
 
 
-RUN, ARTIFACT, CHARTS = "/run/?id={real}", "/artifact/?run={real}&name=hyper", "[data-part=tradeoff] svg.recharts-surface"
+RUN, ARTIFACT, CHARTS = (
+    "/run/?id={real}",
+    "/artifact/?run={real}&name=hyper",
+    "[data-part=tradeoff] svg.recharts-surface",
+)
 BUTTON = "dialog[open] button"
 STATES = {
     "list": State("/", "tr[data-run]"),
