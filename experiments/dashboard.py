@@ -9,16 +9,20 @@
              bytes as they crossed the line, without the socket's.
     flood    10,000 events, 1,000 a second, while the page shows the run: the longest frame, and the longest task of
              the page's main thread in processor time, which other programs on the machine do not lengthen.
-    watched  `python run.py experiment=quick` with small settings, not watched and watched by an open page, in turn:
-             processor time of the run, and of the server beside it.
+    watched  `python run.py experiment=quick` with small settings, in pairs: once not watched, once watched by an open
+             page, which goes first changes from pair to pair. Wall time and processor time of the run, watched over
+             not watched, as the mean of the pairs' ratios with the 95 % interval of a t-distribution over pairs; and
+             the server's processor time beside it. A first run, not counted, fills the cache.
 
-Writes experiments/results/dashboard.md and dashboard.json. Figures of a run replace those before, part by part.
+Writes experiments/results/dashboard.md and dashboard.json. Figures of a run replace those before, part by part. Beside
+each stand the machine's load and the priority (`nice`) of the script, its server and its browser.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import resource
 import shutil
@@ -33,6 +37,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+from scipy import stats
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS = REPOSITORY / "experiments" / "results"
@@ -41,8 +46,9 @@ FLOOD = 10_000
 RATE = 1000
 LINES = {"fast 4G": (9e6, 165), "slow 4G": (1.6e6, 150)}
 """Bits per second, and milliseconds added to each request."""
+PAIRS = 5
 QUICK = (
-    "experiment=quick", "benchmark_samples=16", "grokfast.iterations=2", "optimizer.held_out_sequences=4",
+    "experiment=quick", "benchmark_samples=8", "grokfast.iterations=2", "optimizer.held_out_sequences=4",
     "optimizer.calibration_sequences=32", "vptq.enabled=false", "hyper.enabled=false", "logger=none", "threads=1",
 )  # fmt: skip
 WATCH = """() => {
@@ -247,41 +253,55 @@ def flood(runs: Path, url: str, chromium: Any) -> dict[str, Any]:
 
 
 def watched(runs: Path, url: str, chromium: Any, server: psutil.Process) -> dict[str, Any]:
-    """Processor time of a run that nobody watches and of one that a page watches."""
-    rows, cache = [], runs.parent / "cache"
-    for number in range(4):
-        watching = number % 2 == 1
-        name = f"run-{number}"
-        before_server = sum(server.cpu_times()[:2])
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        begin = time.monotonic()
-        run = subprocess.Popen(
-            [sys.executable, "run.py", *QUICK, f"hydra.run.dir={runs / name}", f"paths.cache_dir={cache}"],
-            cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        page = None
-        if watching:
-            while not (runs / name / "events.jsonl").is_file() and run.poll() is None:
-                time.sleep(0.2)
-            page = open_run(chromium, url, name)
-        if run.wait() != 0:
-            raise SystemExit(f"the run ended with {run.returncode}")
-        seconds = time.monotonic() - begin
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        rows.append({
-            "watched": watching, "seconds": seconds,
-            "run_cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
-            "server_cpu_s": sum(server.cpu_times()[:2]) - before_server,
-        })  # fmt: skip
-        if page is not None:
-            page.context.close()
-    alone, seen = ([row for row in rows if row["watched"] is watching] for watching in (False, True))
-    mean = lambda found, name: float(np.mean([row[name] for row in found]))  # noqa: E731
+    """Wall and processor time of runs that a page watches over those of runs that nobody watches."""
+    cache = runs.parent / "cache"
+    _run(runs, "warm", cache, server)
+    pairs = []
+    for number in range(PAIRS):
+        pair = {}
+        for watching in (True, False) if number % 2 else (False, True):
+            look = (lambda name: open_run(chromium, url, name)) if watching else None
+            pair["watched" if watching else "alone"] = _run(runs, f"{number}-{watching}", cache, server, look)
+        pairs.append(pair)
+        print(json.dumps(pair), flush=True)
+    share = [pair["watched"]["server_cpu_s"] / pair["watched"]["wall_s"] for pair in pairs]
     return {
-        "runs": rows, "run_cpu_alone_s": mean(alone, "run_cpu_s"), "run_cpu_watched_s": mean(seen, "run_cpu_s"),
-        "server_cpu_share": mean(seen, "server_cpu_s") / mean(seen, "seconds"),
+        "pairs": pairs, "wall": _ratio(pairs, "wall_s"), "run_cpu": _ratio(pairs, "cpu_s"),
+        "server_cpu_share": float(np.mean(share)),
     }  # fmt: skip
+
+
+def _run(runs: Path, name: str, cache: Path, server: psutil.Process, look: Any = None) -> dict[str, float]:
+    """One run's seconds; `look` opens a page on it once its log is there."""
+    before_server = sum(server.cpu_times()[:2])
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    begin = time.monotonic()
+    run = subprocess.Popen(
+        [sys.executable, "run.py", *QUICK, f"hydra.run.dir={runs / name}", f"paths.cache_dir={cache}"],
+        cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    page = None
+    if look is not None:
+        while not (runs / name / "events.jsonl").is_file() and run.poll() is None:
+            time.sleep(0.2)
+        page = look(name)
+    if run.wait() != 0:
+        raise SystemExit(f"the run ended with {run.returncode}")
+    wall = time.monotonic() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = sum(server.cpu_times()[:2]) - before_server
+    if page is not None:
+        page.context.close()
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"wall_s": wall, "cpu_s": cpu, "server_cpu_s": spent}
+
+
+def _ratio(pairs: list[dict[str, dict[str, float]]], name: str) -> dict[str, float]:
+    """Watched over alone: the geometric mean over pairs, with its 95 % interval."""
+    logs = np.array([math.log(pair["watched"][name] / pair["alone"][name]) for pair in pairs])
+    half = stats.t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / math.sqrt(len(logs))
+    mean = logs.mean()
+    return {"ratio": math.exp(mean), "low": math.exp(mean - half), "high": math.exp(mean + half)}
 
 
 def report(found: dict[str, Any]) -> str:
@@ -302,24 +322,30 @@ def report(found: dict[str, Any]) -> str:
         figure = f"{row['longest_task_cpu_ms']:.0f} ms, {row['tasks_over_50_cpu_ms']} of {row['tasks']:,} over 50 ms"
         lines.append(f"| longest task of the page in processor time | {figure} | none over 50 ms |")
     if row := found.get("watched"):
-        figure = f"{row['run_cpu_alone_s']:.1f} s alone, {row['run_cpu_watched_s']:.1f} s watched"
-        lines.append(f"| processor time of a run | {figure} | at most 1 % more |")
+        for name, title in (("run_cpu", "processor time of a run"), ("wall", "wall time of a run")):
+            told = row[name]
+            spread = f"{100 * told['low'] - 100:+.1f} to {100 * told['high'] - 100:+.1f} %"
+            figure = f"{100 * told['ratio'] - 100:+.1f} % ({spread}, {len(row['pairs'])} pairs)"
+            lines.append(f"| {title}, watched over not watched | {figure} | at most 1 % more |")
         lines.append(f"| the server's share of a core meanwhile | {100 * row['server_cpu_share']:.2f} % | |")
-    busy = f"Load of the machine ({os.cpu_count()} cores) at the last part: {found.get('load_average', 0):.1f}."
-    return "\n".join([*lines, "", busy, ""])
+    lines += ["", f"On {os.cpu_count()} cores that were shared. When each part was measured:", ""]
+    for part, beside in found.get("beside", {}).items():
+        lines.append(f"- {part}: load {beside['load_average']:.1f}, priority (nice) {beside['nice']}")
+    return "\n".join([*lines, ""])
 
 
 def main(parts: list[str]) -> None:
     """Measures, and writes both files."""
     saved = RESULTS / "dashboard.json"
     found = json.loads(saved.read_text()) if saved.is_file() else {}
+    found.pop("load_average", None)
     with tempfile.TemporaryDirectory() as place:
         runs = Path(place) / "runs"
         with dashboard(runs) as (url, server), browser() as chromium:
             for part in parts or ["pixel", "load", "flood", "watched"]:
                 more = (server,) if part == "watched" else ()
                 found[part] = globals()[part](runs, url, chromium, *more)
-                found["load_average"] = os.getloadavg()[0]
+                found.setdefault("beside", {})[part] = {"load_average": os.getloadavg()[0], "nice": os.nice(0)}
                 print(part, json.dumps(found[part]), flush=True)
     saved.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (RESULTS / "dashboard.md").write_text(report(found), encoding="utf-8")

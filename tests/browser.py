@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,21 @@ def launched() -> Iterator[Any]:
 
 
 @contextmanager
-def opened(browser: Any, url: str, width: int = 1280, **context: Any) -> Iterator[Any]:
-    """A page of its own, without motion; fails on an error that the page throws."""
+def opened(
+    browser: Any, url: str, width: int = 1280, prepare: Callable[[Any], None] | None = None, **context: Any
+) -> Iterator[Any]:
+    """A page of its own, without motion; fails on an error that the page throws.
+
+    `prepare` is called with the page before it asks for anything.
+    """
     chosen = {"viewport": {"width": width, "height": 900}, "reduced_motion": "reduce", **context}
     held = browser.new_context(**chosen)
     held.set_default_timeout(PATIENCE_MS)
     page = held.new_page()
     thrown: list[str] = []
     page.on("pageerror", lambda error: thrown.append(str(error)))
+    if prepare is not None:
+        prepare(page)
     page.goto(url)
     yield page
     held.close()
@@ -76,6 +84,32 @@ def violations(page: Any) -> list[str]:
             nodes = [f"{node['html'][:160]} ({node['failureSummary'][:200]})" for node in rule["nodes"][:3]]
             found.append(f"{scheme}: {rule['id']}: {nodes}")
     return found
+
+
+WIDTHS = (320, 768, 1280)
+SHOTS = os.environ.get("PHASE8_SHOTS")
+"""Where `findings` leaves a picture of everything that it looks at; None: nowhere."""
+
+
+def findings(page: Any) -> list[str]:
+    """What is wrong on a phone, a tablet and a laptop, light and dark: `violations`, and content beyond the edge."""
+    found = []
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 900})
+        found += [f"{width} px, {line}" for line in violations(page)]
+        if SHOTS is not None:
+            _picture(page, width)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        if wide > width:
+            found.append(f"{width} px: the page is {wide} px wide")
+    return found
+
+
+def _picture(page: Any, width: int) -> None:
+    test = re.sub(r"[^a-z0-9]+", "-", os.environ["PYTEST_CURRENT_TEST"].partition("::")[2].rpartition(" ")[0])
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+        page.screenshot(path=Path(SHOTS or ".") / f"{test.strip('-')}-{width}-{scheme}.png", full_page=True)
 
 
 def press_until(page: Any, key: str, label: str, most: int = 80) -> None:

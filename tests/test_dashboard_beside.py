@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -15,9 +17,16 @@ from pathlib import Path
 
 import pytest
 
+from phase8.watch import wording
 from phase8.watch.server.beside import dashboard_beside
 from tests import invented_log
+from tests.browser import launched, opened, page_directory
 from tests.dashboard_server import REPOSITORY
+
+TINY = (
+    "dashboard=true", "experiment=quick", "benchmark_samples=4", "grokfast.iterations=0", "logger=none", "threads=1",
+    "optimizer.held_out_sequences=2", "optimizer.calibration_sequences=8", "vptq.enabled=false", "hyper.enabled=false",
+)  # fmt: skip
 
 
 def ask(url: str) -> dict:
@@ -103,3 +112,67 @@ def test_beyond_this_machine_the_address_holds_a_token(tmp_path, monkeypatch):
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(60)
+
+
+@pytest.mark.parametrize("terminal", [True, False], ids=["in a terminal", "in a pipe"])
+def test_a_run_with_its_dashboard_from_beginning_to_end(tmp_path, terminal):
+    """The printed address shows the run while it works; both end, in a terminal the server after Ctrl-C."""
+    page_directory()
+    reading, writing = pty.openpty() if terminal else os.pipe()
+    bare = {**os.environ, "PATH": str(tmp_path), "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(REPOSITORY / "run.py"), *TINY, f"hydra.run.dir={tmp_path / 'outputs' / 'tiny'}"]
+    run = subprocess.Popen(
+        [*command, f"paths.cache_dir={tmp_path / 'cache'}"], cwd=tmp_path, env=bare, stdin=subprocess.DEVNULL,
+        stdout=writing, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    os.close(writing)
+    said = Said(reading)
+
+    def while_it_works(what):
+        def asked():
+            assert run.poll() is None, said.text
+            return what()
+
+        return wait(asked, 300)
+
+    try:
+        url = while_it_works(lambda: address_in(said.text))
+        found = while_it_works(lambda: next(iter(ask(url)["runs"]), None))
+        assert found["name"] == "tiny" and found["source"] == "command line"
+        with launched() as browser, opened(browser, f"{url}run/?id={found['run']}") as page:
+            page.locator("[data-connection=connected]").wait_for()
+            page.locator("h1").locator("xpath=preceding-sibling::p").get_by_text("Running").wait_for()
+            first = int(page.locator("[data-next]").get_attribute("data-next"))
+            page.locator("[data-part=result]").wait_for(timeout=300_000)
+            result = json.loads((tmp_path / "outputs" / "tiny" / "result.json").read_text())
+            assert int(page.locator("[data-next]").get_attribute("data-next")) > first, "nothing came while it was open"
+            ratio = wording.times(result["metrics"]["total_compression_ratio"])
+            assert page.locator("[data-fact=ratio] dd").inner_text() == ratio
+            if terminal:
+                while_it_works(lambda: "stays until Ctrl-C" in said.text or None)
+                assert ask(url)["runs"][0]["state"] == "complete" and run.poll() is None
+                run.send_signal(signal.SIGINT)
+            assert run.wait(120) == 0, said.text
+            page.locator("[data-connection=disconnected]").wait_for()
+        with pytest.raises(OSError):
+            ask(url)
+        assert "Traceback" not in said.text
+    finally:
+        run.kill()
+        run.wait()
+
+
+class Said:
+    """What a process has written so far."""
+
+    def __init__(self, reading: int) -> None:
+        self.text = ""
+        self._reading = reading
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            while more := os.read(self._reading, 4096):
+                self.text += more.decode(errors="replace")
+        except OSError:  # a terminal whose other side is closed
+            pass

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { answer, coreRetention, expertRetention, stageState } from "../src/lib/derive";
-import { EMPTY, fold, type RunView } from "../src/lib/store";
+import { curveKey, EMPTY, fold, sameSettled, type RunView } from "../src/lib/store";
 import type { RunEvent } from "../src/lib/types";
 
 /** A run in which VPTQ fails and passes at its second try; as the events' contract has it. */
@@ -172,9 +172,30 @@ test("a run that goes on after an abort begins its unfinished attempt anew", () 
   assert.equal(again.result, null);
   assert.equal(again.current, "vptq");
   assert.deepEqual(
-    again.stages.vptq?.attempts.at(-1)?.curve.map((point) => point.step),
+    again.curves[curveKey("vptq", 1)]?.map((point) => point.step),
     [1, 2, 3],
   );
+});
+
+test("progress, training and lines leave alone what the slow parts of the page draw", () => {
+  const events = log();
+  const cut = events.findIndex((event) => event.kind === "training_progress" && event.stage === "vptq");
+  const view = fold(EMPTY, events.slice(0, cut));
+  const more = (...told: [string, Record<string, unknown>][]) =>
+    fold(
+      view,
+      told.map(([kind, data], index) => ({ seq: cut + index, time: 2000 + index, kind, stage: "vptq", data })),
+    );
+  const after = more(
+    ["activity", { step: "encode", done: 1, total: 2 }],
+    ["training_progress", { attempt: 1, step: 1, steps: 2, loss: 1 }],
+    ["log", { level: "info", text: "a line" }],
+  );
+  assert.equal(after.log.length, view.log.length + 1);
+  assert.equal(after.curves[curveKey("vptq", 1)]?.length, 1);
+  assert.ok(sameSettled(view, after));
+  assert.ok(!sameSettled(view, more(["stage_complete", { attempt: 1, passed: true, seconds: 1 }])));
+  assert.ok(!sameSettled(view, more(["paused", { step: "encode" }])));
 });
 
 test("events of unknown kinds and with odd data do no harm", () => {

@@ -1,7 +1,8 @@
 """The page's files: where they are, how they are built in a checkout, and how they are given out.
 
 The page is a static export of `web/`. A wheel carries it; a checkout builds it at the first start, with npm. Scripts in
-its HTML are allowed by their hash, so that nothing else can run in it.
+its HTML are allowed by their hash, so that nothing else can run in it. The build leaves `FILE.br` and `FILE.gz` beside
+each file, and a browser that knows one of them gets that.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
@@ -37,7 +39,8 @@ def is_stale() -> bool:
         return True
     if not (SOURCE / "package.json").is_file():
         return False
-    sources = [SOURCE / "package.json", SOURCE / "package-lock.json", *(SOURCE / "src").rglob("*")]
+    named = ("package.json", "package-lock.json", "next.config.ts", "compress.ts")
+    sources = [*(SOURCE / name for name in named), *(SOURCE / "src").rglob("*")]
     return any(path.stat().st_mtime > index.stat().st_mtime for path in sources if path.is_file())
 
 
@@ -93,8 +96,38 @@ def policy(content: bytes) -> str:
     )
 
 
+ENCODINGS = {"br": ".br", "gzip": ".gz"}
+"""Names in `Accept-Encoding`, the best first, and how a file that is compressed so ends."""
+
+
+def accepted(header: str) -> set[str]:
+    """The encodings that an `Accept-Encoding` header names: `gzip, br;q=0` -> {"gzip"}."""
+    found = set()
+    for entry in header.lower().split(","):
+        name, *parameters = (part.strip() for part in entry.split(";"))
+        if not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters):
+            found.add(name)
+    return found
+
+
 class Page(StaticFiles):
     """The built page. Files with a hash in their name may be kept for ever, HTML must be asked for anew."""
+
+    def file_response(
+        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        """The file, compressed where the browser takes it and the build made it."""
+        wanted = accepted(Headers(scope=scope).get("accept-encoding", ""))
+        for name, ending in ENCODINGS.items():
+            packed = Path(f"{full_path}{ending}")
+            if name in wanted and packed.is_file():
+                response = super().file_response(packed, packed.stat(), scope, status_code)
+                response.headers["Content-Encoding"] = name
+                break
+        else:
+            response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["Vary"] = "Accept-Encoding"
+        return response
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         try:
@@ -105,8 +138,8 @@ class Page(StaticFiles):
             response.headers["Cache-Control"] = "public, max-age=31536000, immutable"
         else:
             response.headers["Cache-Control"] = "no-cache"
-        file = getattr(response, "path", None)
-        if file is not None and str(file).endswith(".html"):
+        file = str(getattr(response, "path", "")).removesuffix(".br").removesuffix(".gz")
+        if file.endswith(".html"):
             response.headers["Content-Security-Policy"] = policy(Path(file).read_bytes())
         return response
 

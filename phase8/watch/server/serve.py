@@ -106,7 +106,8 @@ class Server:
         rest = make_app(dashboard)
         directory = options.page or page.BUILT
         built = (directory / "index.html").is_file()
-        shown = GZipMiddleware(page.Page(directory=directory, html=True)) if built else page.missing(self.why_no_page)
+        shown = page.Page(directory=directory, html=True) if built else page.missing(self.why_no_page)
+        packed = GZipMiddleware(rest, compresslevel=5)
 
         @asynccontextmanager
         async def lifespan(_: object) -> AsyncIterator[None]:
@@ -119,7 +120,9 @@ class Server:
 
         async def apart(scope: Scope, receive: Receive, send: Send) -> None:
             is_page = scope["type"] == "http" and not scope["path"].startswith(API)
-            await (shown if is_page else rest)(scope, receive, send)
+            # What only reads is a whole answer and is compressed; a talk comes token by token and must not be held up.
+            answer = packed if scope.get("method") == "GET" else rest
+            await (shown if is_page else answer)(scope, receive, send)
 
         behind = socketio.ASGIApp(sio, other_asgi_app=apart)
         self.app = Guard(behind, hosts=options.hosts(), token=options.token)

@@ -1,11 +1,11 @@
 /** All runs, past and present; the runs of one study together; search, and a choice to compare. */
 "use client";
 
-import Link from "next/link";
 import { useRouter } from "next/navigation";
 import { useEffect, useMemo, useState } from "react";
 
 import { Button, Dialog, Empty, ErrorBox, RunStateLabel, Skeleton } from "@/components/basics";
+import { Link } from "@/components/link";
 import type { ErrorText, RunList as RunListAnswer, RunState, RunSummary, StageSummary } from "@/lib/api";
 import { moment, percent, seconds, size, times } from "@/lib/format";
 import { useConnection, useSummaries } from "@/lib/live";
@@ -42,6 +42,8 @@ export function RunList() {
 
   useEffect(() => {
     const stop = new AbortController();
+    // Waits while somebody types; the first list comes at once.
+    const pause = query === "" ? 0 : 150;
     const ask = setTimeout(() => {
       get<RunListAnswer>(
         `/runs?query=${encodeURIComponent(query)}&limit=${limit}${state && `&state=${state}`}`,
@@ -53,7 +55,7 @@ export function RunList() {
         },
         (caught) => stop.signal.aborted || setError(asError(caught)),
       );
-    }, 150);
+    }, pause);
     return () => {
       clearTimeout(ask);
       stop.abort();
@@ -132,29 +134,32 @@ export function RunList() {
         group.study === null ? (
           <RunTable key={group.runs[0]?.run} runs={group.runs} chosen={chosen} choose={choose} label="Runs" />
         ) : (
-          <details key={group.study} open className="rounded-lg border border-line bg-card">
-            <summary className="flex flex-wrap items-center gap-x-3 px-3 py-2 text-[0.9rem]">
-              <Icon name="right" className="size-3 transition-transform [details[open]>summary>&]:rotate-90" />
-              <span className="font-semibold [overflow-wrap:anywhere]">{group.study}</span>
-              <span className="text-soft">study, {group.runs.length} runs</span>
-              <Link
-                className="ml-auto underline underline-offset-2"
-                href={`/compare/?runs=${group.runs
-                  .slice(0, 20)
-                  .map((run) => run.run)
-                  .join(",")}`}
-              >
-                Compare them
-              </Link>
-            </summary>
-            <RunTable
-              runs={group.runs}
-              chosen={chosen}
-              choose={choose}
-              label={`Runs of the study ${group.study}`}
-              inside
-            />
-          </details>
+          <div key={group.study} className="relative rounded-lg border border-line bg-card">
+            <details open>
+              <summary className="flex flex-wrap items-center gap-x-3 py-2 pr-36 pl-3 text-[0.9rem]">
+                <Icon name="right" className="size-3 transition-transform [details[open]>summary>&]:rotate-90" />
+                <span className="font-semibold [overflow-wrap:anywhere]">{group.study}</span>
+                <span className="text-soft">study, {group.runs.length} runs</span>
+              </summary>
+              <RunTable
+                runs={group.runs}
+                chosen={chosen}
+                choose={choose}
+                label={`Runs of the study ${group.study}`}
+                inside
+              />
+            </details>
+            {/* Beside the summary, which is a button of its own and may hold no link. */}
+            <Link
+              className="absolute top-2 right-3 text-[0.9rem] underline underline-offset-2"
+              href={`/compare/?runs=${group.runs
+                .slice(0, 20)
+                .map((run) => run.run)
+                .join(",")}`}
+            >
+              Compare them
+            </Link>
+          </div>
         ),
       )}
       {found !== null && found.total > limit && <Button onClick={() => setLimit(limit + PAGE)}>Show more</Button>}

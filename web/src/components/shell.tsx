@@ -1,11 +1,11 @@
 /** What frames every page: the header, the state of the connection, the choice of light or dark. */
 "use client";
 
-import Link from "next/link";
 import { usePathname } from "next/navigation";
 import { useEffect, useState, useSyncExternalStore, type FormEvent, type ReactNode } from "react";
 
 import { Button } from "@/components/basics";
+import { Link } from "@/components/link";
 import { live, useConnection } from "@/lib/live";
 import { Icon, type IconName } from "./icons";
 

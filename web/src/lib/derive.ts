@@ -1,20 +1,20 @@
 /** What the ten parts draw, picked from a view. Pure functions; the only arithmetic is a mean over an expert's benchmarks. */
 import { num, numbers, obj } from "./read";
 import { BASELINE, stageOfLevel } from "./stages";
-import type { Attempt, Check, RunView, Score, Stage } from "./store";
+import type { Attempt, Check, RunView, Score, Settled, Stage } from "./store";
 
 const SPECIFIED_STAGES = ["seedlm", "vptq", "hyper"];
 
 export type StageState = "pending" | "running" | "complete" | "failed" | "retrying" | "skipped" | "off";
 
 /** Baseline first, then the stages in order: the planned ones, those switched off in their specified place. */
-export function stageNames(view: RunView): string[] {
+export function stageNames(view: Settled): string[] {
   const begun = Object.keys(view.stages).filter((name) => name !== BASELINE);
   const extra = [...view.planned, ...begun].filter((name) => !SPECIFIED_STAGES.includes(name));
   return [BASELINE, ...SPECIFIED_STAGES, ...new Set(extra)];
 }
 
-export function lastAttempt(view: RunView, stage: string): Attempt | null {
+export function lastAttempt(view: Settled, stage: string): Attempt | null {
   return view.stages[stage]?.attempts.at(-1) ?? null;
 }
 
@@ -23,12 +23,12 @@ export function telling(stage: Stage | undefined): Attempt | null {
   return stage?.attempts.findLast((attempt) => attempt.passed === true) ?? stage?.attempts.at(-1) ?? null;
 }
 
-export function ended(view: RunView): boolean {
+export function ended(view: Settled): boolean {
   return view.result !== null || view.failure !== null;
 }
 
 /** The state of a stage; `over`: nobody writes the log any more, whatever its last line is. */
-export function stageState(view: RunView, stage: string, over = ended(view)): StageState {
+export function stageState(view: Settled, stage: string, over = ended(view)): StageState {
   const attempt = lastAttempt(view, stage);
   if (attempt === null) {
     if (stage !== BASELINE && view.planned.length > 0 && !view.planned.includes(stage)) return "off";
@@ -43,12 +43,12 @@ export function stageState(view: RunView, stage: string, over = ended(view)): St
 }
 
 /** The stage in hand: the current one, else the one that ended last. */
-export function stageInHand(view: RunView): string | null {
+export function stageInHand(view: Settled): string | null {
   return view.current ?? Object.keys(view.stages).at(-1) ?? null;
 }
 
 /** Every attempt of the compressing stages, in order. */
-export function attempts(view: RunView): { stage: string; attempt: Attempt; several: boolean }[] {
+export function attempts(view: Settled): { stage: string; attempt: Attempt; several: boolean }[] {
   return Object.values(view.stages)
     .filter((stage) => stage.name !== BASELINE)
     .flatMap((stage) =>
@@ -71,7 +71,7 @@ export function coreRetention(attempt: Attempt | null): { value: number | null; 
 }
 
 /** The attempt that the page's figures of quality are of: the answer of an ended run, else the latest with scores. */
-export function answer(view: RunView): { stage: string; attempt: Attempt } | null {
+export function answer(view: Settled): { stage: string; attempt: Attempt } | null {
   const level = view.result === null ? null : stageOfLevel(String(view.result.compression_level ?? ""));
   const kept = level === null ? null : telling(view.stages[level]);
   if (level !== null && kept !== null) return { stage: level, attempt: kept };
@@ -83,7 +83,7 @@ export function answer(view: RunView): { stage: string; attempt: Attempt } | nul
 }
 
 /** The latest attempt that has scores, the baseline where there is no other. */
-export function latestScored(view: RunView): { stage: string; attempt: Attempt } | null {
+export function latestScored(view: Settled): { stage: string; attempt: Attempt } | null {
   for (const stage of Object.values(view.stages).reverse()) {
     const attempt = stage.attempts.findLast((found) => Object.keys(found.results).length > 0);
     if (attempt !== undefined) return { stage: stage.name, attempt };
@@ -92,7 +92,7 @@ export function latestScored(view: RunView): { stage: string; attempt: Attempt }
 }
 
 /** All benchmarks in the order of the baseline. */
-export function tasks(view: RunView): Score[] {
+export function tasks(view: Settled): Score[] {
   const found: Record<string, Score> = {};
   for (const stage of Object.values(view.stages)) {
     for (const attempt of stage.attempts) {
@@ -103,7 +103,7 @@ export function tasks(view: RunView): Score[] {
 }
 
 /** An expert's retention at an attempt: the mean over its informative benchmarks; at the end as `result.json` has it. */
-export function expertRetention(view: RunView): { expert: string; byStage: Record<string, number | null> }[] {
+export function expertRetention(view: Settled): { expert: string; byStage: Record<string, number | null> }[] {
   const experts: string[] = [];
   for (const score of Object.values(lastAttempt(view, BASELINE)?.results ?? {})) {
     for (const expert of score.experts) if (!experts.includes(expert)) experts.push(expert);
@@ -158,7 +158,7 @@ export function progress(view: RunView): number | null {
   return Math.min(1, Math.max(0, activity.done / activity.total));
 }
 
-export function resultNumber(view: RunView, ...path: string[]): number | null {
+export function resultNumber(view: Settled, ...path: string[]): number | null {
   let at: unknown = view.result;
   for (const name of path) at = obj(at)[name];
   return num(at);

@@ -1,11 +1,13 @@
 /**
  * The one connection to the server. Events that arrive are queued and folded once per animation frame, so that a
- * thousand at once cost one drawing. After a lost connection every open run asks for what it missed.
+ * thousand at once cost one drawing. What a run has told so far comes by a REST call that does not wait for the
+ * connection; the connection then brings the rest. After a lost connection every open run asks for what it missed.
  */
 import { useEffect, useSyncExternalStore } from "react";
 import { io, type Socket } from "socket.io-client";
 
 import type { ErrorText, RunSummary } from "./api";
+import { snapshot, type Snapshot } from "./early";
 import { list, num, obj, text } from "./read";
 import { setToken, token } from "./rest";
 import { EMPTY, fold, type RunView } from "./store";
@@ -52,8 +54,29 @@ class Feed {
   users = 0;
   private queue: RunEvent[] = [];
   private scheduled = false;
+  /** Settles once what the run has told so far is here, or cannot be had this way. */
+  private begun: Promise<void> | null = null;
 
   constructor(readonly run: string) {}
+
+  /** Asks for what the run has told so far; where that fails, the socket's answer brings everything or says why not. */
+  begin(): Promise<void> {
+    this.begun ??= this.ask();
+    return this.begun;
+  }
+
+  private async ask(): Promise<void> {
+    try {
+      const found = await snapshot(this.run);
+      if (this.state.value.loading) this.show(found);
+    } catch {
+      // the socket's answer says what is wrong
+    }
+  }
+
+  private show({ summary, events }: Snapshot): void {
+    this.patch({ view: fold(EMPTY, events.map(readEvent)), summary, loading: false, error: null });
+  }
 
   take(events: readonly RunEvent[]): void {
     for (const event of events) this.queue.push(event);
@@ -79,12 +102,15 @@ class Feed {
     }
   }
 
-  subscribe(socket: Socket, again = false): void {
+  /** Asks for what came after what is known, and for all that follows. */
+  async subscribe(socket: Socket): Promise<void> {
+    await this.begin();
+    if (this.users === 0 || !socket.connected) return;
     const { view } = this.state.value;
-    const request = again && view.next > 0 ? { run: this.run, after: view.next } : { run: this.run };
+    const request = view.next > 0 ? { run: this.run, after: view.next } : { run: this.run };
     socket.timeout(ACK_TIMEOUT_MS).emit("phase8:subscribe", request, (late: Error | null, answer: unknown) => {
       if (late !== null) {
-        if (socket.connected) this.subscribe(socket, again);
+        if (socket.connected) void this.subscribe(socket);
         return;
       }
       const reply = obj(answer);
@@ -94,6 +120,10 @@ class Feed {
           loading: false,
           error: { what: text(error.what), where: text(error.where), fix: text(error.fix) },
         });
+        return;
+      }
+      if ((num(reply.next) ?? 0) < view.next) {
+        this.reset(socket); // the log, or the replay, has begun anew since
         return;
       }
       this.patch({
@@ -108,7 +138,7 @@ class Feed {
   reset(socket: Socket): void {
     this.queue = [];
     this.patch({ view: EMPTY, loading: true });
-    this.subscribe(socket);
+    void this.subscribe(socket);
   }
 }
 
@@ -134,11 +164,17 @@ class Live {
 
   open(): Socket {
     if (this.socket !== null) return this.socket;
-    const socket = io({ auth: (give) => give({ token: token() ?? "" }), reconnectionDelayMax: 3000 });
+    // A WebSocket at once: over a slow line each request before it costs a round trip. A proxy may allow none.
+    const socket = io({
+      auth: (give) => give({ token: token() ?? "" }),
+      reconnectionDelayMax: 3000,
+      transports: ["websocket", "polling"],
+      tryAllTransports: true,
+    });
     this.socket = socket;
     socket.on("connect", () => {
       this.connection.set("connected");
-      for (const feed of this.feeds.values()) feed.subscribe(socket, true);
+      for (const feed of this.feeds.values()) void feed.subscribe(socket);
     });
     socket.on("disconnect", () => this.connection.set("disconnected"));
     socket.on("connect_error", (error: Error) => {
@@ -195,7 +231,7 @@ class Live {
     feed.users += 1;
     this.feeds.set(feed.run, feed);
     const socket = this.open();
-    if (feed.users === 1 && socket.connected) feed.subscribe(socket, true);
+    if (feed.users === 1) void (socket.connected ? feed.subscribe(socket) : feed.begin());
     return () => {
       feed.users -= 1;
       if (feed.users > 0) return;

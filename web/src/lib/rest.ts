@@ -2,7 +2,8 @@
 import { obj, text } from "./read";
 import type { ErrorText } from "./api";
 
-const KEY = "phase8-token";
+/** Under which name the token lies in the tab's storage. */
+export const KEY = "phase8-token";
 export const BASE = "/api/phase8";
 
 /** The token of this browser tab; taken from the address (`#token=...`) the first time, and removed from it. */

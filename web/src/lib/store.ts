@@ -77,7 +77,6 @@ export interface Attempt {
   bitsPerWeight: number | null;
   /** Bytes by sort of tensor. */
   groups: Record<string, number>;
-  curve: CurvePoint[];
   results: Record<string, Score>;
   gate: Gate | null;
   recommendation: { action: string; reason: string; adjustments: Json } | null;
@@ -139,6 +138,8 @@ export interface RunView {
   stages: Record<string, Stage>;
   current: string | null;
   activity: Activity | null;
+  /** Training so far, by `curveKey`. Apart from the attempts, which a point of a curve so leaves as they were. */
+  curves: Record<string, CurvePoint[]>;
   paused: { time: number; step: string; reason: string } | null;
   aborted: { by: string; reason: string } | null;
   failure: { what: string; where: string; fix: string } | null;
@@ -146,6 +147,22 @@ export interface RunView {
   result: Json | null;
   /** All events but those that come by the hundred (`activity`, `training_progress`). */
   log: RunEvent[];
+}
+
+/** What changes by the hundred; a part that draws none of it need not be drawn again with it. */
+type Frequent = "next" | "lastTime" | "activity" | "curves" | "log";
+
+/** A run without what changes by the hundred. */
+export type Settled = Omit<RunView, Frequent>;
+
+export function curveKey(stage: string, attempt: number): string {
+  return `${stage} ${attempt}`;
+}
+
+/** Whether two views differ at most in what changes by the hundred. */
+export function sameSettled(a: Settled, b: Settled): boolean {
+  const frequent: Record<Frequent, true> = { next: true, lastTime: true, activity: true, curves: true, log: true };
+  return Object.keys(EMPTY).every((key) => key in frequent || a[key as keyof Settled] === b[key as keyof Settled]);
 }
 
 /** The specification's thresholds, for a log that names none. */
@@ -180,6 +197,7 @@ export const EMPTY: RunView = {
   stages: {},
   current: null,
   activity: null,
+  curves: {},
   paused: null,
   aborted: null,
   failure: null,
@@ -284,7 +302,6 @@ function newAttempt(number: number): Attempt {
     ratio: null,
     bitsPerWeight: null,
     groups: {},
-    curve: [],
     results: {},
     gate: null,
     recommendation: null,
@@ -347,9 +364,10 @@ function stageEvent(view: RunView, event: RunEvent, name: string): void {
       const data = fields(event, "training_progress");
       const step = num(data.step);
       if (step === null) break;
+      const curve = (view.curves[curveKey(name, attempt.number)] ??= []);
       // A resumed training begins again at an earlier step.
-      while ((attempt.curve.at(-1)?.step ?? -1) >= step) attempt.curve.pop();
-      attempt.curve.push({
+      while ((curve.at(-1)?.step ?? -1) >= step) curve.pop();
+      curve.push({
         step,
         loss: num(data.loss),
         divergence: num(data.divergence),
@@ -360,7 +378,7 @@ function stageEvent(view: RunView, event: RunEvent, name: string): void {
       break;
     }
     case "training_restart":
-      attempt.curve = [];
+      view.curves[curveKey(name, attempt.number)] = [];
       break;
     case "benchmark_result": {
       const score = readScore(fields(event, "benchmark_result"));

@@ -2,13 +2,17 @@ import type { Metadata } from "next";
 import { Suspense } from "react";
 
 import { RunPage } from "@/components/run/page";
+import { EARLY } from "@/lib/early";
 
 export const metadata: Metadata = { title: "A run" };
 
 export default function Page() {
   return (
-    <Suspense>
-      <RunPage />
-    </Suspense>
+    <>
+      <script dangerouslySetInnerHTML={{ __html: EARLY }} />
+      <Suspense>
+        <RunPage />
+      </Suspense>
+    </>
   );
 }

@@ -2,11 +2,11 @@
 "use client";
 
 import dynamic from "next/dynamic";
-import Link from "next/link";
 import { useSearchParams } from "next/navigation";
 import { useEffect, useMemo, useState } from "react";
 
 import { Empty, ErrorBox, Part, Skeleton, StageMark } from "@/components/basics";
+import { Link } from "@/components/link";
 import { figure, integer, settings, size, times } from "@/lib/format";
 import { asError, get } from "@/lib/rest";
 import { stageTitle } from "@/lib/stages";

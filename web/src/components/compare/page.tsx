@@ -2,11 +2,11 @@
 "use client";
 
 import dynamic from "next/dynamic";
-import Link from "next/link";
 import { useRouter, useSearchParams } from "next/navigation";
 import { useEffect, useState } from "react";
 
 import { Button, Empty, ErrorBox, Part, RunStateLabel, Skeleton, StageName } from "@/components/basics";
+import { Link } from "@/components/link";
 import type { Comparison, Difference, ErrorText, RunList, RunSummary } from "@/lib/api";
 import { benchmark, figure, percent, points, size, times } from "@/lib/format";
 import { pair as interval } from "@/lib/read";

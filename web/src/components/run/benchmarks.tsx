@@ -9,7 +9,7 @@ import { answer, lastAttempt, tasks, telling } from "@/lib/derive";
 import { benchmark, fixed, percent, words } from "@/lib/format";
 import { save } from "@/lib/rest";
 import { BASELINE } from "@/lib/stages";
-import type { RunView, Score } from "@/lib/store";
+import type { Score, Settled } from "@/lib/store";
 
 interface Row {
   task: string;
@@ -26,7 +26,7 @@ interface Row {
 
 type Key = "order" | "name" | "baseline" | "retention" | "status" | `stage:${string}`;
 
-function rowsOf(view: RunView, stages: string[]): Row[] {
+function rowsOf(view: Settled, stages: string[]): Row[] {
   const baseline = lastAttempt(view, BASELINE);
   const ends = view.result === null ? null : (answer(view)?.stage ?? null);
   return tasks(view).map((first) => {
@@ -70,7 +70,7 @@ function valueOf(row: Row, key: Key): number | string {
   return row.stages[key.slice(6)]?.score ?? -1;
 }
 
-export function Benchmarks({ view, name }: { view: RunView; name: string }) {
+export function Benchmarks({ view, name }: { view: Settled; name: string }) {
   const [sort, setSort] = useState<{ key: Key; down: boolean }>({ key: "order", down: false });
   const [open, setOpen] = useState<ReadonlySet<string>>(new Set());
   const stages = Object.keys(view.stages).filter(

@@ -22,7 +22,7 @@ import { Button, Empty, HiddenTable, StageMark } from "@/components/basics";
 import { attempts, coreRetention, expertRetention, lastAttempt, tasks, telling } from "@/lib/derive";
 import { benchmark, percent, size, times } from "@/lib/format";
 import { BASELINE, stageColour, stageTitle } from "@/lib/stages";
-import type { RunView } from "@/lib/store";
+import type { Settled } from "@/lib/store";
 
 const TICK = { fill: "var(--soft)", fontSize: 12 };
 const TIP = {
@@ -41,7 +41,7 @@ interface SizePoint {
   kept: boolean;
 }
 
-export function sizePoints(view: RunView): SizePoint[] {
+export function sizePoints(view: Settled): SizePoint[] {
   const points: SizePoint[] = [];
   if (view.originalBytes !== null) {
     points.push({ key: "input", label: "Input", stage: BASELINE, bytes: view.originalBytes, ratio: 1, kept: true });
@@ -81,7 +81,7 @@ function shares(low: number, high: number): number[] {
   return found;
 }
 
-export function SizeChart({ view }: { view: RunView }) {
+export function SizeChart({ view }: { view: Settled }) {
   const points = sizePoints(view);
   if (points.length === 0) return <Empty>Sizes appear once the input is loaded</Empty>;
   const bytes = points.map((point) => point.bytes);
@@ -195,7 +195,7 @@ interface Series {
   core: boolean;
 }
 
-export function QualityChart({ view }: { view: RunView }) {
+export function QualityChart({ view }: { view: Settled }) {
   const all = tasks(view).filter((score) => score.role !== "integration" && score.informative);
   const series: Series[] = all.map((score, index) => ({
     key: score.task,
@@ -335,7 +335,7 @@ export function QualityChart({ view }: { view: RunView }) {
 }
 
 /** A row per artifact, by ratio: the mean core retention and each benchmark's. The input keeps everything. */
-export function qualityRows(view: RunView): Record<string, number | null>[] {
+export function qualityRows(view: Settled): Record<string, number | null>[] {
   const baseline = lastAttempt(view, BASELINE);
   if (baseline === null || Object.keys(baseline.results).length === 0) return [];
   const first: Record<string, number | null> = { ratio: 1, mean: 1 };
@@ -352,7 +352,7 @@ export function qualityRows(view: RunView): Record<string, number | null>[] {
   return rows.sort((a, b) => (a.ratio as number) - (b.ratio as number));
 }
 
-export function ExpertRadar({ view }: { view: RunView }) {
+export function ExpertRadar({ view }: { view: Settled }) {
   const experts = expertRetention(view);
   const stages = Object.keys(view.stages).filter(
     (name) => name !== BASELINE && experts.some((row) => row.byStage[name] != null),

@@ -10,7 +10,8 @@ import { clock, figure, seconds, size, words } from "@/lib/format";
 import { num } from "@/lib/read";
 import { stageColour, stageTitle } from "@/lib/stages";
 import type { RunSummary } from "@/lib/api";
-import type { Attempt, RunView } from "@/lib/store";
+import { thinned, type Point } from "@/lib/thin";
+import { curveKey, type CurvePoint, type RunView } from "@/lib/store";
 
 /** Seconds since the run began: on while it runs, as its log says once it ended. */
 export function useElapsed(view: RunView, summary: RunSummary | null): number | null {
@@ -35,6 +36,8 @@ export function Current({ view, summary, over }: { view: RunView; summary: RunSu
   const stage = over ? null : (view.current ?? activity?.stage ?? null);
   const percent = share === null ? null : Math.round(100 * share);
   const attempt = stage === null ? null : lastAttempt(view, stage);
+  const curve =
+    stage === null || attempt === null || attempt.complete ? [] : (view.curves[curveKey(stage, attempt.number)] ?? []);
   return (
     <div className="flex flex-1 flex-col gap-3">
       <div className="flex flex-wrap items-baseline justify-between gap-x-4">
@@ -66,8 +69,8 @@ export function Current({ view, summary, over }: { view: RunView; summary: RunSu
             className="keeps-colour h-2.5 overflow-hidden rounded-full bg-raised"
           >
             <div
-              className="h-full rounded-full"
-              style={{ width: `${percent ?? 0}%`, background: stageColour(stage) }}
+              className="h-full origin-left"
+              style={{ transform: `scaleX(${(percent ?? 0) / 100})`, background: stageColour(stage) }}
             />
           </div>
           <p className="mt-1.5 flex flex-wrap justify-between gap-x-4 text-[0.88rem]">
@@ -83,9 +86,7 @@ export function Current({ view, summary, over }: { view: RunView; summary: RunSu
           </p>
         </div>
       )}
-      {attempt !== null && attempt.curve.length > 1 && !attempt.complete && (
-        <Curve attempt={attempt} stage={stage ?? ""} />
-      )}
+      {curve.length > 1 && <Curve curve={curve} stage={stage ?? ""} />}
       {stage === null && <StageTimes view={view} />}
       <div className="mt-auto">
         <h3 className="mb-1 text-[0.8rem] font-medium text-soft">Last five lines</h3>
@@ -146,17 +147,17 @@ function StageTimes({ view }: { view: RunView }) {
 }
 
 /** The training so far: its loss and, where it trains within a byte budget, the size that falls to it. */
-function Curve({ attempt, stage }: { attempt: Attempt; stage: string }) {
-  const loss = attempt.curve.filter((point) => point.loss !== null && point.loss > 0);
-  const sized = attempt.curve.filter((point) => point.bytes !== null && point.bytes > 0);
-  const last = attempt.curve.at(-1);
+function Curve({ curve, stage }: { curve: readonly CurvePoint[]; stage: string }) {
+  const loss = curve.filter((point) => point.loss !== null && point.loss > 0);
+  const sized = curve.filter((point) => point.bytes !== null && point.bytes > 0);
+  const last = curve.at(-1);
   const budget = last?.budget ?? null;
   return (
     <div className="grid grid-cols-[auto_minmax(0,1fr)_auto] items-center gap-x-3 gap-y-1 text-[0.82rem]">
       {loss.length > 1 && (
         <Spark
           name="Loss"
-          points={loss.map((point) => [point.step, Math.log(point.loss as number)])}
+          points={thinned(loss.map((point) => [point.step, Math.log(point.loss as number)]))}
           colour={stageColour(stage)}
           figures={figure(loss.at(-1)?.loss)}
         />
@@ -164,7 +165,7 @@ function Curve({ attempt, stage }: { attempt: Attempt; stage: string }) {
       {sized.length > 1 && (
         <Spark
           name="Size"
-          points={sized.map((point) => [point.step, Math.log(point.bytes as number)])}
+          points={thinned(sized.map((point) => [point.step, Math.log(point.bytes as number)]))}
           goal={budget === null ? null : Math.log(budget)}
           colour={stageColour(stage)}
           figures={size(sized.at(-1)?.bytes) + (budget === null ? "" : ` of ${size(budget)}`)}
@@ -188,7 +189,7 @@ function Spark({
   figures,
 }: {
   name: string;
-  points: [number, number][];
+  points: readonly Point[];
   goal?: number | null;
   colour: string;
   figures: string;
@@ -197,7 +198,7 @@ function Spark({
   const ys = [...points.map(([, y]) => y), ...(goal === null ? [] : [goal])];
   const [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
   const height = (y: number) => (28 - (26 * (y - y0)) / (y1 - y0 || 1)).toFixed(2);
-  const place = ([x, y]: [number, number]) => `${((100 * (x - x0)) / (x1 - x0 || 1)).toFixed(2)},${height(y)}`;
+  const place = ([x, y]: Point) => `${((100 * (x - x0)) / (x1 - x0 || 1)).toFixed(2)},${height(y)}`;
   return (
     <>
       <span className="text-soft">{name}</span>

@@ -5,7 +5,7 @@ import { Empty, StageName } from "@/components/basics";
 import { edgeOfChaos, rules, telling } from "@/lib/derive";
 import { fixed, percent } from "@/lib/format";
 import { BASELINE, stageColour } from "@/lib/stages";
-import type { Attempt, Check, RunView } from "@/lib/store";
+import type { Attempt, Check, Settled } from "@/lib/store";
 
 function verdict(check: Check | null): [string, string] {
   if (check === null) return ["", "text-soft"];
@@ -13,7 +13,7 @@ function verdict(check: Check | null): [string, string] {
   return check.passed ? ["holds", "text-good"] : ["fails", "text-poor"];
 }
 
-export function Integration({ view }: { view: RunView }) {
+export function Integration({ view }: { view: Settled }) {
   const measured = Object.values(view.stages)
     .map((stage) => ({ stage: stage.name, attempt: telling(stage) }))
     .filter(

@@ -4,7 +4,7 @@
  */
 "use client";
 
-import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "react";
+import { memo, useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "react";
 
 import { Button, Empty, StageMark } from "@/components/basics";
 import { Icon } from "@/components/icons";
@@ -62,22 +62,27 @@ export function EventLog({ view }: { view: RunView }) {
   }, [follow, height]);
   useEffect(() => {
     if (box.current === null) return;
-    const seen = new ResizeObserver(([entry]) => entry && setInSight(entry.contentRect.height));
-    seen.observe(box.current);
-    return () => seen.disconnect();
+    const resized = new ResizeObserver(([entry]) => entry && setInSight(entry.contentRect.height));
+    resized.observe(box.current);
+    return () => resized.disconnect();
   }, []);
 
-  let first = Math.max(0, Math.floor(top / ROW) - openRows.length * Math.ceil(DETAILS / ROW) - MARGIN);
-  while (first < events.length && offset(first + 1) < top - MARGIN * ROW) first += 1;
+  // While the end is followed, what is in sight follows from the height; the scroll that ensues needs no second drawing.
+  const seen = follow ? Math.max(0, height - inSight) : top;
+  let first = Math.max(0, Math.floor(seen / ROW) - openRows.length * Math.ceil(DETAILS / ROW) - MARGIN);
+  while (first < events.length && offset(first + 1) < seen - MARGIN * ROW) first += 1;
   let last = first;
-  while (last < events.length && offset(last) < top + inSight + MARGIN * ROW) last += 1;
+  while (last < events.length && offset(last) < seen + inSight + MARGIN * ROW) last += 1;
 
-  const toggle = (seq: number) => {
-    const next = new Set(open);
-    if (!next.delete(seq)) next.add(seq);
+  const toggle = useCallback((seq: number) => {
+    setOpen((now) => {
+      const next = new Set(now);
+      if (!next.delete(seq)) next.add(seq);
+      return next;
+    });
+    if (box.current !== null) setTop(box.current.scrollTop);
     setFollow(false);
-    setOpen(next);
-  };
+  }, []);
   return (
     <>
       <div className="mb-2 flex flex-wrap items-center gap-1" role="group" aria-label="Events shown">
@@ -93,7 +98,14 @@ export function EventLog({ view }: { view: RunView }) {
           </button>
         ))}
         <label className="ml-auto inline-flex min-h-7 items-center gap-1.5 text-[0.82rem]">
-          <input type="checkbox" checked={follow} onChange={(event) => setFollow(event.target.checked)} />
+          <input
+            type="checkbox"
+            checked={follow}
+            onChange={(event) => {
+              if (box.current !== null) setTop(box.current.scrollTop);
+              setFollow(event.target.checked);
+            }}
+          />
           Follow
         </label>
       </div>
@@ -106,10 +118,12 @@ export function EventLog({ view }: { view: RunView }) {
         data-count={events.length}
         onScroll={(event) => {
           const at = event.currentTarget;
+          const atEnd = at.scrollHeight - at.scrollTop - at.clientHeight < ROW;
+          if (atEnd && follow) return;
           setTop(at.scrollTop);
-          setFollow(at.scrollHeight - at.scrollTop - at.clientHeight < ROW);
+          setFollow(atEnd);
         }}
-        className="relative h-96 shrink-0 overflow-x-hidden overflow-y-auto rounded-md border border-line xl:h-[34rem]"
+        className="relative h-96 shrink-0 overflow-x-hidden overflow-y-auto rounded-md border border-line [contain:strict] xl:h-[34rem]"
       >
         {events.length === 0 && (
           <div className="p-3">
@@ -145,7 +159,7 @@ export function EventLog({ view }: { view: RunView }) {
 
 const TONES = { plain: "", good: "text-good", fair: "text-fair", poor: "text-poor" } as const;
 
-function Row({
+const Row = memo(function Row({
   event,
   said,
   open,
@@ -193,4 +207,4 @@ function Row({
       )}
     </li>
   );
-}
+});

@@ -2,18 +2,18 @@
 "use client";
 
 import dynamic from "next/dynamic";
-import Link from "next/link";
 import { useSearchParams } from "next/navigation";
-import { useEffect, useRef, useState } from "react";
+import { memo, useEffect, useRef, useState, type ComponentType } from "react";
 
 import { ErrorBox, Part, RunStateLabel, Skeleton } from "@/components/basics";
+import { Link } from "@/components/link";
 import { Controls } from "@/components/controls";
 import type { RunSummary } from "@/lib/api";
 import { describe } from "@/lib/describe";
 import { figure, integer, moment, percent, seconds, size, times, words } from "@/lib/format";
 import { useRun } from "@/lib/live";
 import { levelTitle } from "@/lib/stages";
-import { readChecks, type RunView } from "@/lib/store";
+import { readChecks, sameSettled, type RunView, type Settled } from "@/lib/store";
 import { resultNumber } from "@/lib/derive";
 import { Benchmarks } from "./benchmarks";
 import { Current } from "./current";
@@ -22,10 +22,28 @@ import { EventLog } from "./log";
 import { Quality } from "./quality";
 import { Timeline } from "./timeline";
 
+/** Draws a part again only when what it shows changes: not with every line, step and point of a training. */
+function settled<Props extends { view: Settled }>(part: ComponentType<Props>) {
+  return memo(part, (before, after) =>
+    (Object.keys(after) as (keyof Props)[]).every(
+      (key) => before[key] === after[key] || (key === "view" && sameSettled(before.view, after.view)),
+    ),
+  );
+}
+
 const loading = () => <Skeleton className="h-56" />;
-const SizeChart = dynamic(() => import("./charts").then((found) => found.SizeChart), { ssr: false, loading });
-const QualityChart = dynamic(() => import("./charts").then((found) => found.QualityChart), { ssr: false, loading });
-const ExpertRadar = dynamic(() => import("./charts").then((found) => found.ExpertRadar), { ssr: false, loading });
+const SizeChart = settled(dynamic(() => import("./charts").then((found) => found.SizeChart), { ssr: false, loading }));
+const QualityChart = settled(
+  dynamic(() => import("./charts").then((found) => found.QualityChart), { ssr: false, loading }),
+);
+const ExpertRadar = settled(
+  dynamic(() => import("./charts").then((found) => found.ExpertRadar), { ssr: false, loading }),
+);
+const SteadyIntegration = settled(Integration);
+const SteadyQuality = settled(Quality);
+const SteadyBenchmarks = settled(Benchmarks);
+const SteadyHead = settled(Head);
+const SteadyVerdict = settled(Verdict);
 
 export function RunPage() {
   const id = useSearchParams().get("id") ?? "";
@@ -48,9 +66,9 @@ function Run({ id }: { id: string }) {
   if (loading || summary === null) return <LoadingRun />;
   return (
     <div className="space-y-3 sm:space-y-4" data-run={id} data-next={view.next}>
-      <Head view={view} summary={summary} />
+      <SteadyHead view={view} summary={summary} />
       <Announcer view={view} />
-      <Verdict view={view} summary={summary} />
+      <SteadyVerdict view={view} summary={summary} />
       <Part id="timeline" title="Progress">
         <Timeline view={view} over={isOver(summary)} />
       </Part>
@@ -62,7 +80,7 @@ function Run({ id }: { id: string }) {
           <SizeChart view={view} />
         </Part>
         <Part id="integration" title="Integration" className="md:col-span-2 xl:col-span-1">
-          <Integration view={view} />
+          <SteadyIntegration view={view} />
         </Part>
         <Part
           id="quality"
@@ -70,7 +88,7 @@ function Run({ id }: { id: string }) {
           hint="retention relative to the baseline"
           className="md:col-span-2 xl:col-span-3"
         >
-          <Quality view={view} />
+          <SteadyQuality view={view} />
         </Part>
         <Part id="tradeoff" title="Quality against compression" className="md:col-span-2">
           <QualityChart view={view} />
@@ -79,7 +97,7 @@ function Run({ id }: { id: string }) {
           <ExpertRadar view={view} />
         </Part>
         <Part id="benchmarks" title="Benchmarks" className="md:col-span-2">
-          <Benchmarks view={view} name={summary.name} />
+          <SteadyBenchmarks view={view} name={summary.name} />
         </Part>
         <Part id="events" title="Event log" className="md:col-span-2 xl:col-span-1">
           <EventLog view={view} />
@@ -93,7 +111,7 @@ function isOver(summary: RunSummary): boolean {
   return ["complete", "aborted", "interrupted", "failed", "lost"].includes(summary.state);
 }
 
-function Head({ view, summary }: { view: RunView; summary: RunSummary }) {
+function Head({ view, summary }: { view: Settled; summary: RunSummary }) {
   const artifacts = summary.stages.filter((stage) => stage.artifact !== null);
   return (
     <div className="flex flex-wrap items-start justify-between gap-x-8 gap-y-3">
@@ -139,7 +157,7 @@ function Head({ view, summary }: { view: RunView; summary: RunSummary }) {
 }
 
 /** What came out, once the run has ended; a decision to take, where it waits for one. */
-function Verdict({ view, summary }: { view: RunView; summary: RunSummary }) {
+function Verdict({ view, summary }: { view: Settled; summary: RunSummary }) {
   if (view.failure !== null || summary.state === "failed") {
     const failure = view.failure ?? summary.error ?? { what: "the run ended with an error", where: "", fix: "" };
     return <ErrorBox error={failure} />;
@@ -240,9 +258,14 @@ function Announcer({ view }: { view: RunView }) {
   const [said, setSaid] = useState("");
   const from = useRef(view.next);
   useEffect(() => {
-    const news = view.log.findLast((event) => TOLD.has(event.kind) && event.seq >= from.current);
+    for (let index = view.log.length - 1; index >= 0; index -= 1) {
+      const event = view.log[index];
+      if (event === undefined || event.seq < from.current) break;
+      if (!TOLD.has(event.kind)) continue;
+      setSaid(describe(event, view.titles).title);
+      break;
+    }
     from.current = view.next;
-    if (news !== undefined) setSaid(describe(news, view.titles).title);
   }, [view]);
   return (
     <p role="status" className="sr-only">

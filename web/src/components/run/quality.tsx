@@ -6,7 +6,7 @@ import { answer, coreRetention, grade, tasks, lastAttempt } from "@/lib/derive";
 import { benchmark, percent } from "@/lib/format";
 import { BASELINE, stageColour } from "@/lib/stages";
 import { obj, num, pair } from "@/lib/read";
-import type { RunView, Score } from "@/lib/store";
+import type { Score, Settled } from "@/lib/store";
 
 const TONES = { good: "text-good", fair: "text-fair", poor: "text-poor", none: "text-soft" } as const;
 const FILLS = { good: "var(--good)", fair: "var(--fair)", poor: "var(--poor)", none: "var(--soft)" } as const;
@@ -17,7 +17,7 @@ const GRADES = {
   none: "not measured",
 } as const;
 
-export function Quality({ view }: { view: RunView }) {
+export function Quality({ view }: { view: Settled }) {
   const found = answer(view);
   if (found === null) return <Empty>Quality appears once the baseline is measured</Empty>;
   const untouched = found.stage === BASELINE;

@@ -34,8 +34,8 @@ function Step({ view, name, over }: { view: RunView; name: string; over: boolean
     >
       <div className="keeps-colour -mx-3 mb-2 h-1.5 overflow-hidden rounded-t-md bg-line" aria-hidden="true">
         <div
-          className={`h-full transition-[width] duration-300 ${now ? "animate-pulse" : ""}`}
-          style={{ width: `${100 * (now ? Math.max(done, 0.04) : done)}%`, background: stageColour(name) }}
+          className={`h-full origin-left ${now ? "animate-pulse" : ""}`}
+          style={{ transform: `scaleX(${now ? Math.max(done, 0.04) : done})`, background: stageColour(name) }}
         />
       </div>
       <div className="flex flex-wrap items-baseline justify-between gap-x-3 sm:block xl:flex">
