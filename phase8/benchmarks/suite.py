@@ -104,7 +104,8 @@ def load_suite(
 
     Args:
         experts: names from the expert file.
-        samples: so many items of each benchmark, evenly spread over it; None for all.
+        samples: so many items of each benchmark, evenly spread over it, and so many of the embedded world's documents;
+            None for all.
         skip_expert_benchmarks: leave out the benchmarks whose only role is to judge an expert.
         text: a file of held-out text for the bits per byte; None takes the embedded world's.
         directory: where the YAML files and `suite.json` are.
@@ -118,6 +119,8 @@ def load_suite(
     known = expert_map(overrides)
     check_experts(experts, known)
     documents = held_out_documents(text)
+    if text is None:
+        documents = [documents[number] for number in spread(len(documents), samples)]
     tasks = [
         task
         for task in read_tasks(directory, known)
