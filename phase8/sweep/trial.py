@@ -93,7 +93,7 @@ class CurrentTrial:
             told = ", ".join(f"{name} {figures.get(name, math.nan):.4g}, asked {asked[name]}" for name in missed)
             raise TrialPruned(f"its preview ends it: {told}")
 
-    def check_dominated(self, figures: Mapping[str, float]) -> None:
+    def check_dominated(self, figures: Mapping[str, float], *, slack: float = 1.0) -> None:
         """Ends a trial whose objective is known to be no better than that of the best trial so far.
 
         Whatever its quality turns out to be, it is not the study's answer. Nothing is said of its constraints, so a
@@ -101,6 +101,7 @@ class CurrentTrial:
 
         Args:
             figures: what is known before the quality is measured.
+            slack: above 1 they are estimates, and the objective may turn out better by this factor.
 
         Raises:
             TrialPruned: it cannot become the best.
@@ -108,14 +109,17 @@ class CurrentTrial:
         name = next(iter(self.settings.objectives))
         if not self.settings.prune_dominated or name not in figures:
             return
-        gain = self.settings.gain
+        gain, value = self.settings.gain, figures[name]
+        hoped = value * slack if self.settings.directions[0] == "maximize" else value / slack
         feasible = [trial for trial in self.study.get_trials(deepcopy=False) if is_feasible(trial)]
         best = max(feasible, key=lambda trial: gain(trial.values[0]), default=None)
-        if best is not None and gain(figures[name]) <= gain(best.values[0]):
-            self.note(FIGURES, dict(figures))
-            self.trial.report(figures[name], 0)
+        if best is not None and gain(hoped) <= gain(best.values[0]):
+            if slack == 1.0:
+                self.note(FIGURES, dict(figures))
+            self.trial.report(value, 0)
             self._dominated = True
-            raise TrialPruned(f"{name} is {figures[name]:.4g}, trial {best.number} has {best.values[0]:.4g}")
+            known = f"is {value:.4g}" if slack == 1.0 else f"comes to about {value:.4g}, at best {hoped:.4g}"
+            raise TrialPruned(f"{name} {known}; trial {best.number} has {best.values[0]:.4g}")
 
     def complete(self, figures: Mapping[str, float]) -> str:
         """Records the end; returns its state. A figure that is missing makes it a failure."""
