@@ -1,7 +1,7 @@
 """Studies of the reference model in closed form (nothing is trained): kills, costs, search against chance.
 
     python -m experiments.studies run vptq --kills 3      60 trials; the process is killed three times on the way
-    python -m experiments.studies run vptq_random_1       the same space by chance, seed 1; vptq_1: TPE with seed 1
+    python -m experiments.studies run vptq_random_1 --trials 30       by chance, seed 1; vptq_1: TPE with seed 1
     python -m experiments.studies hand vptq               the values that the variants have, on the same items
     python -m experiments.studies alone vptq              some trials as runs on their own: no cache, no preview
     python -m experiments.studies workers joblib          twelve trials by one worker and by two
@@ -93,7 +93,7 @@ def study_command(name: str, *more: str) -> list[str]:
     return [
         sys.executable, str(ROOT / "run.py"), "-m", *FLOOR, *CLOSED, *SPACES[space], f"hydra.sweeper.study={name}",
         f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.seed={seed}", f"paths.cache_dir={CACHE}",
-        f"hydra.sweeper.n_trials={TRIALS}", *more,
+        *more,
     ]  # fmt: skip
 
 
@@ -126,14 +126,15 @@ def ended(name: str) -> list[Any]:
     return [trial for trial in trials_of(name) if trial.state.is_finished() and counts(trial)]
 
 
-def run_study(name: str, kills: int, every: int, seed: int) -> None:
+def run_study(name: str, trials: int, kills: int, every: int, seed: int) -> None:
     """Runs a study to its total; kills its process after about `every` more trials, where one has run for a while."""
     validation_items()
     draw, begin = random.Random(seed), time.time()
     log = STUDIES / name / "kills.jsonl"
+    command = study_command(name, f"hydra.sweeper.n_trials={trials}")
     done = len(log.read_text().splitlines()) if log.is_file() else 0
     for number in range(done, kills):
-        process = subprocess.Popen(study_command(name), env=environment(), process_group=0)
+        process = subprocess.Popen(command, env=environment(), process_group=0)
         wanted = len(ended(name)) + every + draw.randrange(-1, 2)
         while process.poll() is None and len(ended(name)) < wanted:
             time.sleep(5)
@@ -147,7 +148,7 @@ def run_study(name: str, kills: int, every: int, seed: int) -> None:
         with log.open("a") as file:
             file.write(json.dumps({"kill": number + 1, "ended": len(ended(name)), "in_hand": running}) + "\n")
         print(f"killed, trial {running} in hand", flush=True)
-    subprocess.run(study_command(name), env=environment(), check=True)
+    subprocess.run(command, env=environment(), check=True)
     note(kind="study", study=name, seconds=time.time() - begin)
 
 
@@ -242,6 +243,7 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("run")
     command.add_argument("study")
+    command.add_argument("--trials", type=int, default=TRIALS, help="in all; more later go on with the study")
     command.add_argument("--kills", type=int, default=0)
     command.add_argument("--every", type=int, default=15, help="trials between kills")
     command.add_argument("--seed", type=int, default=0, help="of the kills' moments")
@@ -259,7 +261,7 @@ def main() -> None:
     STUDIES.mkdir(exist_ok=True)
     match args.command:
         case "run":
-            run_study(args.study, args.kills, args.every, args.seed)
+            run_study(args.study, args.trials, args.kills, args.every, args.seed)
         case "hand":
             run_hand(args.space)
         case "alone":
