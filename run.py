@@ -24,7 +24,7 @@ from phase8.errors import ConfigError, Phase8Error
 from phase8.files import fresh_directory, make_directory
 from phase8.output import run_program
 from phase8.sweep.best import expand_study
-from phase8.sweep.objective import figures, inside_job, place_in_sweep
+from phase8.sweep.objective import figures, in_preview, inside_job, place_in_sweep
 from phase8.sweep.watch import TrialWatch
 
 OUR_ERROR, INTERRUPTED = 2, 130
@@ -142,7 +142,7 @@ def main(composed: DictConfig) -> dict[str, float] | None:
 
         with dashboard_beside(config.dashboard and not inside_job(), config.paths.output_dir):
             watch = TrialWatch(config)
-            result = run_configured(config, listeners=[watch] if inside_job() else [])
+            result = run_configured(config, listeners=[watch] if inside_job() else [], report=not in_preview())
             ENDED.set()
     except Phase8Error as error:
         if inside_job():

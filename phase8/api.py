@@ -35,6 +35,7 @@ def run_configured(
     *,
     console: bool = True,
     listeners: Sequence[Listener] = (),
+    report: bool = True,
 ) -> dict[str, Any]:
     """Runs the whole pipeline with console, report and tracking; returns the content of `result.json`.
 
@@ -42,6 +43,7 @@ def run_configured(
         source: a model in memory; None loads `config.model`.
         console: show progress on the terminal.
         listeners: called with every event; one may raise `RunStopped` to end the run in order.
+        report: write `report.html`.
 
     Raises:
         Phase8Error: bad settings, model or output directory, or a directory that holds a run already.
@@ -58,7 +60,7 @@ def run_configured(
                 "(in Python: paths.output_dir)",
             )
         write_atomic(run_dir / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
-        return _run(config, source, events, Journal(run_dir), ending, console, listeners)
+        return _run(config, source, events, Journal(run_dir), ending, console, listeners, report=report)
 
 
 def resume(
@@ -124,8 +126,9 @@ def _run(
     console: bool,
     listeners: Sequence[Listener],
     past: Sequence[Event] = (),
+    report: bool = True,
 ) -> dict[str, Any]:
-    """Runs with the log open; a report is written whatever happens."""
+    """Runs with the log open; a report, where one is wanted, is written whatever happens."""
     run_dir, cache_dir = Path(config.paths.output_dir), make_directory(Path(config.paths.cache_dir), CACHE)
     if not config.model.path.count("/") == 1 or Path(config.model.path).exists():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -171,7 +174,8 @@ def _run(
             try:
                 open_listeners.close()
             finally:
-                _write_report(run_dir, under_way)
+                if report:
+                    _write_report(run_dir, under_way)
 
 
 def _write_report(run_dir: Path, under_way: bool) -> None:

@@ -76,7 +76,7 @@ def test_benchmarks_of_an_expert():
     assert expert_map(config.benchmarks.experts)["memory"] == EXPERT_BENCHMARKS["memory"]
 
 
-@pytest.mark.parametrize("setting", ["benchmarks.data_dir=data", "benchmarks.run_generated_code=true"])
+@pytest.mark.parametrize("setting", ["benchmarks.pass_at=10", "benchmarks.run_generated_code=true"])
 def test_settings_of_the_published_benchmarks_do_not_fit_the_embedded_ones(setting):
     with pytest.raises(ConfigError, match="the embedded benchmarks do not use"):
         CompressionConfig.from_dict(composed(setting))

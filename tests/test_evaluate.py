@@ -129,6 +129,25 @@ def test_samples_are_spread_over_the_items(directory, model, tokenizer):
     assert set(few.eudaimonia) == set(RULES)
 
 
+def test_items_of_another_directory_take_the_place_of_the_shipped_ones(tmp_path):
+    """Few items, few documents; other items, another suite; a directory without them says what writes them."""
+    data = tmp_path / "items"
+    shutil.copytree(MINI / "data", data)
+    rows = [{**json.loads(line), "prompt": "Asked anew"} for line in (data / "mini_arc.jsonl").read_text().splitlines()]
+    (data / "mini_arc.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    shipped = load_suite(skip_expert_benchmarks=True, samples=5)
+    other = load_suite(skip_expert_benchmarks=True, samples=5, data_dir=str(data))
+    assert len(shipped.text) == len(other.text) == 5
+    asked = {name: [doc["prompt"] for doc in task.eval_docs] for name, task in other.loaded.items()}
+    known = {name: [doc["prompt"] for doc in task.eval_docs] for name, task in shipped.loaded.items()}
+    assert set(asked.pop("mini_arc")) == {"Asked anew"} != set(known.pop("mini_arc"))
+    assert asked == known
+    assert suite_hash(shipped) != suite_hash(other)
+    with pytest.raises(BenchmarkError, match="cannot be loaded|no data for") as refused:
+        load_suite(data_dir=str(tmp_path / "nowhere"))
+    assert "phase8.world.items" in refused.value.fix
+
+
 def test_experts_choose_benchmarks_and_the_missing_are_named(directory):
     names = lambda **k: [task.name for task in load_suite(directory=directory, **k).tasks]  # noqa: E731
     assert names() == ["tiny_arc", "tiny_eudaimonia"]

@@ -50,6 +50,28 @@ def test_a_failed_job_does_not_end_the_others(tmp_path):
     assert again.returncode == 0 and (tmp_path / "many-2" / "summary.json").exists()
 
 
+@pytest.mark.slow
+def test_a_missing_model_among_good_ones(tmp_path, tiny_model_dir):
+    """Through `run.py` itself: the other job finishes, and the summary says what failed."""
+    ended = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "-m", "model=local", f"model.path={tmp_path}/nowhere,{tiny_model_dir}",
+         "seedlm.enabled=false", "hyper.enabled=false", "vptq.codebook_size=16", "grokfast.iterations=0",
+         "benchmark_samples=4", "skip_expert_benchmarks=true", "max_retries=0", "benchmarks.edge_pool=shipped",
+         "optimizer.calibration_sequences=4", "optimizer.held_out_sequences=2", "optimizer.batch_sequences=2",
+         "logger=none", "hydra.sweep.dir=many", f"paths.cache_dir={tmp_path}/cache"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, cwd=tmp_path, capture_output=True,
+        text=True, timeout=1500,
+    )  # fmt: skip
+    assert ended.returncode == 1 and "Traceback" not in ended.stderr, ended.stderr[-3000:]
+    missing, good = json.loads((tmp_path / "many" / "summary.json").read_text())
+    assert (missing["state"], good["state"]) == ("FAIL", "COMPLETE"), good["reason"]
+    assert f"{tmp_path}/nowhere" in missing["reason"]
+    assert (tmp_path / "many" / "1" / "result.json").is_file()
+    assert "2 jobs, 1 finished, 1 did not" in ended.stdout
+    reason = missing["reason"].splitlines()[0]
+    assert reason in ended.stdout and reason in (tmp_path / "many" / "summary.html").read_text()
+
+
 def test_an_interval_has_no_combinations(tmp_path):
     ended = app(tmp_path, "-m", "hydra/sweeper=grid", "x=interval(0,1)")
     assert ended.returncode == 2 and "an interval has no list of values" in ended.stderr

@@ -321,6 +321,89 @@ def test_a_figure_that_the_task_does_not_return_is_a_failure(tmp_path):
     assert "no finite figure 'speed'" in load(tmp_path / "study").trials[0].user_attrs["reason"]
 
 
+# Trials that cannot be the best -----------------------------------------------------------------------------------
+
+
+def test_a_trial_that_cannot_become_the_best_ends_unasked(tmp_path):
+    """The size is known when the file is written; the sampler takes such a trial as within the constraints."""
+    from phase8.sweep.trial import CurrentTrial, TrialPruned
+
+    url = f"sqlite:///{tmp_path}/study.db"
+    asked_for = {"objectives": {"ratio": "maximize"}, "constraints": {"retention": ">= 0.9"}, "prune_dominated": True}
+    words = ("x=interval(-3,3)",)
+    study = Study(settings(url, **asked_for), space(*words))
+
+    def trial() -> CurrentTrial:
+        return CurrentTrial(study.settings, study.ask().trial_id)
+
+    first = trial()
+    first.check_dominated({"ratio": 5.0})  # nothing is there to compare with
+    first.complete({"ratio": 5.0, "retention": 0.95})
+    infeasible = trial()
+    infeasible.check_dominated({"ratio": 9.0})
+    infeasible.complete({"ratio": 9.0, "retention": 0.5})
+    better = trial()
+    better.check_dominated({"ratio": 6.0, "bytes": 10})  # better than what holds the constraint
+    better.complete({"ratio": 6.0, "retention": 0.91})
+    for ratio in (6.0, 5.5):
+        smaller = trial()
+        with pytest.raises(TrialPruned, match=f"ratio is {ratio:.4g}; trial 2 has 6") as end:
+            smaller.check_dominated({"ratio": ratio})
+        smaller.prune(str(end.value))
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3 + ["PRUNED"] * 2
+    assert study.trials[4].constraints == {} and study.trials[4].intermediate_values == {0: 5.5}
+    assert study.trials[1].constraints["retention"] == pytest.approx(0.4)
+    assert study.best()[0].number == 2
+    estimated = trial()
+    estimated.check_dominated({"ratio": 5.0}, slack=1.25)  # 6.25 at best
+    with pytest.raises(TrialPruned, match="ratio comes to about 4.5, at best 5.625; trial 2 has 6") as end:
+        estimated.check_dominated({"ratio": 4.5}, slack=1.25)
+    estimated.prune(str(end.value))
+    assert "ratio" not in study.trials[5].user_attrs["figures"]  # nothing was measured
+    unknown = trial()
+    unknown.check_dominated({"bits_per_weight": 3.0})  # the objective is not among what is known
+
+
+def test_dominated_trials_need_one_objective(tmp_path):
+    with pytest.raises(ConfigError, match="needs a single objective"):
+        settings("journal:x", objectives={"ratio": "maximize", "retention": "maximize"}, prune_dominated=True)
+
+
+def test_the_smallest_is_best_where_the_objective_is_minimised(tmp_path):
+    from phase8.sweep.trial import CurrentTrial, TrialPruned
+
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = Study(settings(url, objectives={"bytes": "minimize"}, prune_dominated=True), space("x=interval(-3,3)"))
+    CurrentTrial(study.settings, study.ask().trial_id).complete({"bytes": 100.0})
+    CurrentTrial(study.settings, study.ask().trial_id).check_dominated({"bytes": 99.0})
+    with pytest.raises(TrialPruned):
+        CurrentTrial(study.settings, study.ask().trial_id).check_dominated({"bytes": 100.0})
+
+
+# What the shipped studies are -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "conf" / "sweep").glob("*.yaml")))
+def test_no_shipped_study_trains_for_half_an_hour(name):
+    """Both ends of every setting have only stages in closed form: the lattice trains longer than a trial may last."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from phase8.codecs.stages import NAMES
+    from phase8.config import CompressionConfig
+
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        sweeper = compose("config", [f"sweep={name}"], return_hydra_config=True).hydra.sweeper
+        found = space(params=OmegaConf.to_container(sweeper.params))
+        for end in (0, -1):
+            values = {parameter.name: parameter.ends[end] for parameter in found.parameters}
+            settled = compose("config", [f"sweep={name}", *found.overrides(values)])
+            settled.paths.output_dir = "outputs"
+            config = CompressionConfig.from_dict(OmegaConf.to_container(settled, resolve=True))
+            assert any(config.stage(stage).enabled for stage in NAMES)
+            assert not any(config.stage(stage).enabled and config.stage(stage).trained for stage in NAMES)
+
+
 # A cheap run first ------------------------------------------------------------------------------------------------
 
 

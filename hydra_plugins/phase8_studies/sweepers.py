@@ -42,6 +42,7 @@ class StudyConf:
     start: list[Any] = field(default_factory=list)
     preview: dict[str, Any] = field(default_factory=dict)
     preview_constraints: dict[str, str] = field(default_factory=dict)
+    prune_dominated: bool = False
     seed: int = 0
     heartbeat_s: float = 30.0
     grace_s: float = 120.0

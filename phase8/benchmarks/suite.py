@@ -97,16 +97,19 @@ def load_suite(
     skip_expert_benchmarks: bool = False,
     text: str | None = None,
     directory: Path = MINI,
+    data_dir: str | None = None,
     overrides: Mapping[str, Sequence[str] | None] | None = None,
 ) -> Suite:
     """Loads a suite: its core and integration benchmarks, and those that its experts call for.
 
     Args:
         experts: names from the expert file.
-        samples: so many items of each benchmark, evenly spread over it; None for all.
+        samples: so many items of each benchmark, evenly spread over it, and so many of the embedded world's documents;
+            None for all.
         skip_expert_benchmarks: leave out the benchmarks whose only role is to judge an expert.
         text: a file of held-out text for the bits per byte; None takes the embedded world's.
         directory: where the YAML files and `suite.json` are.
+        data_dir: where the items are, one `TASK.jsonl` for each task; None takes those beside the YAML files.
         overrides: for some experts, other benchmarks than those of the table in `experts.py`.
 
     Raises:
@@ -116,6 +119,8 @@ def load_suite(
     known = expert_map(overrides)
     check_experts(experts, known)
     documents = held_out_documents(text)
+    if text is None:
+        documents = [documents[number] for number in spread(len(documents), samples)]
     tasks = [
         task
         for task in read_tasks(directory, known)
@@ -133,9 +138,9 @@ def load_suite(
     from phase8.benchmarks.lm import PlanCache  # lm-eval and transformers take seconds to import
 
     return Suite(
-        content=hash_directory(directory),
+        content=hash_directory(directory) + (hash_directory(Path(data_dir)) if data_dir else ""),
         tasks=tuple(tasks),
-        loaded=load_tasks(directory, [task.name for task in tasks]),
+        loaded=load_tasks(directory, [task.name for task in tasks], data_dir=data_dir),
         experts=tuple(experts),
         missing=tuple(missing),
         samples=samples,

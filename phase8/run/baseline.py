@@ -136,6 +136,7 @@ def load_run_suite(config: CompressionConfig, experts: tuple[str, ...]) -> Suite
         "samples": config.benchmark_samples,
         "skip_expert_benchmarks": config.skip_expert_benchmarks,
         "text": settings.perplexity_text,
+        "data_dir": settings.data_dir,
         "overrides": settings.experts,
     }
     if settings.suite is BenchmarkSuite.mini:
@@ -143,7 +144,6 @@ def load_run_suite(config: CompressionConfig, experts: tuple[str, ...]) -> Suite
     else:
         suite = load_real_suite(
             experts,
-            data_dir=settings.data_dir,
             run_generated_code=settings.run_generated_code,
             pass_at=settings.pass_at,
             **common,

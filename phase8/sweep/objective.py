@@ -50,6 +50,11 @@ def inside_job() -> bool:
     return _inside
 
 
+def in_preview() -> bool:
+    """Whether it is a trial's cheap run, of which nobody reads a report."""
+    return _preview
+
+
 def place_in_sweep(config: Any) -> Any:
     """The settings of a job of several: it shares finished steps, and stands in the group of its study or multirun."""
     from hydra.core.hydra_config import HydraConfig

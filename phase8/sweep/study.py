@@ -56,6 +56,9 @@ class StudySettings:
     """Settings that make a run cheap, such as `{benchmark_samples: 40}`: every trial is run with them first."""
     preview_constraints: Mapping[str, str] = field(default_factory=dict)
     """What a preview has to hold for the whole run to follow; in the form of `constraints`, with some slack."""
+    prune_dominated: bool = False
+    """Whether a trial ends unasked where its objective is known before its quality (`ratio`, `bytes`) and another trial
+    within the constraints has a better one. For one objective."""
     seed: int = 0
     heartbeat_s: float = 30.0
     grace_s: float = 120.0
@@ -80,6 +83,9 @@ class StudySettings:
         require(ends or not self.preview, "preview", "but nothing ends a trial after it", "give preview_constraints")
         fix = "hydra.sweeper.preview={benchmark_samples: 40}"
         require(bool(self.preview) or not self.preview_constraints, "preview", "and constraints hang on it", fix)
+        single = len(self.objectives) == 1
+        fix = "of several objectives a trial may be best at another one: leave it out"
+        require(single or not self.prune_dominated, "prune_dominated", "and needs a single objective", fix)
         require(self.n_trials >= 1, "n_trials", "needs at least 1", "hydra.sweeper.n_trials=60")
         require(self.workers >= 1, "workers", "needs at least 1", "hydra.sweeper.workers=2")
         require(0 < self.heartbeat_s < self.grace_s, "heartbeat_s", "needs to be below grace_s", "heartbeat_s=30")
@@ -89,6 +95,10 @@ class StudySettings:
     def directions(self) -> list[str]:
         """In the order of the objectives."""
         return list(self.objectives.values())
+
+    def gain(self, value: float) -> float:
+        """A value of the first objective as a number that is to be large."""
+        return value if self.directions[0] == "maximize" else -value
 
 
 def bound(text: str) -> tuple[str, float] | None:
@@ -335,15 +345,12 @@ class Study:
 
     def best(self) -> list[FrozenTrial]:
         """The best feasible trials: one for one objective, the Pareto front for several; empty where none is."""
-        feasible = [
-            t for t in self.trials if t.state.name == "COMPLETE" and all(v <= 0 for v in t.constraints.values())
-        ]
+        feasible = [trial for trial in self.trials if is_feasible(trial)]
         if not feasible:
             return []
         if len(self.settings.objectives) > 1:
             return list(self.study.best_trials)
-        sign_ = 1 if self.settings.directions[0] == "maximize" else -1
-        return [max(feasible, key=lambda trial: (sign_ * trial.values[0], -trial.number))]
+        return [max(feasible, key=lambda trial: (self.settings.gain(trial.values[0]), -trial.number))]
 
 
 def _suggest(trial: optuna.Trial, parameter: Parameter) -> None:
@@ -360,6 +367,11 @@ def _suggest(trial: optuna.Trial, parameter: Parameter) -> None:
 def counts(trial: FrozenTrial) -> bool:
     """Whether a trial is one of the `n_trials`: not one that was lost or was one too many."""
     return LOST not in trial.user_attrs and SURPLUS not in trial.user_attrs
+
+
+def is_feasible(trial: FrozenTrial) -> bool:
+    """Whether a trial completed within the constraints."""
+    return trial.state.name == "COMPLETE" and all(value <= 0 for value in trial.constraints.values())
 
 
 def _sampled(trial: FrozenTrial) -> bool:

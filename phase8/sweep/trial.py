@@ -25,7 +25,7 @@ from phase8.sweep.life import JOB, Heartbeat
 from phase8.sweep.objective import job
 from phase8.sweep.samplers import make_pruner
 from phase8.sweep.storage import open_storage
-from phase8.sweep.study import DIRECTORY, FIGURES, LOST, PROCESSOR_S, REASON, StudySettings, violations
+from phase8.sweep.study import DIRECTORY, FIGURES, LOST, PROCESSOR_S, REASON, StudySettings, is_feasible, violations
 
 LONGEST_REASON = 2000
 
@@ -53,6 +53,7 @@ class CurrentTrial:
         self.trial = optuna.trial.Trial(self.study, trial_id)
         self.trial_id, self.number = trial_id, self.trial.number
         self._reports = 0
+        self._dominated = False
 
     @property
     def ended(self) -> bool:
@@ -92,6 +93,34 @@ class CurrentTrial:
             told = ", ".join(f"{name} {figures.get(name, math.nan):.4g}, asked {asked[name]}" for name in missed)
             raise TrialPruned(f"its preview ends it: {told}")
 
+    def check_dominated(self, figures: Mapping[str, float], *, slack: float = 1.0) -> None:
+        """Ends a trial whose objective is known to be no better than that of the best trial so far.
+
+        Whatever its quality turns out to be, it is not the study's answer. Nothing is said of its constraints, so a
+        sampler takes them as held and its objective as it is.
+
+        Args:
+            figures: what is known before the quality is measured.
+            slack: above 1 they are estimates, and the objective may turn out better by this factor.
+
+        Raises:
+            TrialPruned: it cannot become the best.
+        """
+        name = next(iter(self.settings.objectives))
+        if not self.settings.prune_dominated or name not in figures:
+            return
+        gain, value = self.settings.gain, figures[name]
+        hoped = value * slack if self.settings.directions[0] == "maximize" else value / slack
+        feasible = [trial for trial in self.study.get_trials(deepcopy=False) if is_feasible(trial)]
+        best = max(feasible, key=lambda trial: gain(trial.values[0]), default=None)
+        if best is not None and gain(hoped) <= gain(best.values[0]):
+            if slack == 1.0:
+                self.note(FIGURES, dict(figures))
+            self.trial.report(value, 0)
+            self._dominated = True
+            known = f"is {value:.4g}" if slack == 1.0 else f"comes to about {value:.4g}, at best {hoped:.4g}"
+            raise TrialPruned(f"{name} {known}; trial {best.number} has {best.values[0]:.4g}")
+
     def complete(self, figures: Mapping[str, float]) -> str:
         """Records the end; returns its state. A figure that is missing makes it a failure."""
         objectives = list(self.settings.objectives)
@@ -129,7 +158,8 @@ class CurrentTrial:
 
     def _figures(self, figures: Mapping[str, float]) -> None:
         self.note(FIGURES, {name: value for name, value in figures.items() if math.isfinite(value)})
-        for name, value in violations(self.settings.constraints, figures).items():
+        held = {} if self._dominated else self.settings.constraints
+        for name, value in violations(held, figures).items():
             self.trial.set_constraint(name, value)
 
 
