@@ -212,6 +212,6 @@ def the_dashboard() -> str:
     return (
         f"- **The dashboard** (`python -m experiments.dashboard`): from an event to its pixel "
         f"{found['pixel']['median_ms']:.0f} ms in the median, {found['pixel']['p95_ms']:.0f} ms at the 95th "
-        f"percentile; measured at a load of {found['load_average']:.0f} on two cores. More: "
+        f"percentile; measured at a load of {found['beside']['pixel']['load_average']:.0f} on two cores. More: "
         "`experiments/results/dashboard.md`."
     )
