@@ -264,10 +264,11 @@ def as_markdown(found: dict[str, dict[str, Any]]) -> str:
         "",
         "`python -m experiments.architectures`",
         "",
-        f"Of the {len(KINDS)} causal language models of transformers {transformers.__version__}, {len(found)} were built "
-        "small with random weights, where that could be done, and taken all the way: saved, loaded, read from disk to disk, a whole run with VPTQ, the "
-        "artifact opened again, log-likelihoods equal to lm-eval's own item by item (2e-3 nats), texts equal to those "
-        f"written without a cache. {len(counts['passes'])} pass; the others stand at the end.",
+        f"Of the {len(KINDS)} causal language models of transformers {transformers.__version__}, {len(found)} were "
+        "built small with random weights, where that could be done, and taken all the way: saved, loaded, read from "
+        "disk to disk, a whole run with VPTQ, the artifact opened again, log-likelihoods equal to lm-eval's own item by "
+        "item (2e-3 nats), texts equal to those written without a cache. "
+        f"{len(counts['passes'])} pass; the others stand at the end.",
         "",
     ]
     for outcome, title in TITLES.items():
