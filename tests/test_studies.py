@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
+import io
 import os
 import signal
 import sqlite3
@@ -17,10 +19,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from phase8.errors import ConfigError, StudyError
 from phase8.sweep.life import alive, sign
+from phase8.sweep.report import table_csv
 from phase8.sweep.samplers import SAMPLERS, make_sampler
 from phase8.sweep.space import parse_space
 from phase8.sweep.storage import open_storage, shown
-from phase8.sweep.study import LOST, REPLACES, Study, StudySettings, counts
+from phase8.sweep.study import LOST, REPLACES, Study, StudySettings, counts, is_feasible
 
 ROOT = Path(__file__).parent.parent
 APP = ROOT / "tests" / "sweep_app" / "app.py"
@@ -350,8 +353,9 @@ def test_a_trial_that_cannot_become_the_best_ends_unasked(tmp_path):
         with pytest.raises(TrialPruned, match=f"ratio is {ratio:.4g}; trial 2 has 6") as end:
             smaller.check_dominated({"ratio": ratio})
         smaller.prune(str(end.value))
-    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 3 + ["PRUNED"] * 2
-    assert study.trials[4].constraints == {} and study.trials[4].intermediate_values == {0: 5.5}
+    assert [t.state.name for t in study.trials] == ["COMPLETE"] * 5  # so that a sampler sees their ratio
+    assert study.trials[4].constraints == {"retention": 0.0} and study.trials[4].values == [5.5]
+    assert [is_feasible(t) for t in study.trials] == [True, False, True, False, False]
     assert study.trials[1].constraints["retention"] == pytest.approx(0.4)
     assert study.best()[0].number == 2
     estimated = trial()
@@ -359,7 +363,11 @@ def test_a_trial_that_cannot_become_the_best_ends_unasked(tmp_path):
     with pytest.raises(TrialPruned, match="ratio comes to about 4.5, at best 5.625; trial 2 has 6") as end:
         estimated.check_dominated({"ratio": 4.5}, slack=1.25)
     estimated.prune(str(end.value))
-    assert "ratio" not in study.trials[5].user_attrs["figures"]  # nothing was measured
+    assert (
+        study.trials[6].state.name == "PRUNED" and study.trials[6].user_attrs["figures"] == {}
+    )  # nothing was measured
+    rows = list(csv.DictReader(io.StringIO(table_csv(study))))
+    assert [row["state"] for row in rows[:5]] == ["COMPLETE"] * 3 + ["UNASKED"] * 2 and rows[6]["state"] == "PRUNED"
     unknown = trial()
     unknown.check_dominated({"bits_per_weight": 3.0})  # the objective is not among what is known
 

@@ -18,7 +18,18 @@ from typing import TYPE_CHECKING, Any
 from phase8.files import write_atomic
 from phase8.sweep.best import BEST_FILE, write_best
 from phase8.sweep.storage import shown
-from phase8.sweep.study import DIRECTORY, FIGURES, OVERRIDES, PROCESSOR_S, REASON, RESTARTS, Study, counts, violations
+from phase8.sweep.study import (
+    DIRECTORY,
+    FIGURES,
+    OVERRIDES,
+    PROCESSOR_S,
+    REASON,
+    RESTARTS,
+    UNASKED,
+    Study,
+    counts,
+    violations,
+)
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -34,10 +45,11 @@ def progress_line(study: Study, number: int) -> str:
     figures = trial.user_attrs.get(FIGURES, {})
     wanted = [*study.settings.objectives, *study.settings.constraints]
     shown_figures = ", ".join(f"{name} {figures[name]:.4g}" for name in dict.fromkeys(wanted) if name in figures)
-    state = {"COMPLETE": "", "PRUNED": "pruned: ", "FAIL": "failed: "}.get(trial.state.name, f"{trial.state.name}: ")
+    words = {"COMPLETE": "", "UNASKED": "not asked: ", "PRUNED": "pruned: ", "FAIL": "failed: "}
+    state = words.get(state_of(trial), f"{trial.state.name}: ")
     reason = trial.user_attrs.get(REASON, "").split("\n")[0]
     missed = [name for name, by in violations(study.settings.constraints, figures).items() if by > 0]
-    note = f" (misses {', '.join(missed)})" if missed and trial.state.name == "COMPLETE" else ""
+    note = f" (misses {', '.join(missed)})" if missed and state_of(trial) == "COMPLETE" else ""
     return f"trial {number} ({done} of {total}): {state}{'; '.join(p for p in (reason, shown_figures) if p)}{note}"
 
 
@@ -48,10 +60,11 @@ def report_study(study: Study, root: Path) -> None:
         OutputError: a file cannot be written.
     """
     best, finished = study.best(), study.finished
-    states = {name: sum(t.state.name == name for t in finished) for name in ("COMPLETE", "PRUNED", "FAIL")}
+    states = {name: sum(state_of(t) == name for t in finished) for name in ("COMPLETE", "UNASKED", "PRUNED", "FAIL")}
     print(
         f"\nstudy {study.settings.study}: {len(finished)} of {study.settings.n_trials} trials: "
-        f"{states['COMPLETE']} complete, {states['PRUNED']} pruned, {states['FAIL']} failed"
+        f"{states['COMPLETE']} complete, {states['UNASKED']} not asked for their size, {states['PRUNED']} pruned, "
+        f"{states['FAIL']} failed"
     )
     for trial in best[:5]:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in trial.user_attrs.get(FIGURES, {}).items())
@@ -73,6 +86,11 @@ def report_study(study: Study, root: Path) -> None:
     print(f"report: {write_atomic(root / 'study.html', render(study, root))}")
 
 
+def state_of(trial: FrozenTrial) -> str:
+    """Optuna's state, or UNASKED where the trial ended for its size."""
+    return "UNASKED" if UNASKED in trial.user_attrs else trial.state.name
+
+
 def _searched(study: Study, trial: FrozenTrial) -> list[str]:
     fixed = set(study.space.fixed)
     return [text for text in trial.user_attrs.get(OVERRIDES, []) if text not in fixed]
@@ -92,7 +110,7 @@ def table_csv(study: Study) -> str:
         writer.writerow(
             [
                 trial.number,
-                trial.state.name,
+                state_of(trial),
                 int(counts(trial)),
                 *(settings.get(name, "") for name in names),
                 *(kept.get(name, "") for name in figures),
@@ -132,7 +150,7 @@ def render(study: Study, root: Path) -> str:
     rows = [["trial", "state", *figures, *names, "why"]]
     for trial in study.trials:
         kept, values = trial.user_attrs.get(FIGURES, {}), dict(o.split("=", 1) for o in _searched(study, trial))
-        state = trial.state.name.lower() if counts(trial) else "killed, taken up again"
+        state = state_of(trial).lower() if counts(trial) else "killed, taken up again"
         rows.append(
             [
                 f"{trial.number}{' *' if trial.number in on_front else ''}",

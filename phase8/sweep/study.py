@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FIGURES, REASON, LOST, SURPLUS = "figures", "reason", "lost", "surplus"
 REPLACES, RESTARTS, START, OVERRIDES, DIRECTORY = "replaces", "restarts", "start", "overrides", "directory"
-PROCESSOR_S = "processor_s"
+PROCESSOR_S, UNASKED = "processor_s", "unasked"
 DEFINITION = "definition"
 
 
@@ -370,7 +370,9 @@ def counts(trial: FrozenTrial) -> bool:
 
 
 def is_feasible(trial: FrozenTrial) -> bool:
-    """Whether a trial completed within the constraints."""
+    """Whether a trial completed within the constraints, as measured."""
+    if UNASKED in trial.user_attrs:
+        return False
     return trial.state.name == "COMPLETE" and all(value <= 0 for value in trial.constraints.values())
 
 

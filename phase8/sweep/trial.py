@@ -25,7 +25,17 @@ from phase8.sweep.life import JOB, Heartbeat
 from phase8.sweep.objective import job
 from phase8.sweep.samplers import make_pruner
 from phase8.sweep.storage import open_storage
-from phase8.sweep.study import DIRECTORY, FIGURES, LOST, PROCESSOR_S, REASON, StudySettings, is_feasible, violations
+from phase8.sweep.study import (
+    DIRECTORY,
+    FIGURES,
+    LOST,
+    PROCESSOR_S,
+    REASON,
+    UNASKED,
+    StudySettings,
+    is_feasible,
+    violations,
+)
 
 LONGEST_REASON = 2000
 
@@ -96,8 +106,9 @@ class CurrentTrial:
     def check_dominated(self, figures: Mapping[str, float], *, slack: float = 1.0) -> None:
         """Ends a trial whose objective is known to be no better than that of the best trial so far.
 
-        Whatever its quality turns out to be, it is not the study's answer. Nothing is said of its constraints, so a
-        sampler takes them as held and its objective as it is.
+        Whatever its quality turns out to be, it is not the study's answer. Where the objective is measured, the trial
+        is recorded as complete and marked `unasked`: a sampler is to know that it is better than earlier ones, and
+        takes its constraints as held. By an estimate alone it is pruned.
 
         Args:
             figures: what is known before the quality is measured.
@@ -114,10 +125,10 @@ class CurrentTrial:
         feasible = [trial for trial in self.study.get_trials(deepcopy=False) if is_feasible(trial)]
         best = max(feasible, key=lambda trial: gain(trial.values[0]), default=None)
         if best is not None and gain(hoped) <= gain(best.values[0]):
-            if slack == 1.0:
-                self.note(FIGURES, dict(figures))
-            self.trial.report(value, 0)
             self._dominated = True
+            if slack == 1.0:
+                self.note(UNASKED, value)
+                self.note(FIGURES, dict(figures))
             known = f"is {value:.4g}" if slack == 1.0 else f"comes to about {value:.4g}, at best {hoped:.4g}"
             raise TrialPruned(f"{name} {known}; trial {best.number} has {best.values[0]:.4g}")
 
@@ -137,7 +148,11 @@ class CurrentTrial:
         from optuna.trial import TrialState
 
         self.note(REASON, reason)
-        self._figures(self.storage.get_trial(self.trial_id).user_attrs.get(FIGURES, {}))
+        known = self.storage.get_trial(self.trial_id).user_attrs
+        self._figures(known.get(FIGURES, {}))
+        if UNASKED in known:
+            self.study.tell(self.number, [known[UNASKED]])
+            return "COMPLETE"
         self.study.tell(self.number, state=TrialState.PRUNED)
         return "PRUNED"
 
@@ -158,9 +173,8 @@ class CurrentTrial:
 
     def _figures(self, figures: Mapping[str, float]) -> None:
         self.note(FIGURES, {name: value for name, value in figures.items() if math.isfinite(value)})
-        held = {} if self._dominated else self.settings.constraints
-        for name, value in violations(held, figures).items():
-            self.trial.set_constraint(name, value)
+        for name, value in violations(self.settings.constraints, figures).items():
+            self.trial.set_constraint(name, 0.0 if self._dominated else value)
 
 
 @cache
