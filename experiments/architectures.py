@@ -266,8 +266,8 @@ def as_markdown(found: dict[str, dict[str, Any]]) -> str:
         "",
         f"Of the {len(KINDS)} causal language models of transformers {transformers.__version__}, {len(found)} were "
         "built small with random weights, where that could be done, and taken all the way: saved, loaded, read from "
-        "disk to disk, a whole run with VPTQ, the artifact opened again, log-likelihoods equal to lm-eval's own item by "
-        "item (2e-3 nats), texts equal to those written without a cache. "
+        "disk to disk, a whole run with VPTQ, the artifact opened again, log-likelihoods equal to lm-eval's own item "
+        "by item (2e-3 nats), texts equal to those written without a cache. "
         f"{len(counts['passes'])} pass; the others stand at the end.",
         "",
     ]
