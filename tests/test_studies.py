@@ -364,10 +364,10 @@ def test_a_trial_that_cannot_become_the_best_ends_unasked(tmp_path):
         estimated.check_dominated({"ratio": 4.5}, slack=1.25)
     estimated.prune(str(end.value))
     assert (
-        study.trials[6].state.name == "PRUNED" and study.trials[6].user_attrs["figures"] == {}
+        study.trials[5].state.name == "PRUNED" and study.trials[5].user_attrs["figures"] == {}
     )  # nothing was measured
     rows = list(csv.DictReader(io.StringIO(table_csv(study))))
-    assert [row["state"] for row in rows[:5]] == ["COMPLETE"] * 3 + ["UNASKED"] * 2 and rows[6]["state"] == "PRUNED"
+    assert [row["state"] for row in rows[:5]] == ["COMPLETE"] * 3 + ["UNASKED"] * 2 and rows[5]["state"] == "PRUNED"
     unknown = trial()
     unknown.check_dominated({"bits_per_weight": 3.0})  # the objective is not among what is known
 
