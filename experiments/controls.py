@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from experiments.frontier_gpu import randomise
 from experiments.score import load, score
-from experiments.scoreboard import add_row, read_rows
+from experiments.scoreboard import CONTROL, add_row, read_rows
 from experiments.stories import CACHE, LENGTH, ROW_STEPS, story_text
 from phase8.artifact.write import contents
 from phase8.codecs.base import BudgetTrainable, EncodedGroup, round_through
@@ -230,7 +230,7 @@ def main() -> int:
                 "method": control.method,
                 "setting": setting,
                 "ours": False,
-                "group": "control, distilled",
+                "group": CONTROL,
                 "model": "tinystories",
                 "retention_raw": None,
                 "retention_chance_corrected": None,
