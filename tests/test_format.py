@@ -36,7 +36,7 @@ def made():
 NAMES = [
     "plain", "seedlm 4 bit", "seedlm 1 bit", "vptq 8 bit", "vptq residual", "vptq outliers", "vptq product",
     "hyper winding", "hyper published", "hyper polynomial", "hyper fourier", "hyper manifold",
-    "hyper depth", "hyper fourier depth", "lattice",
+    "hyper depth", "hyper fourier depth", "lattice", "lattice shared",
     "all codecs",
 ]  # fmt: skip
 
