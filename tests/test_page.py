@@ -279,7 +279,7 @@ def test_start_pause_resume_abort_and_export_with_the_keyboard_alone(browser, st
 
         press_until(page, "Tab", "Pause")
         page.keyboard.press("Enter")
-        state.get_by_text("Paused").wait_for()
+        state.get_by_text("Paused").wait_for(timeout=600_000)  # at the next safe point: a busy machine takes its time
         assert violations(page) == []
         press_until(page, "Tab", "Resume")
         page.keyboard.press("Space")
