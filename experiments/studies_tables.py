@@ -30,8 +30,6 @@ def write_tables() -> None:
         for file in KEPT:
             if (STUDIES / name / file).is_file():
                 shutil.copy(STUDIES / name / file, target / file)
-    if studies and (STUDIES / studies[0] / "study.html").is_file():  # of one study the page too, as an example
-        shutil.copy(STUDIES / studies[0] / "study.html", SWEEPS / studies[0] / "study.html")
     parts = [
         "Written by `python -m experiments.studies tables`, from what its other commands measured.",
         *_found(studies),

@@ -8,7 +8,7 @@ from phase8.artifact.write import code_pools, contents
 from phase8.codecs import get_codec
 from phase8.codecs.base import root_mean_square
 from phase8.codecs.decoders import decode
-from phase8.codecs.rechosen import Part, Rechosen, group_bytes
+from phase8.codecs.rechosen import Rechosen, group_bytes
 from phase8.codecs.seedlm.settings import SeedLMConfig
 from phase8.codecs.vptq.choose import choose_again
 from phase8.codecs.vptq.settings import Sharing, VPTQConfig
@@ -38,7 +38,11 @@ def vptq_group(shapes=((24, 20), (10, 6)), config=VPTQ):
 
 
 def rechosen(weights, group, every=2):
-    return Rechosen(get_codec("vptq"), [Part(group, choose_again, True)], weights, every=every)
+    return Rechosen(get_codec("vptq"), [group], weights, encode=never, every=every)
+
+
+def never(weights):
+    raise AssertionError("a codec with prices is not encoded anew")
 
 
 def slow_choice(group, weights, price):
@@ -159,7 +163,7 @@ def seedlm_setup():
     weights = {"w": torch.randn(16, 24, generator=torch.Generator().manual_seed(4))}
     codec = get_codec("seedlm")
 
-    def again(group, now, price):
+    def again(now):
         return codec.encode(now, config, importance={}, seed=0)
 
     return codec, config, weights, again
@@ -168,7 +172,7 @@ def seedlm_setup():
 def test_a_codec_without_prices_encodes_its_weights_anew():
     codec, config, weights, again = seedlm_setup()
     group = codec.encode(weights, config, importance={}, seed=0)
-    module = Rechosen(codec, [Part(group, again, False)], weights, every=3)
+    module = Rechosen(codec, [group], weights, encode=again, every=3)
     assert not module.steerable and module.cheapen(5.0) == 0
     target = {"w": torch.flip(weights["w"], [0])}
     with torch.no_grad():

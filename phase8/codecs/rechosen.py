@@ -19,61 +19,62 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phase8.codecs.base import BudgetTrainable, Codec, EncodedGroup, Trainable, root_mean_square
+from phase8.codecs.base import BudgetTrainable, Codec, EncodedGroup, Priced, Trainable, root_mean_square
 from phase8.lossless import entropy
 
-Choose = Callable[[EncodedGroup, Mapping[str, Tensor], float], EncodedGroup]
-"""A group, its weights as they are now [O, I] and a price a bit -> the group with codes chosen anew. The price is in
-units of the squared error of a vector; 0 asks for the nearest codes. The settings and shapes stay."""
+Encode = Callable[[Mapping[str, Tensor]], EncodedGroup]
+"""Matrices [O, I] -> a group, as the stage's settings say."""
 
+CHOSEN_EVERY = 10
+"""Steps between two choices of a codec with prices."""
+ENCODED_AGAIN = 8
+"""Times that a codec without prices encodes anew in a training."""
 DISTANCE_PER_NAT = 3e5
 """The squared error, in mean squares of the weights, that is worth one nat per token. Only the scale on which the
 steered price begins; the steering finds what is needed."""
 LEAST_PRICE = 0.01
-"""From which on `cheapen` raises the price, in the units of `Choose`."""
+"""From which on `cheapen` raises the price, in the units of `Priced.choose_again`."""
 CHOICES = 3
 """One after the other at one price: each goes by the lengths that the one before left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """One group: how it is encoded first, and how its codes are chosen again."""
-
-    group: EncodedGroup
-    choose: Choose
-    priced: bool
-    """Whether `choose` heeds the price."""
 
 
 class Rechosen(BudgetTrainable):
     """Groups of one codec with the weights that their codes stand for.
 
     Args:
+        groups: as they were encoded, or trained before.
         weights: where training begins, float32 [O, I], of every matrix of the groups.
-        every: steps between two choices.
+        encode: encodes a group's matrices anew, for a codec without prices.
+        every: steps between two choices; None: `CHOSEN_EVERY`, or what makes `ENCODED_AGAIN` of them.
     """
 
-    def __init__(self, codec: Codec, parts: Sequence[Part], weights: Mapping[str, Tensor], *, every: int) -> None:
+    def __init__(
+        self,
+        codec: Codec,
+        groups: Sequence[EncodedGroup],
+        weights: Mapping[str, Tensor],
+        *,
+        encode: Encode,
+        every: int | None = None,
+    ) -> None:
         super().__init__()
-        self._codec, self._parts, self._every, self._names = codec, list(parts), every, list(weights)
+        self._codec, self._encode, self._every = codec, encode, every
+        self._coded, self._names = list(groups), list(weights)
+        self.steerable = isinstance(codec, Priced)
         self.values = nn.ParameterList([nn.Parameter(weight.detach().clone()) for weight in weights.values()])
-        self.inner = nn.ModuleList([codec.trainable(part.group) for part in self._parts])
+        self.inner = nn.ModuleList([codec.trainable(group) for group in groups])
         self._price, self._bytes = 0.0, self.coded_bytes()
-        self.steerable = any(part.priced for part in self._parts)
         self._settle()
 
     def weights(self) -> dict[str, Tensor]:
         """See `BudgetTrainable`."""
-        found: dict[str, Tensor] = {}
-        for inner in self.inner:
-            assert isinstance(inner, Trainable)
-            found |= inner.weights()
+        found = self._stored()
         moving = zip(self._names, self.values, strict=True)
         return {name: found[name] + (value - value.detach()) for name, value in moving}
 
@@ -101,7 +102,8 @@ class Rechosen(BudgetTrainable):
 
     def choose_again(self, step: int, steps: int, nats_per_bit: float) -> None:
         """See `BudgetTrainable`. The last steps train the codec's parameters under codes that stay."""
-        if step % self._every == 0 and step <= steps - self._every:
+        every = self._every or (CHOSEN_EVERY if self.steerable else max(1, steps // ENCODED_AGAIN))
+        if step % every == 0 and step <= steps - every:
             self._price = nats_per_bit * DISTANCE_PER_NAT
             self._choose(self._price)
 
@@ -118,41 +120,50 @@ class Rechosen(BudgetTrainable):
     def codes(self) -> dict[str, Tensor]:
         """See `BudgetTrainable`."""
         found = {"price": torch.tensor(self._price, dtype=torch.float64)}
-        for number, part in enumerate(self._parts):
-            for path, values in _streams(part.group).items():
+        for number, group in enumerate(self._coded):
+            for path, values in _streams(group).items():
                 found[f"{number}.{path}"] = torch.from_numpy(values.astype(np.int64))
         return found
 
     def load_codes(self, codes: Mapping[str, Tensor]) -> None:
         """See `BudgetTrainable`."""
         self._price = float(codes["price"])
-        for number, part in enumerate(self._parts):
-            values = {path: codes[f"{number}.{path}"].numpy() for path in _streams(part.group)}
-            self._take(number, _with_streams(part.group, values), keep_parameters=True)
+        for number, group in enumerate(self._coded):
+            values = {path: codes[f"{number}.{path}"].numpy() for path in _streams(group)}
+            self._take(number, _with_streams(group, values), keep_parameters=True)
         self._bytes = self.coded_bytes()
 
     # ----------------------------------------------------------------------------------------------------------------
 
     def _choose(self, price: float) -> None:
-        weights = {name: value.detach() for name, value in zip(self._names, self.values, strict=True)}
-        for number, part in enumerate(self._parts):
-            own = {name: weights[name].cpu() for name in part.group.tensors}
-            now = self.inner[number].export()  # type: ignore[operator]
-            self._take(number, part.choose(now, own, price), keep_parameters=part.priced)
+        weights = {name: value.detach().cpu() for name, value in zip(self._names, self.values, strict=True)}
+        for number, group in enumerate(self.groups()):
+            own = {name: weights[name] for name in group.tensors}
+            if isinstance(self._codec, Priced):
+                self._take(number, self._codec.choose_again(group, own, price), keep_parameters=True)
+            else:
+                self._take(number, self._encode(own), keep_parameters=False)
         self._settle()
         self._bytes = self.coded_bytes()
 
     @torch.no_grad()
     def _settle(self) -> None:
         """Weights under codes without prices go to what the codes say."""
-        values = dict(zip(self._names, self.values, strict=True))
-        for part, inner in zip(self._parts, self.inner, strict=True):
-            if not part.priced:
-                for name, weight in inner.weights().items():  # type: ignore[operator]
-                    values[name].copy_(weight)
+        if not self.steerable:
+            stored = self._stored()
+            for name, value in zip(self._names, self.values, strict=True):
+                value.copy_(stored[name])
+
+    def _stored(self) -> dict[str, Tensor]:
+        """What the codes say."""
+        found: dict[str, Tensor] = {}
+        for inner in self.inner:
+            assert isinstance(inner, Trainable)
+            found |= inner.weights()
+        return found
 
     def _take(self, number: int, group: EncodedGroup, *, keep_parameters: bool) -> None:
-        """Puts a group in a part's place. The parameters stay the objects that the optimiser knows.
+        """Puts a group in another's place. The parameters stay the objects that the optimiser knows.
 
         Args:
             keep_parameters: their values stay too (codes over codebooks that are trained on); else they are those of
@@ -166,7 +177,7 @@ class Rechosen(BudgetTrainable):
             owner, _, leaf = path.rpartition(".")
             fresh.get_submodule(owner)._parameters[leaf] = kept
         self.inner[number] = fresh
-        self._parts[number] = replace(self._parts[number], group=group)
+        self._coded[number] = group
 
 
 def group_bytes(group: EncodedGroup) -> int:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from phase8.codecs import EncodedGroup, get_codec
-from phase8.codecs.base import BudgetTrainable, Priced
+from phase8.codecs.base import BudgetTrainable
 from phase8.codecs.lattice.encode import LatticeCodec, LatticeConfig, first_step, pack
 from phase8.codecs.lattice.train import LatticeTrainable
 from phase8.codecs.pools import pools
-from phase8.codecs.rechosen import Choose, Part, Rechosen
+from phase8.codecs.rechosen import Rechosen
 from phase8.codecs.settings import StageSettings
 from phase8.errors import ConfigError, OutputError
 from phase8.model.source import SourceModel
@@ -38,11 +38,6 @@ AGAIN = 0.5
 """The learning rate of a training that goes on from an earlier one, as a share of the first's."""
 NARROWING_SEQUENCES = 128
 """Sequences of text that choose the kept directions and units."""
-
-CHOSEN_EVERY = 10
-"""Steps between two choices of codes, where choosing is cheap."""
-ENCODED_AGAIN = 8
-"""Times that a codec which has to encode anew does so in a training."""
 
 Size = Callable[[Sequence[EncodedGroup]], int]
 """Bytes of the artifact that groups would make."""
@@ -124,7 +119,6 @@ class TrainedStage:
         self.source, self.tokens_NT, self.size = source, tokens_NT, size
         self.protected, self.cache_dir, self.kept_answers = set(protected), cache_dir, kept_answers
         self.shape, self.start_step, self.notes = shape, start_step, list[str]()
-        self._again_every = 1
         self._before = list(trained_before)
         self._codes, self._seed = codes, seed
         self._in_hand: tuple[BudgetTrainable, dict[str, nn.Parameter], Narrow | None] | None = None
@@ -165,7 +159,6 @@ class TrainedStage:
     ) -> Trained:
         """Trains within the budget; see `train_within_budget` for what may be raised."""
         answers = self._answers(on_answers, device)
-        self._again_every = max(1, plan.steps // ENCODED_AGAIN)
         part = self._narrow()
         network = part.network if part is not None else self.source.network
         trainable, vectors = self._start(network, part)
@@ -297,21 +290,16 @@ class TrainedStage:
     def _rechosen(self, name: str, settings: StageSettings) -> Rechosen:
         """A codec's codes of all matrices that are coded, as it encodes them or as they were trained before."""
         codec, weights = get_codec(name), {name: self.source.matrices()[name].float() for name in self._coded_names()}
+
+        def encode(matrices: Mapping[str, Tensor]) -> EncodedGroup:
+            return codec.encode(matrices, settings, importance={}, seed=self._seed)
+
         groups = [group for group in self._before if group.codec == name]
         if groups:
             weights = {name: torch.from_numpy(w) for group in groups for name, w in codec.decode(group).items()}
         else:
-            for names in pools(weights, settings):
-                pool = {name: weights[name] for name in names}
-                groups.append(codec.encode(pool, settings, importance={}, seed=self._seed))
-
-        def encode(group: EncodedGroup, now: Mapping[str, Tensor], price: float) -> EncodedGroup:
-            return codec.encode(now, settings, importance={}, seed=self._seed)
-
-        priced = isinstance(codec, Priced)
-        choose: Choose = codec.choose_again if isinstance(codec, Priced) else encode
-        parts = [Part(group, choose, priced) for group in groups]
-        return Rechosen(codec, parts, weights, every=CHOSEN_EVERY if priced else self._again_every)
+            groups = [encode({name: weights[name] for name in names}) for names in pools(weights, settings)]
+        return Rechosen(codec, groups, weights, encode=encode)
 
     def _plain(self, vectors: dict[str, Tensor]) -> list[EncodedGroup]:
         plain = get_codec("plain")

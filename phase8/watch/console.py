@@ -157,7 +157,8 @@ class ConsoleListener:
         self._line(f"Phase 8 makes {view.model} smaller ({weights}{size} as 32-bit numbers)", style="bold")
         if stages:
             count = f"{len(stages)} stages" if len(stages) > 1 else "one stage"
-            self._line(f"{count}, each one smaller and judged by what it keeps: {', '.join(stages)}")
+            told = "judged by what it keeps" if len(stages) == 1 else "each one smaller and judged by what it keeps"
+            self._line(f"{count}, {told}: {', '.join(stages)}")
         self._line(f"everything is written to {_short(view.run_dir)}")
         if self.verbose:
             self._line(f"compressor {view.compressor}", style="dim")
