@@ -48,8 +48,13 @@ POINTS = (
     Point("16x", 16.1, (1.0, 1.0, 1.0), 1500),
     Point("40x", 40.2, (0.6875, 0.6875, 1.0), 5000),
     Point("100x", 100.0, (0.4375, 0.3636, 1.0), 3000),
-    Point("280x, width 64, 128 units", 280.0, (0.25, 0.1818, 1.0), 3000),
-    Point("280x, width 96, 192 units, half the heads", 280.0, (0.375, 0.2727, 0.5), 3000),
+    Point(
+        "280x, width 64, 128 units, half the heads",
+        280.0,
+        (0.25, 0.1818, 0.5),
+        24000,
+        more=("training.lr=0.014", "training.sequences=32768"),
+    ),
 )
 
 

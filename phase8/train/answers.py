@@ -17,6 +17,7 @@ import hashlib
 import io
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from phase8.files import CACHE, write_atomic
 from phase8.train.threads import side_by_side
 
 TINY = 1e-6
+"""Least probability of the rest."""
+LEAST = 1e-38
+"""Least probability of a token, so that its logarithm is finite."""
 
 
 LOGITS_AT_ONCE = 1 << 24
@@ -66,12 +70,33 @@ class Answers:
             logits_BTV: the network's answers to them.
         """
         theirs, tokens = self.of(rows, logits_BTV.device)
-        logits = logits_BTV.float()
-        ours = logits.gather(-1, tokens) - torch.logsumexp(logits, -1, keepdim=True)
-        p = theirs.exp()
-        rest = (1.0 - p.sum(-1)).clamp_min(TINY)
-        our_rest = (1.0 - ours.exp().sum(-1)).clamp_min(TINY)
-        return ((p * (theirs - ours)).sum(-1) + rest * (rest.log() - our_rest.log())).mean(-1)
+        return _KeptDivergence.apply(logits_BTV.float(), theirs, tokens)
+
+
+class _KeptDivergence(torch.autograd.Function):
+    """Logits, the original's log-probabilities and their tokens -> KL over K + 1 outcomes, as the module's text says.
+
+    The gradient is written out, in the memory of the probabilities: autograd goes over the V logits of every place
+    some ten times, which took a sixth of a narrow network's step.
+
+        dKL / d ln q_k = c_k = -p_k + q_k r / s          dKL / d logit_j = c_j - q_j sum_k c_k
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_BTV: Tensor, theirs_BTK: Tensor, tokens_BTK: Tensor) -> Tensor:
+        q_BTV = torch.softmax(logits_BTV, -1)
+        q, p = q_BTV.gather(-1, tokens_BTK), theirs_BTK.exp()
+        rest, our_rest = (1.0 - p.sum(-1)).clamp_min(TINY), 1.0 - q.sum(-1)
+        at_least = our_rest.clamp_min(TINY)
+        places = rest * (rest.log() - at_least.log()) + (p * (theirs_BTK - q.clamp_min(LEAST).log())).sum(-1)
+        steered = torch.where(our_rest > TINY, rest / at_least, 0.0)
+        c = (q * steered[..., None]).sub_(p).div_(places.shape[-1])
+        ctx.slope_BTV = q_BTV.mul_(-c.sum(-1, keepdim=True)).scatter_add_(-1, tokens_BTK, c)
+        return places.mean(-1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return ctx.slope_BTV * grad[:, None, None], None, None
 
 
 def collect_answers(
