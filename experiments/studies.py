@@ -55,7 +55,8 @@ HAND = {
         "max_compression": {"vector_dim": 3, "codebook_size": 256},
     },
 }
-"""What the variants in conf/compressor/ had when the studies began; the rest as in conf/compressor/default.yaml."""
+REST = {"vptq": {"share": "kind", "hessian_damping": 1.0}}
+"""What the variants in conf/compressor/ had when the studies began."""
 LAUNCHERS = {
     "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
     "submitit_local": ["hydra/launcher=submitit_local"],
@@ -175,7 +176,7 @@ def run_hand(space: str) -> None:
 
     validation_items()
     for variants, values in HAND[space].items():
-        words = [f"{space}.{name}={value}" for name, value in values.items()]
+        words = [f"{space}.{name}={value}" for name, value in (values | REST[space]).items()]
         place = STUDIES / "hand" / "-".join(str(value) for value in values.values())
         result, _ = single_run(place, *words, f"paths.cache_dir={CACHE}", "paths.reuse=true")
         found = figures(result)

@@ -30,8 +30,8 @@ def composed(*overrides: str) -> dict:
 def test_composed_defaults_are_the_dataclass_defaults_but_for_what_the_default_variant_chooses():
     variant = {
         "max_retries": 3,
-        "vptq.vector_dim": 3,
-        "vptq.codebook_size": 512,
+        "vptq.share": "model",
+        "vptq.hessian_damping": 0.1,
         "hyper.trajectory_type": "lattice",
         "hyper.target_ratio": 40.2,
         "hyper.kept_width": 0.6875,

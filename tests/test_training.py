@@ -347,6 +347,16 @@ def test_another_part_of_the_text_is_other_text(source, tmp_path):
     assert torch.equal(part(1, 2, None), part(1, 2, None)) and not torch.equal(part(0, 2, None), part(1, 2, None))
 
 
+def test_the_original_writes_no_more_than_is_enough(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("phase8.train.text.ENOUGH", 4)
+    for letters, expected in ((20, 4), (40, 5)):  # 20 letters are 2 sequences, 40 are 5
+        (tmp_path / "text.txt").write_text("".join(map(chr, range(33, 33 + letters))))
+        text = training_text(
+            source, model_path="tiny", path=str(tmp_path / "text.txt"), sequences=100, length=8, seed=3
+        )
+        assert len(text.tokens_NT) == expected, text.told
+
+
 def test_what_the_original_wrote_is_kept_for_other_runs(source, tmp_path):
     told = []
 

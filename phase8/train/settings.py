@@ -66,12 +66,13 @@ class GrokfastConfig:
 class TrainingConfig:
     """Training within a byte budget: how long, how fast, on how much text; see `phase8.train.within_budget`."""
 
-    steps: int = 5000
+    steps: int = 8000
     """Optimiser steps; the learning rate's fall and the size's ramp are shares of them."""
     batch_sequences: int = 16
-    sequences: int = 16384
-    """Sequences of training text, each `optimizer.sequence_tokens` long; the original answers each of them once."""
-    kept_answers: int = 48
+    sequences: int = 49152
+    """Sequences of training text at most, each `optimizer.sequence_tokens` long; the original answers each once. What
+    it writes itself ends at `phase8.train.text.ENOUGH`."""
+    kept_answers: int = 32
     """Likeliest next tokens that are kept of the original's answer at each place."""
     lr: float = 0.01
     """Adam's highest step, as a share of a matrix's root mean square."""
@@ -96,10 +97,10 @@ class TrainingConfig:
                 fix=f"the default is training.{name}={default:g}",
             )
 
-        bounds("steps", 1, 100_000_000, 5000)
+        bounds("steps", 1, 100_000_000, 8000)
         bounds("batch_sequences", 1, 65_536, 16)
-        bounds("sequences", 1, 100_000_000, 16384)
-        bounds("kept_answers", 1, 1_000_000, 48)
+        bounds("sequences", 1, 100_000_000, 49152)
+        bounds("kept_answers", 1, 1_000_000, 32)
         bounds("lr", 1e-7, 1.0, 0.01)
         bounds("ramp", 0.0, 1.0, 0.3)
         bounds("fall", 0.0, 1.0, 0.75)

@@ -1,7 +1,7 @@
 """Text to train on: the embedded world's, a user's file, or what the original writes itself.
 
 Training shows a compressed model every skill that it is to keep, so the embedded world's documents are drawn from the
-mix that the reference model saw last. A user's file is read whole; where it holds less than is wanted, the original
+mix that the reference model saw last. A user's file is read whole; where it holds less than `ENOUGH`, the original
 writes the rest itself: sequences sampled from it token by token (temperature 1), which hold what the model knows and
 nothing else.
 """
@@ -25,6 +25,8 @@ from phase8.model.latency import CACHES
 from phase8.model.source import EMBEDDED, SourceModel
 from phase8.model.text import read_documents
 
+ENOUGH = 16_384
+"""Sequences up to which the original writes: more is better, but writing takes many times as long as answering."""
 PART = 10_000
 """Between the seeds of two parts."""
 WRITTEN_AT_ONCE, WRITTEN_BYTES = 256, 1 << 27
@@ -83,7 +85,9 @@ def training_text(
             first = sequences * part if len(found) >= sequences * (part + 1) else 0
             told = f"{sequences:,} sequences of {Path(path).name}"
             return TrainingText(tokens_NT=found[first : first + sequences], told=told)
-    missing = sequences - len(found)
+    missing = min(sequences, ENOUGH) - len(found)
+    if missing <= 0:
+        return TrainingText(tokens_NT=found, told=f"{len(found):,} sequences of {told}")
     written = _written(source, missing, length, seed, cache, on_written)
     told += f"; {missing:,} sequences of {length} tokens were written by the original itself"
     return TrainingText(tokens_NT=torch.cat([found, written]), told=told)

@@ -39,12 +39,14 @@ interface SizePoint {
   bytes: number;
   ratio: number;
   kept: boolean;
+  /** The ratio is written beside it: of several attempts, which lie close together, beside the last one. */
+  named: boolean;
 }
 
 export function sizePoints(view: Settled): SizePoint[] {
   const points: SizePoint[] = [];
   if (view.originalBytes !== null) {
-    points.push({ key: "input", label: "Input", stage: BASELINE, bytes: view.originalBytes, ratio: 1, kept: true });
+    points.push({ key: "input", label: "Input", stage: BASELINE, bytes: view.originalBytes, ratio: 1, kept: true, named: true });
   }
   for (const { stage, attempt, several } of attempts(view)) {
     if (attempt.bytes === null || attempt.ratio === null) continue;
@@ -56,8 +58,12 @@ export function sizePoints(view: Settled): SizePoint[] {
       bytes: attempt.bytes,
       ratio: attempt.ratio,
       kept: attempt.passed !== false,
+      named: true,
     });
   }
+  points.forEach((point, index) => {
+    point.named = points[index + 1]?.stage !== point.stage;
+  });
   return points;
 }
 
@@ -157,16 +163,18 @@ function SizeDot({ cx, cy, payload }: { cx?: number; cy?: number; payload?: Size
   return (
     <g>
       <circle cx={cx} cy={cy} r={5.5} fill={payload.kept ? colour : "var(--card)"} stroke={colour} strokeWidth={2} />
-      <text
-        x={cx}
-        y={payload.kept ? cy - 11 : cy + 20}
-        textAnchor="middle"
-        fill="var(--ink)"
-        fontSize={12}
-        fontWeight={600}
-      >
-        {times(payload.ratio)}
-      </text>
+      {payload.named && (
+        <text
+          x={cx}
+          y={payload.kept ? cy - 11 : cy + 20}
+          textAnchor="middle"
+          fill="var(--ink)"
+          fontSize={12}
+          fontWeight={600}
+        >
+          {times(payload.ratio)}
+        </text>
+      )}
     </g>
   );
 }
@@ -374,7 +382,7 @@ export function ExpertRadar({ view }: { view: Settled }) {
                 tickFormatter={(value: number) => `${Math.round(100 * value)}`}
                 tick={{ fill: "var(--soft)", fontSize: 11 }}
                 axisLine={false}
-                angle={90}
+                angle={90 + 180 / rows.length} // between two experts, whose names stand at the ends
               />
               {stages.map((stage) => (
                 <Radar
