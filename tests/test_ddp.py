@@ -241,10 +241,13 @@ except KeyboardInterrupt:
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=root, env=environment, text=True, stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout is not None
-        other = psutil.Process(int(process.stdout.readline()))
-        process.send_signal(number)
-        assert process.wait(60) == (-signal.SIGKILL if number is signal.SIGKILL else 130)
+        try:
+            assert process.stdout is not None
+            other = psutil.Process(int(process.stdout.readline()))
+            process.send_signal(number)
+            assert process.wait(120) == (-signal.SIGKILL if number is signal.SIGKILL else 130)
+        finally:
+            process.kill()
     other.wait(60)
 
 

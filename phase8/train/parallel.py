@@ -283,7 +283,7 @@ def _cause(error: Exception, others: Sequence[_Other]) -> DeviceError | None:
         time.sleep(0.05)
     if found:
         return DeviceError("; ".join(found), where="devices", fix=FIX)
-    if "timed out" in str(error).lower():
+    if any(word in str(error).lower() for word in ("timed out", "timeout")):  # gloo has no class for it
         return DeviceError(
             f"another process of the training has not answered for {TIMEOUT_S:g} s", where="devices", fix=FIX
         )
@@ -300,7 +300,7 @@ def follow(descriptor: int) -> None:
     try:
         directory, device, number, count, threads = channel.recv()
         torch.set_num_threads(threads)
-        # Mapped: the processes share one copy of the text's answers, the largest part of it.
+        # Mapped: these processes share one copy of the text's answers, the largest part of it.
         file = Path(directory) / "training.pt"
         train, arguments = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
         channel.send(None)
