@@ -195,7 +195,7 @@ def _loaded(config: CompressionConfig, source: SourceModel | None) -> SourceMode
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     set_threads(config.threads)
-    check_device(config.device)
+    check_device(config.device, config.devices)
     if source is None:
         source = load_source(config.model.path, experts_path=config.model.experts, device=config.device)
     return source

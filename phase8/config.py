@@ -86,6 +86,8 @@ class RunSettings:
     """Name of the compressor variant, for the report."""
     seed: int = 0
     device: str = "cpu"
+    devices: int = 1
+    """Devices that train a stage within its byte budget: GPUs, or shares of the CPU's threads. All else takes one."""
     threads: int = 0
     """CPU threads; 0 takes one per core."""
     dashboard: bool = False
@@ -148,6 +150,13 @@ class RunSettings:
             fix="leave it out to use every item",
         )
         check_limit(self, "")
+        most = self.training.batch_sequences
+        require(
+            1 <= self.devices <= most,
+            f"devices is {self.devices}, needs 1 to training.batch_sequences ({most}): each takes a part of the batch",
+            where="devices",
+            fix="the default is devices=1",
+        )
         require(self.threads >= 0, f"threads is {self.threads}", where="threads", fix="0 takes one per core")
         require(
             any(self.stage(name).enabled for name in NAMES),

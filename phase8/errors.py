@@ -50,6 +50,10 @@ class OutputError(Phase8Error):
     """A result cannot be written (disk full, directory read-only)."""
 
 
+class DeviceError(Phase8Error):
+    """A process of a training on several devices failed or is gone."""
+
+
 class StudyError(Phase8Error):
     """A study or its storage cannot be used."""
 

@@ -22,8 +22,8 @@ def set_threads(threads: int) -> None:
         torch.set_num_threads(threads)
 
 
-def check_device(device: str) -> None:
-    """Raises `ConfigError` where PyTorch cannot use this device."""
+def check_device(device: str, devices: int = 1) -> None:
+    """Raises `ConfigError` where PyTorch cannot use this device, or has not so many from it on."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -31,3 +31,11 @@ def check_device(device: str) -> None:
         raise ConfigError(
             f"PyTorch cannot use the device {device!r}: {what}", where="device", fix="take trainer=cpu (device=cpu)"
         ) from error
+    first = torch.device(device)
+    if first.type == "cpu":
+        return
+    found = torch.cuda.device_count() - (first.index or 0) if first.type == "cuda" else 1
+    if devices > found:
+        raise ConfigError(
+            f"devices is {devices}, and from {device} on PyTorch sees {found}", where="devices", fix=f"devices={found}"
+        )

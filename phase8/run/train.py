@@ -145,6 +145,7 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
             budget,
             plan,
             device=config.device,
+            devices=config.devices,
             on_answers=lambda done, total: run.progress(
                 "answers", stage, done, total, f"the original answers sequence {done} of {total}"
             ),

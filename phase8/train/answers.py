@@ -48,6 +48,10 @@ class Answers:
         self.log_p_NTK, self.token_NTK = log_p_NTK, token_NTK
         self._on_gpu: tuple[Tensor, Tensor] | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: as tensors, which a file can be mapped to; what a GPU holds stays behind."""
+        return _from_tensors, (torch.from_numpy(self.log_p_NTK), torch.from_numpy(self.token_NTK))
+
     def of(self, rows: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
         """Log-probabilities, float32, and tokens, int64, of some sequences [B, T, K]. A GPU gets all of them once:
         a copy for every step would make it wait."""
@@ -71,6 +75,10 @@ class Answers:
         """
         theirs, tokens = self.of(rows, logits_BTV.device)
         return _KeptDivergence.apply(logits_BTV.float(), theirs, tokens)
+
+
+def _from_tensors(log_p_NTK: Tensor, token_NTK: Tensor) -> Answers:
+    return Answers(log_p_NTK.numpy(), token_NTK.numpy())
 
 
 class _KeptDivergence(torch.autograd.Function):

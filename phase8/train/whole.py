@@ -14,13 +14,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from phase8.codecs import EncodedGroup, get_codec
-from phase8.codecs.base import BudgetTrainable
+from phase8.codecs.base import BudgetTrainable, Codec
 from phase8.codecs.lattice.encode import LatticeCodec, LatticeConfig, first_step, pack
 from phase8.codecs.lattice.train import LatticeTrainable
 from phase8.codecs.pools import pools
@@ -153,6 +154,7 @@ class TrainedStage:
         plan: Plan,
         *,
         device: str = "cpu",
+        devices: int = 1,
         on_answers: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepDone], None] | None = None,
         checkpoint: Path | None = None,
@@ -182,6 +184,7 @@ class TrainedStage:
             budget_bytes=room,
             plan=plan,
             device=device,
+            devices=devices,
             on_step=on_step,
             checkpoint=checkpoint,
         )
@@ -290,10 +293,7 @@ class TrainedStage:
     def _rechosen(self, name: str, settings: StageSettings) -> Rechosen:
         """A codec's codes of all matrices that are coded, as it encodes them or as they were trained before."""
         codec, weights = get_codec(name), {name: self.source.matrices()[name].float() for name in self._coded_names()}
-
-        def encode(matrices: Mapping[str, Tensor]) -> EncodedGroup:
-            return codec.encode(matrices, settings, importance={}, seed=self._seed)
-
+        encode = partial(_encode, codec, settings, self._seed)
         groups = [group for group in self._before if group.codec == name]
         if groups:
             weights = {name: torch.from_numpy(w) for group in groups for name, w in codec.decode(group).items()}
@@ -320,6 +320,10 @@ class TrainedStage:
     def _side_bytes(self, trainable: BudgetTrainable, vectors: dict[str, nn.Parameter], part: Narrow | None) -> int:
         """Bytes of the artifact beside the coded integers, with a little room for numbers that change."""
         return self.size(self._groups(trainable, vectors, part)) - trainable.coded_bytes() + 64
+
+
+def _encode(codec: Codec, settings: StageSettings, seed: int, matrices: Mapping[str, Tensor]) -> EncodedGroup:
+    return codec.encode(matrices, settings, importance={}, seed=seed)
 
 
 def plan_of(settings: TrainingConfig, grokfast: GrokfastConfig, precision: Precision, seed: int) -> Plan:

@@ -34,6 +34,7 @@ from phase8.train.answers import TINY, Answers
 from phase8.train.checkpoint import State, read_checkpoint, write_checkpoint
 from phase8.train.grokfast import GrokfastFilter
 from phase8.train.lightning import quiet, run_trainer
+from phase8.train.parallel import Share, several
 from phase8.train.precision import takes_bfloat16
 from phase8.train.price import EVERY, Price
 from phase8.train.settings import GrokfastConfig, Precision
@@ -114,6 +115,7 @@ def train_within_budget(
     budget_bytes: int,
     plan: Plan,
     device: str | torch.device = "cpu",
+    devices: int = 1,
     on_step: Callable[[StepDone], None] | None = None,
     checkpoint: Path | None = None,
 ) -> Outcome:
@@ -123,21 +125,25 @@ def train_within_budget(
         network: the network whose parameters they stand for, by name; its other parameters stay.
         answers: the original's, to every sequence of `tokens_NT` (int64 [N, T]).
         budget_bytes: what the coded integers are to take, which `trim` sees to.
+        devices: how many take part (no more than a batch has sequences), each with a process of its own; see
+            `phase8.train.parallel`, also for what is raised.
         on_step: may raise to stop; what it raises passes through.
         checkpoint: a directory; a training that was stopped goes on from what lies there.
     """
-    device = torch.device(device)
     start = time.perf_counter()
-    bfloat16 = takes_bfloat16(plan.precision, device)
-    with quiet(), side_by_side(device) as (slices, apply):
-        batch = SlicedBatch(
-            on_device(network, device), answers, device=device, bfloat16=bfloat16, slices=slices, apply=apply
-        )
-        module = _Training(batch, trainable, vectors, tokens_NT, budget_bytes, plan, on_step, checkpoint)
-        done = module.resume()
-        if done < plan.steps:
-            run_trainer(module, DataLoader(range(done, plan.steps), batch_size=None), plan.steps - done, device)
-    module.cpu()
+    what = {
+        "network": network,
+        "trainable": trainable,
+        "vectors": dict(vectors),
+        "answers": answers,
+        "tokens_NT": tokens_NT,
+        "budget_bytes": budget_bytes,
+        "plan": plan,
+        "checkpoint": checkpoint,
+    }
+    devices = min(devices, plan.batch_sequences, len(tokens_NT))
+    with several(_train, what, torch.device(device), devices) as share:
+        module = _train(share, **what, on_step=on_step)
     estimate = module.bits * module.coded_share / 8
     return Outcome(
         losses=module.losses,
@@ -149,9 +155,40 @@ def train_within_budget(
     )
 
 
+def _train(
+    share: Share,
+    *,
+    network: nn.Module,
+    trainable: BudgetTrainable,
+    vectors: Mapping[str, nn.Parameter],
+    answers: Answers,
+    tokens_NT: Tensor,
+    budget_bytes: int,
+    plan: Plan,
+    checkpoint: Path | None,
+    on_step: Callable[[StepDone], None] | None = None,
+) -> _Training:
+    """One process's part of `train_within_budget`."""
+    device = share.device
+    bfloat16 = takes_bfloat16(plan.precision, device)
+    with quiet(), side_by_side(device) as (slices, apply):
+        batch = SlicedBatch(
+            on_device(network, device), answers, device=device, bfloat16=bfloat16, slices=slices, apply=apply
+        )
+        module = _Training(share, batch, trainable, vectors, tokens_NT, budget_bytes, plan, on_step, checkpoint)
+        done = module.resume()
+        share.compare(lambda: module.state(moments=False).tensors | {"done": torch.tensor(done)})
+        if done < plan.steps:
+            steps = DataLoader(range(done, plan.steps), batch_size=None)
+            run_trainer(module, steps, plan.steps - done, device, share)
+    module.cpu()
+    return module
+
+
 class _Training(lightning.LightningModule):
     def __init__(
         self,
+        share: Share,
         batch: SlicedBatch,
         trainable: BudgetTrainable,
         vectors: Mapping[str, nn.Parameter],
@@ -165,7 +202,7 @@ class _Training(lightning.LightningModule):
         self.trainable = trainable
         self.vectors = nn.ParameterList(list(vectors.values()))
         self._vector_names = list(vectors)
-        self.plan, self._batch, self._tokens = plan, batch, tokens_NT
+        self.plan, self._share, self._batch, self._tokens = plan, share, share.batch(batch), tokens_NT
         self._budget_bytes, self._on_step, self._directory = budget_bytes, on_step, checkpoint
         self._steps = self._highest()
         self.seen_N = torch.ones(len(tokens_NT))
@@ -178,6 +215,9 @@ class _Training(lightning.LightningModule):
         self.price = Price(start_bits=self.bits, budget_bits=self._wanted_bits(), ramp=plan.ramp)
         self._unmeasured = [share for share in MEASURED_AT if share < 1.0]
         self._snapshot: State | None = None
+        self._lost = False
+        # DDP looks for parameters that a step does not need, and warns where there is none.
+        self.not_needed = nn.Parameter(torch.zeros(())) if share.count > 1 else None
         self._optimizer: torch.optim.Optimizer | None = None
         self._saved_optimizer: dict[str, Tensor] | None = None
         self._began = time.perf_counter()
@@ -204,9 +244,11 @@ class _Training(lightning.LightningModule):
             self._measure()
         weights = self.trainable.weights() | dict(zip(self._vector_names, self.vectors, strict=True))
         divergence, of_each = self._batch.divergence(weights, self._tokens[rows], rows)
-        value = float(divergence.detach())
-        if not math.isfinite(value):
-            return self._step_back()
+        value = float(of_each.mean())
+        self._lost = not math.isfinite(value)
+        if self._lost:
+            self._step_back()
+            return self._share.no_loss(self.parameters_())
         self.seen_N[rows] = of_each.cpu().clamp_min(TINY)
         bits = self.trainable.bits()
         if self.done % EVERY == 0:
@@ -217,6 +259,8 @@ class _Training(lightning.LightningModule):
         return divergence + self.price.value * bits
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._lost:
+            self.zero_grad()  # to None: neither filter nor optimiser counts this step
         self._filter.apply(self.parameters_())
         factor = self.slower * self.plan.rate(self.done / self.plan.steps, self.done)
         for group in optimizer.param_groups:
@@ -227,8 +271,10 @@ class _Training(lightning.LightningModule):
         with torch.no_grad():
             self.trainable.choose_again(self.done, self.plan.steps, self.price.value)
         if self.done % SNAPSHOT_EVERY == 0:
-            self._snapshot = self._state(moments=False)
-        if self._directory is not None and self.done % self.plan.checkpoint_every == 0 and self.done < self.plan.steps:
+            self._snapshot = snapshot = self.state(moments=False)
+            self._share.compare(lambda: snapshot.tensors)
+        due = self.done % self.plan.checkpoint_every == 0 and self.done < self.plan.steps
+        if self._directory is not None and self._share.first and due:
             self.save()
         if self._on_step is not None and self.losses:
             spent = time.perf_counter() - self._began
@@ -243,6 +289,7 @@ class _Training(lightning.LightningModule):
                     seconds_left=spent / here * (self.plan.steps - self.done),
                 )
             )
+        self._share.of_first(lambda: None)  # the others wait here, not within a step, while the listener pauses
 
     def parameters_(self) -> list[nn.Parameter]:
         return [*self.trainable.parameters(), *self.vectors]
@@ -268,12 +315,12 @@ class _Training(lightning.LightningModule):
         self._unmeasured.pop(0)
         with torch.no_grad():
             estimate = float(self.trainable.bits())
-        self.coded_share = self.trainable.coded_bits() / max(estimate, 1.0)
+        self.coded_share = self._share.of_first(self.trainable.coded_bits) / max(estimate, 1.0)
         self.price.budget_bits = self._wanted_bits()
 
     # Going back and going on --------------------------------------------------------------------------------------
 
-    def _state(self, *, moments: bool = True) -> State:
+    def state(self, *, moments: bool = True) -> State:
         """What a training goes on from; Adam's moments, two thirds of it, are begun anew after a step back."""
         tensors = {f"value.{i}": p.detach().clone() for i, p in enumerate(self.parameters_())}
         if self._optimizer is not None and moments:
@@ -335,7 +382,7 @@ class _Training(lightning.LightningModule):
     def save(self) -> None:
         """Writes a checkpoint, whole or not at all."""
         assert self._directory is not None
-        write_checkpoint(self._directory, self._state())
+        write_checkpoint(self._directory, self.state())
 
     def resume(self) -> int:
         """Takes up a checkpoint of the same plan and budget, if there is one; returns how many steps are done.

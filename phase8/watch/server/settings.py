@@ -22,7 +22,7 @@ from phase8.watch.server.schema import Setting, Start, Startable, Value
 from phase8.watch.server.texts import field_texts
 
 EMBEDDED = "embedded:reference"
-CLOSED = {"variant", "device", "dashboard", "resume", "paths", "model", "benchmarks.run_generated_code"}
+CLOSED = {"variant", "device", "devices", "dashboard", "resume", "paths", "model", "benchmarks.run_generated_code"}
 """Not to be set from a page, with all that lies below."""
 BOUNDS = {"max_retries": (0.0, 5.0), "max_accuracy_loss": (0.0, 0.99), "gates.min_informative": (1.0, 7.0)}
 FRACTIONS = ("gates.core.", "gates.expert.", "gates.rule.", "gates.final_", "gates.edge_", "gates.abort_")
