@@ -24,8 +24,9 @@ from phase8.sweep.samplers import SAMPLERS, make_sampler
 from phase8.sweep.space import parse_space
 from phase8.sweep.storage import open_storage, shown
 from phase8.sweep.study import LOST, REPLACES, Study, StudySettings, counts, is_feasible
-from tests.sweep_program import APP, ROOT, run_app
+from tests.program import ROOT, run_here
 
+APP = ROOT / "tests" / "sweep_app" / "app.py"
 TRIALS = 8
 
 
@@ -38,7 +39,7 @@ def arguments(directory: Path, *overrides: str) -> list[str]:
 
 
 def run(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return run_app(directory.parent, *arguments(directory, *overrides))
+    return run_here(APP, *arguments(directory, *overrides), cwd=directory.parent)
 
 
 def load(directory: Path, url: str | None = None) -> optuna.Study:
