@@ -29,7 +29,7 @@ run: $(STAMP) ## compress the embedded model; pass overrides with ARGS="compress
 	$(BIN)/python run.py $(ARGS)
 
 test: $(STAMP) ## run the quick tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(STAMP) ## run the tests that take minutes each
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -28,7 +28,7 @@ import json
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -81,7 +81,7 @@ def judge(result: Any, sample: Sample, checksum: bool) -> str:
     return "decoded to other finite weights (checksum recomputed)"
 
 
-def mutation(made: list[Sample], draw: np.random.Generator) -> tuple[Sample, str, bytes, bytes, bool]:
+def mutation(made: Sequence[Sample], draw: np.random.Generator) -> tuple[Sample, str, bytes, bytes, bool]:
     """Draws one mutation: sample, family, file, config, whether a checksum was recomputed."""
     sample = made[draw.integers(len(made))]
     names = list(FAMILIES)
@@ -90,7 +90,7 @@ def mutation(made: list[Sample], draw: np.random.Generator) -> tuple[Sample, str
     return sample, family, raw, config, checksum
 
 
-def run_chunk(made: list[Sample], seed: int, chunk: int, count: int, tally: Tally) -> None:
+def run_chunk(made: Sequence[Sample], seed: int, chunk: int, count: int, tally: Tally) -> None:
     """Opens `count` mutated artifacts."""
     draw = np.random.default_rng([seed, chunk])
     for number in range(count):
@@ -142,7 +142,7 @@ def campaign(mutations: int, seed: int, *, tally: Tally | None = None, on_chunk:
     return tally, made
 
 
-def as_json(tally: Tally, made: list[Sample] | None, seed: int) -> dict[str, Any]:
+def as_json(tally: Tally, made: Sequence[Sample] | None, seed: int) -> dict[str, Any]:
     """The results as they are written."""
     honest = [
         {"sample": s.name, "bytes": len(s.raw), "milliseconds": round(1000 * s.seconds, 2), "peak_bytes": s.peak_bytes}
@@ -247,7 +247,7 @@ def main() -> int:
         return 0
     path = options.out.with_suffix(".json")
     tally = _resumed(path, options.seed) if options.resume and path.exists() else Tally()
-    state: dict[str, list[Sample] | None] = {"made": None}
+    state: dict[str, Sequence[Sample] | None] = {"made": None}
 
     def save(now: Tally) -> None:
         found = as_json(now, state["made"], options.seed)

@@ -8,7 +8,7 @@ import time
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -138,8 +138,9 @@ def _sharing(matrices: dict[str, torch.Tensor]) -> EncodedGroup:
     return LatticeTrainable(parts, steps, shapes, pairs).export()
 
 
-def samples() -> list[Sample]:
-    """Makes the valid artifacts, the same every time."""
+@cache
+def samples() -> tuple[Sample, ...]:
+    """Makes the valid artifacts, the same every time, once for a process."""
     made = []
     for name, codecs in CODECS.items():
         fields = CONFIG | (DEEP if name.endswith(("depth", "shared")) else {})
@@ -160,4 +161,4 @@ def samples() -> list[Sample]:
             raise weights
         exact = {key: value.tobytes() for key, value in weights.items()}
         made.append(Sample(name=name, raw=raw, config=config, weights=exact, seconds=seconds, peak_bytes=peak))
-    return made
+    return tuple(made)

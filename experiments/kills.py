@@ -116,8 +116,12 @@ def settings(case: str, run_dir: Path, cache_dir: Path) -> Any:
     return CompressionConfig.from_dict(config)
 
 
-def be_quick(source: Any) -> None:
-    """Puts scores that cost milliseconds in the place of lm-eval's, and short retries; loads what forks will need."""
+def be_quick(source: Any, pause_s: float = 0.005) -> None:
+    """Puts scores that cost milliseconds in the place of lm-eval's, and short retries; loads what forks will need.
+
+    Args:
+        pause_s: between two reports of progress, long enough to be killed in.
+    """
     import lm_eval.evaluator  # noqa: F401
     import matplotlib.backends.backend_svg  # noqa: F401
     import pytorch_lightning  # noqa: F401
@@ -144,7 +148,7 @@ def be_quick(source: Any) -> None:
         for place, task in enumerate(suite.tasks):
             for done in range(0, 41, 10):
                 on_progress(task.name, done, 40)
-                time.sleep(0.005)  # long enough to be killed in
+                time.sleep(pause_s)
             labels = tuple(RULES[n % 4] for n in range(40)) if task.stands_for == EUDAIMONIA else ()
             scores[task.name] = Score(
                 task=task.name, role=task.role, stands_for=task.stands_for, experts=task.experts, chance=task.chance,

@@ -14,4 +14,4 @@ def quick_scores(source: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `be_quick` replaces is put back when the test ends."""
     monkeypatch.setattr(score, "evaluate", score.evaluate)
     monkeypatch.setattr(retry, "_longer", retry._longer)
-    be_quick(source)
+    be_quick(source, pause_s=0)

@@ -23,7 +23,9 @@ from phase8.artifact.write import contents, write_artifact
 from phase8.codecs import Importance, get_codec
 from phase8.codecs.pools import pools
 from phase8.config import (
+    BenchmarksConfig,
     CompressionConfig,
+    EdgePool,
     GateConfig,
     GrokfastConfig,
     HyperConfig,
@@ -384,6 +386,7 @@ def run_settings(directory, **changes):
     )  # fmt: skip
     return CompressionConfig(
         benchmark_samples=4,
+        benchmarks=BenchmarksConfig(edge_pool=EdgePool.shipped),
         skip_expert_benchmarks=True,
         max_accuracy_loss=0.99,
         gates=gates,

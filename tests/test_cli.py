@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,9 @@ from phase8.cli import main
 from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
 from phase8.model.source import load_source
+from tests.program import ROOT, run_here
 
-ROOT = Path(__file__).parent.parent
+RUN = ROOT / "run.py"
 
 
 @pytest.fixture
@@ -90,12 +89,6 @@ def test_wrong_place_is_one_clear_error(command, tmp_path, capsys):
     assert error.startswith("error:") and "mend:" in error and "Traceback" not in error
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *arguments], capture_output=True, text=True, timeout=600, cwd=ROOT
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -112,13 +105,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 def test_mistakes_on_the_command_line(arguments, says, tmp_path):
     if not any("run.dir" in a for a in arguments):
         arguments = [*arguments, "hydra.run.dir={tmp}"]
-    ended = run(*[a.format(tmp=tmp_path / "run") for a in arguments])
+    ended = run_here(RUN, *[a.format(tmp=tmp_path / "run") for a in arguments])
     assert ended.returncode == 2
     assert says in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_a_budget_below_the_smallest_is_refused_before_the_work(tmp_path):
-    ended = run("target_ratio=100", f"hydra.run.dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path / 'cache'}")
+    ended = run_here(
+        RUN, "target_ratio=100", f"hydra.run.dir={tmp_path / 'run'}", f"paths.cache_dir={tmp_path / 'cache'}"
+    )
     assert ended.returncode == 2 and "Traceback" not in ended.stderr
     assert "target_ratio=100 allows" in ended.stderr and "for seedlm" in ended.stderr and "mend:" in ended.stderr
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
@@ -127,13 +122,13 @@ def test_a_budget_below_the_smallest_is_refused_before_the_work(tmp_path):
 
 def test_a_place_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").write_text("")
-    ended = run(f"hydra.run.dir={tmp_path / 'file' / 'run'}")
+    ended = run_here(RUN, f"hydra.run.dir={tmp_path / 'file' / 'run'}")
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: cannot write") and "Traceback" not in ended.stderr
 
 
 def test_help_is_a_page(tmp_path):
-    ended = run("--help")
+    ended = run_here(RUN, "--help")
     assert ended.returncode == 0
     for word in ("compressor: as_printed", "Examples", "codebook_size: 512", "python -m phase8 inspect"):
         assert word in ended.stdout
@@ -141,6 +136,5 @@ def test_help_is_a_page(tmp_path):
 
 @pytest.mark.parametrize("given, verbose", [([], "false"), (["-v"], "true"), (["--verbose"], "true")])
 def test_v_tells_details(given, verbose):
-    command = [sys.executable, "run.py", *given, "--cfg", "job", "--package", "logger"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"verbose: {verbose}\n" in ended.stdout
+    ended = run_here(RUN, *given, "--cfg", "job", "--package", "logger")
+    assert ended.returncode == 0 and f"verbose: {verbose}\n" in ended.stdout

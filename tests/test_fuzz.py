@@ -24,10 +24,11 @@ from phase8.limits import Limits
 from phase8.runtime.llama import LlamaShape
 
 
-def test_a_short_campaign_does_no_harm() -> None:
-    tally, made = fuzz.campaign(2500, seed=1)
+@pytest.mark.parametrize("count", [1000, pytest.param(2500, marks=pytest.mark.slow)])
+def test_a_short_campaign_does_no_harm(count: int) -> None:
+    tally, made = fuzz.campaign(count, seed=1)
     assert tally.failures == []
-    assert tally.mutations == 2500 and set(tally.by_family) == set(fuzz_mutations.FAMILIES)
+    assert tally.mutations == count and set(tally.by_family) == set(fuzz_mutations.FAMILIES)
     assert {sample.name for sample in made} == set(fuzz_samples.CODECS)
     # The checks behind the checksums were reached: some forgeries are consistent, and decode to other weights.
     assert tally.outcomes["decoded to other finite weights (checksum recomputed)"] > 25
@@ -36,14 +37,14 @@ def test_a_short_campaign_does_no_harm() -> None:
 
 
 def test_a_campaign_repeats_and_resumes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz, "CHUNK", 100)
-    whole, _ = fuzz.campaign(250, seed=2)
-    first, _ = fuzz.campaign(200, seed=2)
-    both, _ = fuzz.campaign(250, seed=2, tally=first)
+    monkeypatch.setattr(fuzz, "CHUNK", 40)
+    whole, _ = fuzz.campaign(100, seed=2)
+    first, _ = fuzz.campaign(80, seed=2)
+    both, _ = fuzz.campaign(100, seed=2, tally=first)
     assert (whole.outcomes, whole.by_family, whole.reasons) == (both.outcomes, both.by_family, both.reasons)
     found = json.loads(json.dumps(fuzz.as_json(both, None, 2)))
-    assert found["mutations"] == sum(found["outcomes"].values()) == 250
-    assert "250 mutated artifacts, 0 failures" in fuzz.as_markdown(found)
+    assert found["mutations"] == sum(found["outcomes"].values()) == 100
+    assert "100 mutated artifacts, 0 failures" in fuzz.as_markdown(found)
 
 
 @pytest.fixture(scope="module")

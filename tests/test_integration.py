@@ -20,10 +20,8 @@ from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
 from phase8.errors import ArtifactError, ModelError
 from phase8.model.source import ExpertFile, source_from_network
+from tests.program import ROOT, run_here
 from tests.tiny_model import tiny_model, tiny_tokenizer
-
-ROOT = Path(__file__).parent.parent
-
 
 both = pytest.mark.parametrize("artifact", ["untied", "tied"], indirect=True)
 
@@ -168,7 +166,7 @@ def test_import_phase8_imports_nothing_heavy():
 
 
 def test_lm_eval_scores_an_artifact(artifact, tmp_path):
-    """lm-eval's own command and `hf` model, in another process, against log-likelihoods worked out here."""
+    """lm-eval's own command and `hf` model, against log-likelihoods worked out here."""
     network, tokenizer = load_artifact(artifact)
     items = [{"question": f"Two plus {n} is", "choices": [" five", " the river"], "label": n % 2} for n in range(8)] + [
         {"question": "A goose", "choices": [" eats grain", " +"], "label": 0}
@@ -192,13 +190,7 @@ def test_lm_eval_scores_an_artifact(artifact, tmp_path):
     )
     arguments = ["--model", "hf", "--model_args", f"pretrained={artifact}", "--tasks", "tiny", "--device", "cpu"]
     arguments += ["--include_path", str(tmp_path), "--output_path", str(tmp_path / "results.json")]
-    done = subprocess.run(
-        [sys.executable, "-m", "phase8", "lm-eval", "run", *arguments],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        timeout=600,
-    )
+    done = run_here(ROOT / "phase8" / "__main__.py", "lm-eval", "run", *arguments)
     assert done.returncode == 0, done.stderr[-2000:]
     (path,) = tmp_path.glob("**/results*.json")
     assert json.loads(path.read_text())["results"]["tiny"]["acc,none"] == pytest.approx(right / len(items))

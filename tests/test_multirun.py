@@ -18,8 +18,8 @@ from phase8.sweep.best import expand_study, write_best
 from phase8.sweep.jobs import quoted
 from phase8.sweep.storage import open_storage
 from phase8.watch.runs import read_runs
+from tests.program import ROOT, run_here
 
-ROOT = Path(__file__).parent.parent
 APP = ROOT / "tests" / "sweep_app" / "app.py"
 
 
@@ -35,7 +35,9 @@ def app(directory: Path, *overrides: str, **variables: str) -> subprocess.Comple
 
 
 def test_a_failed_job_does_not_end_the_others(tmp_path):
-    ended = app(tmp_path, "-m", "hydra/sweeper=grid", "x=0,2", "n=1,2", "fail_above=1", "hydra.sweep.dir=many")
+    ended = run_here(
+        APP, "-m", "hydra/sweeper=grid", "x=0,2", "n=1,2", "fail_above=1", "hydra.sweep.dir=many", cwd=tmp_path
+    )
     assert ended.returncode == 1 and "Traceback" not in ended.stderr
     outcomes = json.loads((tmp_path / "many" / "summary.json").read_text())
     assert [(o["overrides"][:2], o["state"]) for o in outcomes] == [
@@ -46,7 +48,7 @@ def test_a_failed_job_does_not_end_the_others(tmp_path):
     page = (tmp_path / "many" / "summary.html").read_text()
     assert page.count("ValueError: x is 2") == 2 and "What failed" in page
     assert outcomes[1]["figures"] == {"value": -2.0, "size": 2.0}
-    again = app(tmp_path, "-m", "hydra/sweeper=grid", "x=0", "hydra.sweep.dir=many")
+    again = run_here(APP, "-m", "hydra/sweeper=grid", "x=0", "hydra.sweep.dir=many", cwd=tmp_path)
     assert again.returncode == 0 and (tmp_path / "many-2" / "summary.json").exists()
 
 
@@ -73,7 +75,7 @@ def test_a_missing_model_among_good_ones(tmp_path, tiny_model_dir):
 
 
 def test_an_interval_has_no_combinations(tmp_path):
-    ended = app(tmp_path, "-m", "hydra/sweeper=grid", "x=interval(0,1)")
+    ended = run_here(APP, "-m", "hydra/sweeper=grid", "x=interval(0,1)", cwd=tmp_path)
     assert ended.returncode == 2 and "an interval has no list of values" in ended.stderr
 
 

@@ -49,29 +49,37 @@ LENIENT = GateConfig(
 """Gates that everything passes: these tests are about the way, not about the quality."""
 
 
-def settings(directory: Path, **changes) -> CompressionConfig:
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory) -> Path:
+    """Where these runs find the baseline's scores, once one of them has measured them; nothing else is kept there."""
+    return tmp_path_factory.mktemp("scores")
+
+
+def settings(directory: Path, cache: Path, **changes) -> CompressionConfig:
     return replace(
         CompressionConfig(
-            benchmark_samples=8,
+            benchmark_samples=4,
             skip_expert_benchmarks=True,
             max_accuracy_loss=0.99,
             gates=LENIENT,
             seedlm=SeedLMConfig(seed_bits=8),
+            vptq=VPTQConfig(codebook_size=64),
+            hyper=HyperConfig(grid=255),
             grokfast=GrokfastConfig(iterations=2),
             optimizer=OptimizerConfig(
                 batch_sequences=2, sequence_tokens=32, calibration_sequences=4, held_out_sequences=2
             ),
             logger=LoggerConfig(mode=WandbMode.disabled),
-            paths=PathsConfig(output_dir=str(directory / "run"), cache_dir=str(directory / "cache")),
+            paths=PathsConfig(output_dir=str(directory / "run"), cache_dir=str(cache)),
         ),
         **changes,
     )
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, scores):
     directory = tmp_path_factory.mktemp("pipeline")
-    return directory, run_configured(settings(directory), console=False)
+    return directory, run_configured(settings(directory, scores), console=False)
 
 
 def test_all_stages_leave_artifacts_that_hold_what_was_judged(finished):
@@ -111,31 +119,30 @@ def test_nothing_is_left_out_in_silence(finished):
     assert alone | coded == set(source.parameters) and not alone & coded
 
 
-def test_the_baseline_is_cached_by_content(finished, tmp_path):
-    directory, first = finished
-    config = settings(directory, paths=PathsConfig(output_dir=str(tmp_path), cache_dir=str(directory / "cache")))
-    config = replace(config, vptq=VPTQConfig(enabled=False), hyper=HyperConfig(enabled=False))
+def test_the_baseline_is_cached_by_content(finished, scores, tmp_path):
+    _, first = finished
+    config = settings(tmp_path, scores, vptq=VPTQConfig(enabled=False), hyper=HyperConfig(enabled=False))
     again = run_configured(config, console=False)
-    logs = [event.data.text for event in read_events(tmp_path / "events.jsonl") if event.kind == "log"]
+    logs = [event.data.text for event in read_events(tmp_path / "run" / "events.jsonl") if event.kind == "log"]
     assert any("from the cache" in text for text in logs)
     before = {task: row["baseline"] for task, row in first["metrics"]["benchmarks"].items()}
     assert {task: row["baseline"] for task, row in again["metrics"]["benchmarks"].items()} == before
 
 
-def test_same_seed_same_bytes(finished, tmp_path):
-    directory, first = finished
-    config = settings(directory, paths=PathsConfig(output_dir=str(tmp_path), cache_dir=str(directory / "cache")))
-    again = run_configured(config, console=False)
+def test_same_seed_same_bytes(finished, scores, tmp_path):
+    _, first = finished
+    again = run_configured(settings(tmp_path, scores), console=False)
     for stage in first["stages"]:
         one, two = (Path(r["stages"][stage]["artifact"]) / "model.safetensors" for r in (first, again))
         assert one.read_bytes() == two.read_bytes(), stage
 
 
-def test_a_failed_gate_is_tried_again_and_then_falls_back(tmp_path):
+def test_a_failed_gate_is_tried_again_and_then_falls_back(scores, tmp_path):
     strict = StageThresholds(seedlm=0.0, vptq=1.0, hyper=0.0)
     gates = replace(LENIENT, core=strict, rule=strict)
     vptq = VPTQConfig(codebook_size=2, num_codebooks=1)
-    result = run_configured(settings(tmp_path, gates=gates, vptq=vptq), console=False)
+    config = settings(tmp_path, scores, gates=gates, vptq=vptq, benchmark_samples=8)
+    result = run_configured(config, console=False)
     assert result["compression_level"] == "seedlm" and not result["success"]
     attempts = result["stages"]["vptq"]["attempts"]
     assert len(attempts) == 2
@@ -148,9 +155,9 @@ def test_a_failed_gate_is_tried_again_and_then_falls_back(tmp_path):
     assert Path(result["artifact"]).name == "seedlm"
 
 
-def test_protected_tensors_stay_exact_in_16_bits(tmp_path):
+def test_protected_tensors_stay_exact_in_16_bits(scores, tmp_path):
     stages = {"vptq": VPTQConfig(enabled=False), "hyper": HyperConfig(enabled=False)}
-    config = settings(tmp_path, protect=("*.layers.0.mlp.*",), grokfast=GrokfastConfig(iterations=0), **stages)
+    config = settings(tmp_path, scores, protect=("*.layers.0.mlp.*",), grokfast=GrokfastConfig(iterations=0), **stages)
     result = run_configured(config, console=False)
     source = load_source("embedded:reference")
     decoded = read_artifact(result["artifact"]).decode()
@@ -159,19 +166,21 @@ def test_protected_tensors_stay_exact_in_16_bits(tmp_path):
     assert any(name in row["tensors"] for row in result["stages"]["seedlm"]["attempts"][0]["left_alone"])
 
 
-def test_interrupt_keeps_what_was_done(tmp_path, monkeypatch):
+def test_interrupt_keeps_what_was_done(scores, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("phase8.codecs.vptq.encode.VPTQCodec.encode", interrupted)
-    result = run_configured(settings(tmp_path), console=False)
+    result = run_configured(settings(tmp_path, scores), console=False)
     assert result["interrupted"] and result["compression_level"] == "seedlm" and not result["success"]
     assert read_artifact(result["artifact"]).stage == "seedlm"
     assert (tmp_path / "run" / "report.html").is_file()
 
 
-def test_unknown_expert_stops_before_the_work(tmp_path):
-    orchestrator = CompressionOrchestrator("embedded:reference", {"experts": ["wizard"]}, config=settings(tmp_path))
+def test_unknown_expert_stops_before_the_work(scores, tmp_path):
+    orchestrator = CompressionOrchestrator(
+        "embedded:reference", {"experts": ["wizard"]}, config=settings(tmp_path, scores)
+    )
     with pytest.raises(Exception, match="wizard.*known|nobody knows"):
         orchestrator.run_phase8()
     assert not (tmp_path / "run" / "artifacts").exists()
@@ -205,14 +214,13 @@ def test_edge_of_chaos_is_built_for_a_model_of_the_users(tmp_path):
     results = [
         run_configured(
             settings(
-                tmp_path, benchmarks=chosen, benchmark_samples=20, seed=seed, **alone,
-                paths=PathsConfig(output_dir=str(tmp_path / f"run{seed}"), cache_dir=str(tmp_path / "cache")),
+                tmp_path / str(seed), tmp_path / "cache", benchmarks=chosen, benchmark_samples=20, seed=seed, **alone,
             ),
             console=False,
         )
         for seed in (0, 1)
     ]  # fmt: skip
-    events = list(read_events(tmp_path / "run1" / "events.jsonl"))
+    events = list(read_events(tmp_path / "1" / "run" / "events.jsonl"))
     texts = [event.data.text for event in events if event.kind == "log"]
     assert any(text.startswith("edge of chaos: 20 questions") for text in texts), texts
     assert any("from the cache" in text for text in texts)

@@ -27,10 +27,9 @@ from phase8.errors import ConfigError, ModelError, OutputError, RunStopped
 from phase8.events import EventLog, read_events
 from phase8.run.control import Control, write_control
 from phase8.run.signals import EndOnSignal
+from tests.program import ROOT, run_here
 from tests.quick_scores import quick_scores
 from tests.synthetic_run import run_start
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +40,12 @@ def source():
 @pytest.fixture(autouse=True)
 def fast(source, monkeypatch):
     quick_scores(source, monkeypatch)
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """A report's plots take longer than these runs, and no byte of an artifact or a result hangs on them."""
+    monkeypatch.setattr("phase8.watch.report.write_report", lambda run_dir: None)
 
 
 class Gone(BaseException):
@@ -64,6 +69,7 @@ def kinds(run_dir: Path) -> list[str]:
     return [event.kind for event in read_events(run_dir / "events.jsonl")]
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize("case", kills.CASES)
 def test_a_run_cut_at_random_events_comes_to_the_same_end(case, source, tmp_path, monkeypatch):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -126,6 +132,7 @@ def test_what_cannot_be_gone_on_with_is_refused(source, tmp_path):
         api.resume(run_dir, source, console=False)
 
 
+@pytest.mark.usefixtures("no_report")
 def test_a_damaged_product_is_made_again_to_the_same_end(source, tmp_path):
     """One bit of every file in `state`, at a place where the text stays JSON: 1.0 becomes 0.0, `ema` another word."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -243,6 +250,7 @@ def test_a_stopped_training_leaves_an_artifact_and_goes_on(source, tmp_path):
     assert not again["interrupted"] and [a["attempt"] for a in again["stages"]["hyper"]["attempts"]] == [1, 2]
 
 
+@pytest.mark.usefixtures("no_report")
 @pytest.mark.parametrize(("answer", "stopped"), [("run", ""), ("abort", "look at it first")])
 def test_a_manual_fallback_waits_for_an_answer(source, tmp_path, answer, stopped):
     """VPTQ fails; what SeedLM made is the answer either way, but nothing is decided before somebody says so."""
@@ -282,8 +290,7 @@ def test_what_outlives_its_terminal_goes_on():
 
 
 def test_resume_on_the_command_line_takes_no_settings(tmp_path):
-    command = [sys.executable, str(ROOT / "run.py"), f"resume={tmp_path}", "seed=3"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    ended = run_here(ROOT / "run.py", f"resume={tmp_path}", "seed=3")
     assert ended.returncode == 2 and "a resumed run keeps its settings" in ended.stderr
 
 

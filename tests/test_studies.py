@@ -24,29 +24,22 @@ from phase8.sweep.samplers import SAMPLERS, make_sampler
 from phase8.sweep.space import parse_space
 from phase8.sweep.storage import open_storage, shown
 from phase8.sweep.study import LOST, REPLACES, Study, StudySettings, counts, is_feasible
+from tests.program import ROOT, run_here
 
-ROOT = Path(__file__).parent.parent
 APP = ROOT / "tests" / "sweep_app" / "app.py"
 TRIALS = 8
 
 
-def command(directory: Path, *overrides: str) -> list[str]:
+def arguments(directory: Path, *overrides: str) -> list[str]:
     return [
-        sys.executable, str(APP), "-m", "hydra/sweeper=study", f"hydra.sweep.dir={directory}",
+        "-m", "hydra/sweeper=study", f"hydra.sweep.dir={directory}",
         "+hydra.sweeper.objectives={value: maximize}", f"hydra.sweeper.n_trials={TRIALS}", "hydra.sweeper.study=toy",
         "x=interval(-3,3)", "n=range(1,6)", *overrides,
     ]  # fmt: skip
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
 def run(directory: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(directory, *overrides), env=environment(), cwd=directory.parent, capture_output=True, text=True,
-        timeout=300,
-    )  # fmt: skip
+    return run_here(APP, *arguments(directory, *overrides), cwd=directory.parent)
 
 
 def load(directory: Path, url: str | None = None) -> optuna.Study:
@@ -165,8 +158,9 @@ def test_three_kills_lose_and_double_no_trial(tmp_path):
     for kill in range(3):
         begun = len(log.read_text().splitlines()) if log.exists() else 0
         process = subprocess.Popen(
-            command(directory, *overrides), env=environment(), cwd=tmp_path, stdout=subprocess.DEVNULL
-        )
+            [sys.executable, str(APP), *arguments(directory, *overrides)], cwd=tmp_path, stdout=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
         end = time.monotonic() + 120  # killed in the middle of its second trial
         while time.monotonic() < end and (not log.exists() or log.read_text().count("begin") < begun // 2 + 2):
             time.sleep(0.05)
