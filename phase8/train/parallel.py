@@ -301,7 +301,7 @@ def follow(descriptor: int) -> None:
         directory, device, number, count, threads = channel.recv()
         torch.set_num_threads(threads)
         # A pickle may run code: this one was written by the first process, moments ago, in a directory of its own that
-        # other users cannot enter. Mapped: these processes share one copy of the text's answers, the largest part of it.
+        # other users cannot enter. Mapped: these processes share one copy of the answers, the largest part.
         file = Path(directory) / "training.pt"
         train, arguments = torch.load(file, map_location="cpu", mmap=True, weights_only=False)
         channel.send(None)
