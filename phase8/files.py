@@ -9,9 +9,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from phase8.errors import OutputError, Phase8Error
 
@@ -116,22 +117,26 @@ def fresh_directory(path: Path | str) -> Path:
     raise AssertionError("unreachable")
 
 
-def write_atomic(path: Path | str, data: bytes | str, place: str = RUN) -> Path:
+def write_atomic(path: Path | str, data: bytes | str | Callable[[BinaryIO], None], place: str = RUN) -> Path:
     """Writes a file completely or not at all: a temporary file beside it, flushed to disk, then renamed over it.
 
     Args:
+        data: the content, or what writes it into the open file: for what is too large to be in memory twice.
         place: see `output_error`.
 
     Raises:
         OutputError: the disk is full or the place is not writable; what was there before is untouched.
     """
     path = Path(path)
-    raw = data.encode(errors="backslashreplace") if isinstance(data, str) else data
+    content = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
-            file.write(raw)
+            if callable(content):
+                content(file)
+            else:
+                file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -14,10 +14,9 @@ Shapes: N sequences, T tokens, V vocabulary, K kept answers, B sequences of a ba
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -173,11 +172,16 @@ def save_answers(directory: Path, key: str, answers: Answers) -> None:
     Raises:
         OutputError: the directory cannot be written to, or the disk is full.
     """
-    buffer = io.BytesIO()
     check = np.array(_checksum(answers.log_p_NTK, answers.token_NTK))
-    np.savez(buffer, log_p=answers.log_p_NTK, token=answers.token_NTK, check=check)
-    write_atomic(directory / f"answers_{key}.npz", buffer.getvalue(), CACHE)
+
+    def write(file: BinaryIO) -> None:
+        np.savez(file, log_p=answers.log_p_NTK, token=answers.token_NTK, check=check)
+
+    write_atomic(directory / f"answers_{key}.npz", write, CACHE)
 
 
 def _checksum(log_p: np.ndarray, token: np.ndarray) -> str:
-    return hashlib.sha256(log_p.tobytes() + token.tobytes()).hexdigest()
+    found = hashlib.sha256()
+    for array in (log_p, token):
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return found.hexdigest()
