@@ -1,6 +1,6 @@
 """What the dashboard costs: event to pixel, load over a slow line, ten thousand events, the run that is watched.
 
-    python -m experiments.dashboard            # all four; needs the built page, Chromium and Playwright
+    python -m experiments.dashboard            # all five; needs the built page, Chromium and Playwright
     python -m experiments.dashboard pixel load # some
 
     pixel    An event is appended to a run's log; the page says when the frame that shows it begins; all on one machine.
@@ -13,6 +13,8 @@
              page, which goes first changes from pair to pair. Wall time and processor time of the run, watched over
              not watched, as the mean of the pairs' ratios with the 95 % interval of a t-distribution over pairs; and
              the server's processor time beside it. A first run, not counted, fills the cache.
+    distant  The same, watched by a page on another machine: here a client that takes what a page takes and draws
+             nothing, so that the run shares its cores with the server alone, not with a browser.
 
 Writes experiments/results/dashboard.md and dashboard.json. Figures of a run replace those before, part by part. Beside
 each stand the machine's load and the priority (`nice`) of the script, its server and its browser.
@@ -20,6 +22,7 @@ each stand the machine's load and the priority (`nice`) of the script, its serve
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
@@ -29,6 +32,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -37,6 +41,7 @@ from typing import Any
 
 import numpy as np
 import psutil
+import socketio
 from scipy import stats
 
 REPOSITORY = Path(__file__).parent.parent
@@ -254,14 +259,50 @@ def flood(runs: Path, url: str, chromium: Any) -> dict[str, Any]:
 
 def watched(runs: Path, url: str, chromium: Any, server: psutil.Process) -> dict[str, Any]:
     """Wall and processor time of runs that a page watches over those of runs that nobody watches."""
+    return _pairs(runs, server, lambda name: open_run(chromium, url, name))
+
+
+def distant(runs: Path, url: str, chromium: Any, server: psutil.Process) -> dict[str, Any]:
+    """The same of runs that a page on another machine watches."""
+    return _pairs(runs / "distant", server, lambda name: Listener(url, number_of(url, f"distant/{name}")))
+
+
+class Listener:
+    """Takes every event of a run, as a page does, until it is closed."""
+
+    def __init__(self, url: str, run: str) -> None:
+        self.context, self.taken = self, 0
+        self._loop = asyncio.new_event_loop()
+        self._client = socketio.AsyncClient(reconnection=False)
+        self._client.on("*", self._take)
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._do(self._client.connect(url, transports=["websocket"]))
+        self._do(self._client.call("phase8:subscribe", {"run": run}, timeout=60))
+
+    async def _take(self, name: str, data: dict[str, Any]) -> None:
+        self.taken += 1
+
+    def _do(self, what: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(what, self._loop).result(60)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._do(self._client.disconnect())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        if not self.taken:
+            raise SystemExit("the listener heard nothing: the figures would be those of a run that nobody watches")
+
+
+def _pairs(runs: Path, server: psutil.Process, look: Any) -> dict[str, Any]:
     cache = runs.parent / "cache"
     _run(runs, "warm", cache, server)
     pairs = []
     for number in range(PAIRS):
         pair = {}
         for watching in (True, False) if number % 2 else (False, True):
-            look = (lambda name: open_run(chromium, url, name)) if watching else None
-            pair["watched" if watching else "alone"] = _run(runs, f"{number}-{watching}", cache, server, look)
+            watch = look if watching else None
+            pair["watched" if watching else "alone"] = _run(runs, f"{number}-{watching}", cache, server, watch)
         pairs.append(pair)
         print(json.dumps(pair), flush=True)
     share = [pair["watched"]["server_cpu_s"] / pair["watched"]["wall_s"] for pair in pairs]
@@ -321,12 +362,15 @@ def report(found: dict[str, Any]) -> str:
         )
         figure = f"{row['longest_task_cpu_ms']:.0f} ms, {row['tasks_over_50_cpu_ms']} of {row['tasks']:,} over 50 ms"
         lines.append(f"| longest task of the page in processor time | {figure} | none over 50 ms |")
-    if row := found.get("watched"):
+    for part, where in (("watched", "by a page beside it"), ("distant", "by a page elsewhere")):
+        if part not in found:
+            continue
+        row = found[part]
         for name, title in (("run_cpu", "processor time of a run"), ("wall", "wall time of a run")):
             told = row[name]
             spread = f"{100 * told['low'] - 100:+.1f} to {100 * told['high'] - 100:+.1f} %"
             figure = f"{100 * told['ratio'] - 100:+.1f} % ({spread}, {len(row['pairs'])} pairs)"
-            lines.append(f"| {title}, watched over not watched | {figure} | at most 1 % more |")
+            lines.append(f"| {title}, watched {where}, over not watched | {figure} | at most 1 % more |")
         lines.append(f"| the server's share of a core meanwhile | {100 * row['server_cpu_share']:.2f} % | |")
     lines += ["", f"On {os.cpu_count()} cores that were shared. When each part was measured:", ""]
     for part, beside in found.get("beside", {}).items():
@@ -342,8 +386,8 @@ def main(parts: list[str]) -> None:
     with tempfile.TemporaryDirectory() as place:
         runs = Path(place) / "runs"
         with dashboard(runs) as (url, server), browser() as chromium:
-            for part in parts or ["pixel", "load", "flood", "watched"]:
-                more = (server,) if part == "watched" else ()
+            for part in parts or ["pixel", "load", "flood", "watched", "distant"]:
+                more = (server,) if part in ("watched", "distant") else ()
                 found[part] = globals()[part](runs, url, chromium, *more)
                 found.setdefault("beside", {})[part] = {"load_average": os.getloadavg()[0], "nice": os.nice(0)}
                 print(part, json.dumps(found[part]), flush=True)
