@@ -210,3 +210,20 @@ def test_openapi_names_every_call(opened):
         "/api/phase8/resume/{job}", "/api/phase8/abort/{job}", "/api/phase8/export/{job}",
         "/api/phase8/recommendations/{job}/{stage}",
     } <= described["paths"].keys()  # fmt: skip
+
+
+def test_settings_have_the_values_that_a_variant_and_an_experiment_give(opened):
+    def value(query: str, name: str):
+        return {s["name"]: s["default"] for s in opened.ask(f"settings{query}").json["settings"]}[name]
+
+    for query in ("", "?variant=default", "?variant=quality_preserving&experiment=quick"):
+        asked = dict(pair.split("=") for pair in query[1:].split("&") if pair)
+        start = Start.model_validate(asked | {"settings": {}})
+        words = [w for w in REPOSITORY.overrides(start, REPOSITORY_DIRECTORY / "outputs" / "x") if "run.dir" not in w]
+        config = REPOSITORY._compose([*words, "paths.output_dir=outputs/x"])
+        assert value(query, "max_retries") == config.max_retries
+        assert value(query, "vptq.vector_dim") == config.vptq.vector_dim
+        assert value(query, "training.steps") == config.training.steps
+    assert value("", "max_retries") != value("?experiment=quick", "max_retries")  # else nothing was tried
+    refused = opened.ask("settings?variant=none+such")
+    assert refused.status == 422 and "default" in refused.json["error"]["what"]

@@ -250,10 +250,13 @@ def _reading(dashboard: Dashboard) -> APIRouter:
 def _steering(dashboard: Dashboard) -> APIRouter:
     router, hub = APIRouter(prefix="/api/phase8", tags=["steering"]), dashboard.hub
 
-    @router.get("/settings", responses=answers())
-    def settings() -> schema.Startable:
-        """What `start` accepts."""
-        return dashboard.project.startable()
+    @router.get("/settings", responses=answers(422))
+    def settings(
+        variant: Annotated[str, Query(max_length=64)] = "default",
+        experiment: Annotated[str, Query(max_length=64, description="empty for none")] = "",
+    ) -> schema.Startable:
+        """What `start` accepts; each setting's default is the value that this variant and experiment give it."""
+        return dashboard.project.startable(schema.Start(variant=variant, experiment=experiment or None))
 
     @router.post("/start", status_code=201, responses=answers(409, 422, 503))
     def start(wanted: schema.Start) -> schema.Started:

@@ -89,14 +89,24 @@ class Project:
         names = sorted(path.stem for path in (self.directory / "conf" / group).glob("*.yaml"))
         return sorted(names, key=lambda name: name != "default")
 
-    def startable(self) -> Startable:
-        """What the page offers."""
+    def startable(self, start: Start) -> Startable:
+        """What the page offers; where nothing is set, a setting has the value that the start's variant and experiment
+        give it.
+
+        Raises:
+            ConfigError: there is no such variant or experiment.
+        """
+        offered = list(settings().values())
+        if self.available:
+            if problems := self._unknown(start):
+                raise ConfigError("\n".join(problems), where="settings", fix="leave it out to see which there are")
+            offered = list(_settings(self._compose([*_words(start), "paths.output_dir=outputs/run"]), ""))
         return Startable(
             available=self.available,
             variants=self.choices("compressor") if self.available else [],
             models=[EMBEDDED, *self.models],
             experiments=self.choices("experiment") if self.available else [],
-            settings=list(settings().values()),
+            settings=offered,
         )
 
     def overrides(self, start: Start, run_dir: Path) -> list[str]:
@@ -111,25 +121,27 @@ class Project:
                 where=str(self.directory),
                 fix="start the dashboard in a checkout of the project",
             )
-        problems = []
-        for what, name, known in (
-            ("variant", start.variant, self.choices("compressor")),
-            ("model", start.model, [EMBEDDED, *self.models]),
-            ("experiment", start.experiment or "", ["", *self.choices("experiment")]),
-        ):
-            if name not in known:
-                problems.append(f"{what}: {name!r} is not one of {', '.join(filter(None, known))}")
+        problems = self._unknown(start)
         problems += [problem for name, value in start.settings.items() if (problem := _problem(name, value))]
         if problems:
             raise ConfigError("\n".join(problems), where="start", fix="GET /api/phase8/settings lists what is accepted")
-        words = [f"compressor={start.variant}"]
-        if start.experiment:
-            words.append(f"experiment={start.experiment}")
+        words = _words(start)
         if start.model != EMBEDDED:
             words += ["model=local", f"model.path={_quoted(start.model)}"]
         words += [f"{name}={_word(value)}" for name, value in start.settings.items()]
         self._compose([*words, f"paths.output_dir={_quoted(str(run_dir))}"])
         return [*words, f"hydra.run.dir={_quoted(str(run_dir))}"]
+
+    def _unknown(self, start: Start) -> list[str]:
+        return [
+            f"{what}: {name!r} is not one of {', '.join(filter(None, known))}"
+            for what, name, known in (
+                ("variant", start.variant, self.choices("compressor")),
+                ("model", start.model, [EMBEDDED, *self.models]),
+                ("experiment", start.experiment or "", ["", *self.choices("experiment")]),
+            )
+            if name not in known
+        ]
 
     def _compose(self, words: Sequence[str]) -> CompressionConfig:
         from hydra import compose, initialize_config_dir
@@ -152,6 +164,10 @@ class Project:
     def command(self, overrides: Sequence[str]) -> list[str]:
         """The whole command line."""
         return [sys.executable, "run.py", *overrides]
+
+
+def _words(start: Start) -> list[str]:
+    return [f"compressor={start.variant}", *([f"experiment={start.experiment}"] if start.experiment else [])]
 
 
 def _problem(name: str, value: Value) -> str | None:

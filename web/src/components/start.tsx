@@ -40,14 +40,17 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
   const [busy, setBusy] = useState(false);
   const router = useRouter();
 
+  const { variant, experiment } = chosen;
   useEffect(() => {
     const stop = new AbortController();
-    get<Startable>("/settings", stop.signal).then(
-      setOffer,
-      (caught) => stop.signal.aborted || setError(asError(caught)),
-    );
+    const asked = new URLSearchParams({ variant, experiment });
+    get<Startable>(`/settings?${asked}`, stop.signal).then(setOffer, (caught) => {
+      if (stop.signal.aborted) return;
+      if (variant === "default" && experiment === "") setError(asError(caught));
+      else setChosen((now) => ({ ...now, variant: "default", experiment: "" })); // remembered, and gone since
+    });
     return () => stop.abort();
-  }, []);
+  }, [variant, experiment]);
 
   const known = useMemo(() => new Map((offer?.settings ?? []).map((setting) => [setting.name, setting])), [offer]);
   const valueOf = (name: string): Value =>
@@ -62,15 +65,17 @@ export function StartForm({ from, done }: { from: RunSummary | null; done: () =>
     if (from === null) return;
     try {
       const { settings } = await get<SettingsOf>(`/runs/${from.run}/config`);
+      const variant = offer?.variants.includes(from.compressor) ? from.compressor : "default";
+      const usual = await get<Startable>(`/settings?${new URLSearchParams({ variant })}`);
       const taken: Record<string, Value> = {};
-      for (const [name, value] of Object.entries(settings)) {
-        const setting = known.get(name);
-        if (setting !== undefined && (value === null || typeof value !== "object") && value !== setting.default)
-          taken[name] = value as Value;
+      for (const setting of usual.settings) {
+        const value = settings[setting.name];
+        if (value !== undefined && (value === null || typeof value !== "object") && value !== setting.default)
+          taken[setting.name] = value as Value;
       }
       setChosen({
         model: offer?.models.includes(from.model) ? from.model : "",
-        variant: offer?.variants.includes(from.compressor) ? from.compressor : "default",
+        variant,
         experiment: "",
         settings: taken,
       });
