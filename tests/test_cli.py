@@ -130,7 +130,7 @@ def test_a_place_that_cannot_be_written_to(tmp_path):
 def test_help_is_a_page(tmp_path):
     ended = run_here(RUN, "--help")
     assert ended.returncode == 0
-    for word in ("compressor: as_printed", "Examples", "codebook_size: 512", "python -m phase8 inspect"):
+    for word in ("compressor: as_printed", "Examples", "codebook_size: 1024", "python -m phase8 inspect"):
         assert word in ended.stdout
 
 
