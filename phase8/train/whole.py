@@ -164,6 +164,10 @@ class TrainedStage:
         part = self._narrow()
         network = part.network if part is not None else self.source.network
         trainable, vectors = self._start(network, part)
+        if part is not None:  # its matrices are put in for every batch; its own are needed no more
+            own = dict(network.named_parameters())
+            for name in self._coded_names():
+                own[name].data = torch.empty(0, 0)
         if self._before:
             plan = replace(plan, ramp=0.0, lr=plan.lr * AGAIN)
         self._in_hand = trainable, vectors, part
