@@ -1,9 +1,9 @@
 """Studies of the reference model in closed form (nothing is trained): kills, costs, search against chance.
 
-    python -m experiments.studies run vptq --kills 3      60 trials; the process is killed three times on the way
-    python -m experiments.studies run vptq_random_1 --trials 30       by chance, seed 1; vptq_1: TPE with seed 1
+    python -m experiments.studies run vptq_gp_0 --kills 3     60 trials; the process is killed three times on the way
+    python -m experiments.studies run vptq_random_1           by chance, seed 1
     python -m experiments.studies hand vptq               the values that the variants have, on the same items
-    python -m experiments.studies alone vptq              some trials as runs on their own: no cache, no preview
+    python -m experiments.studies alone vptq_gp_0         some trials as runs on their own: no cache, no preview
     python -m experiments.studies workers joblib          twelve trials by one worker and by two
     python -m experiments.studies tables                  sweeps/STUDY/ and experiments/results/studies.md
 
@@ -87,10 +87,8 @@ def validation_items() -> None:
 
 
 def study_command(name: str, *more: str) -> list[str]:
-    """The command of one study: SPACE, SPACE_random, SPACE_SEED or SPACE_random_SEED."""
-    space, *rest = name.split("_")
-    seed = rest.pop() if rest and rest[-1].isdigit() else "0"
-    sampler = rest[0] if rest else "tpe"
+    """The command of one study: SPACE_SAMPLER_SEED."""
+    space, sampler, seed = name.split("_")
     return [
         sys.executable, str(ROOT / "run.py"), "-m", *FLOOR, *CLOSED, *SPACES[space], f"hydra.sweeper.study={name}",
         f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.seed={seed}", f"paths.cache_dir={CACHE}",
