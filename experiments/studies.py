@@ -4,7 +4,7 @@
     python -m experiments.studies run vptq_random_1           by chance, seed 1
     python -m experiments.studies hand vptq               the values that the variants have, on the same items
     python -m experiments.studies alone vptq_gp_0         some trials as runs on their own: no cache, no preview
-    python -m experiments.studies workers joblib          twelve trials by one worker and by two
+    python -m experiments.studies workers joblib ray      twelve trials by one worker, and by two of each launcher
     python -m experiments.studies tables                  sweeps/STUDY/ and experiments/results/studies.md
 
 A study searches one stage's settings for the largest ratio whose chance-corrected retention stays at or above 0.95, on
@@ -201,13 +201,14 @@ def run_alone(study: str, count: int, seed: int) -> None:
              in_study_s=trial.user_attrs[PROCESSOR_S])  # fmt: skip
 
 
-def run_workers(launcher: str, repeat: int) -> None:
-    """The same random trials by one worker in this process and by two of a launcher, turn by turn."""
+def run_workers(launchers: list[str], repeat: int) -> None:
+    """The same random trials by one worker in this process and by two of each launcher, turn by turn."""
     if not CACHE.is_dir():
         raise SystemExit("begin with a study: it leaves the original's scores and the Hessians, which all trials share")
     for number in range(repeat):
-        for workers in (1, 2) if number % 2 == 0 else (2, 1):
-            name = f"workers-{launcher}-{workers}-{number}"
+        turns = ["", *launchers] if number % 2 == 0 else [*launchers, ""]
+        for launcher in turns:
+            name = f"workers-{launcher or 'one'}-{number}"
             cache = STUDIES / f"cache-{name}"
             for directory in (STUDIES / name, cache):
                 shutil.rmtree(directory, ignore_errors=True)
@@ -215,7 +216,7 @@ def run_workers(launcher: str, repeat: int) -> None:
             for path in CACHE.glob("baseline*"):
                 shutil.copy(path, cache)
             shutil.copytree(CACHE / "importance", cache / "importance")
-            placed = [*LAUNCHERS[launcher], f"hydra.sweeper.workers={BATCH}"] if workers == 2 else []
+            placed = [*LAUNCHERS[launcher], f"hydra.sweeper.workers={BATCH}"] if launcher else []
             begin = time.monotonic()
             subprocess.run(
                 study_command(
@@ -224,8 +225,8 @@ def run_workers(launcher: str, repeat: int) -> None:
                 ),
                 env=environment(), check=True, stdout=subprocess.DEVNULL,
             )  # fmt: skip
-            states = sorted(trial.state.name for trial in ended(name))
-            note(kind="workers", launcher=launcher, workers=workers, seconds=time.monotonic() - begin,
+            seconds, states = time.monotonic() - begin, sorted(trial.state.name for trial in ended(name))
+            note(kind="workers", launcher=launcher or "none", workers=2 if launcher else 1, seconds=seconds,
                  trials=len(states), complete=states.count("COMPLETE"))  # fmt: skip
             shutil.rmtree(cache)
 
@@ -252,7 +253,7 @@ def main() -> None:
     command.add_argument("--trials", type=int, default=5)
     command.add_argument("--seed", type=int, default=0)
     command = commands.add_parser("workers")
-    command.add_argument("launcher", choices=LAUNCHERS)
+    command.add_argument("launchers", nargs="+", choices=LAUNCHERS)
     command.add_argument("--repeat", type=int, default=1)
     commands.add_parser("tables")
     args = parser.parse_args()
@@ -266,7 +267,7 @@ def main() -> None:
         case "alone":
             run_alone(args.study, args.trials, args.seed)
         case "workers":
-            run_workers(args.launcher, args.repeat)
+            run_workers(args.launchers, args.repeat)
         case "tables":
             from experiments.studies_tables import write_tables
 
