@@ -1,10 +1,10 @@
 """Studies of the reference model in closed form (nothing is trained): kills, costs, search against chance.
 
-    python -m experiments.studies run vptq --kills 3      60 trials; the process is killed three times on the way
-    python -m experiments.studies run vptq_random_1 --trials 30       by chance, seed 1; vptq_1: TPE with seed 1
+    python -m experiments.studies run vptq_gp_0 --kills 3     60 trials; the process is killed three times on the way
+    python -m experiments.studies run vptq_random_1           by chance, seed 1
     python -m experiments.studies hand vptq               the values that the variants have, on the same items
-    python -m experiments.studies alone vptq              some trials as runs on their own: no cache, no preview
-    python -m experiments.studies workers joblib          twelve trials by one worker and by two
+    python -m experiments.studies alone vptq_gp_0         some trials as runs on their own: no cache, no preview
+    python -m experiments.studies workers joblib ray      twelve trials by one worker, and by two of each launcher
     python -m experiments.studies tables                  sweeps/STUDY/ and experiments/results/studies.md
 
 A study searches one stage's settings for the largest ratio whose chance-corrected retention stays at or above 0.95, on
@@ -87,10 +87,8 @@ def validation_items() -> None:
 
 
 def study_command(name: str, *more: str) -> list[str]:
-    """The command of one study: SPACE, SPACE_random, SPACE_SEED or SPACE_random_SEED."""
-    space, *rest = name.split("_")
-    seed = rest.pop() if rest and rest[-1].isdigit() else "0"
-    sampler = rest[0] if rest else "tpe"
+    """The command of one study: SPACE_SAMPLER_SEED."""
+    space, sampler, seed = name.split("_")
     return [
         sys.executable, str(ROOT / "run.py"), "-m", *FLOOR, *CLOSED, *SPACES[space], f"hydra.sweeper.study={name}",
         f"hydra.sweeper.sampler={sampler}", f"hydra.sweeper.seed={seed}", f"paths.cache_dir={CACHE}",
@@ -203,13 +201,14 @@ def run_alone(study: str, count: int, seed: int) -> None:
              in_study_s=trial.user_attrs[PROCESSOR_S])  # fmt: skip
 
 
-def run_workers(launcher: str, repeat: int) -> None:
-    """The same random trials by one worker in this process and by two of a launcher, turn by turn."""
+def run_workers(launchers: list[str], repeat: int) -> None:
+    """The same random trials by one worker in this process and by two of each launcher, turn by turn."""
     if not CACHE.is_dir():
         raise SystemExit("begin with a study: it leaves the original's scores and the Hessians, which all trials share")
     for number in range(repeat):
-        for workers in (1, 2) if number % 2 == 0 else (2, 1):
-            name = f"workers-{launcher}-{workers}-{number}"
+        turns = ["", *launchers] if number % 2 == 0 else [*launchers, ""]
+        for launcher in turns:
+            name = f"workers-{launcher or 'one'}-{number}"
             cache = STUDIES / f"cache-{name}"
             for directory in (STUDIES / name, cache):
                 shutil.rmtree(directory, ignore_errors=True)
@@ -217,7 +216,7 @@ def run_workers(launcher: str, repeat: int) -> None:
             for path in CACHE.glob("baseline*"):
                 shutil.copy(path, cache)
             shutil.copytree(CACHE / "importance", cache / "importance")
-            placed = [*LAUNCHERS[launcher], f"hydra.sweeper.workers={BATCH}"] if workers == 2 else []
+            placed = [*LAUNCHERS[launcher], f"hydra.sweeper.workers={BATCH}"] if launcher else []
             begin = time.monotonic()
             subprocess.run(
                 study_command(
@@ -226,8 +225,8 @@ def run_workers(launcher: str, repeat: int) -> None:
                 ),
                 env=environment(), check=True, stdout=subprocess.DEVNULL,
             )  # fmt: skip
-            states = sorted(trial.state.name for trial in ended(name))
-            note(kind="workers", launcher=launcher, workers=workers, seconds=time.monotonic() - begin,
+            seconds, states = time.monotonic() - begin, sorted(trial.state.name for trial in ended(name))
+            note(kind="workers", launcher=launcher or "none", workers=2 if launcher else 1, seconds=seconds,
                  trials=len(states), complete=states.count("COMPLETE"))  # fmt: skip
             shutil.rmtree(cache)
 
@@ -254,7 +253,7 @@ def main() -> None:
     command.add_argument("--trials", type=int, default=5)
     command.add_argument("--seed", type=int, default=0)
     command = commands.add_parser("workers")
-    command.add_argument("launcher", choices=LAUNCHERS)
+    command.add_argument("launchers", nargs="+", choices=LAUNCHERS)
     command.add_argument("--repeat", type=int, default=1)
     commands.add_parser("tables")
     args = parser.parse_args()
@@ -268,7 +267,7 @@ def main() -> None:
         case "alone":
             run_alone(args.study, args.trials, args.seed)
         case "workers":
-            run_workers(args.launcher, args.repeat)
+            run_workers(args.launchers, args.repeat)
         case "tables":
             from experiments.studies_tables import write_tables
 

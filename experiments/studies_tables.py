@@ -151,12 +151,23 @@ def _workers() -> list[str]:
     rows = measured("workers")
     if not rows:
         return []
-    shown = [[r["launcher"], r["workers"], r["trials"], r["complete"], f"{r['seconds']:.0f} s"] for r in rows]
+    alone = mean(r["seconds"] for r in rows if r["workers"] == 1)
+    shown = [
+        [
+            r["launcher"],
+            r["workers"],
+            r["trials"],
+            r["complete"],
+            f"{r['seconds']:.0f} s",
+            f"{r['seconds'] / alone:.2f}",
+        ]
+        for r in rows
+    ]
     return [
         "", "## Two workers", "",
         "Wall time of the whole command, one thread for each worker; both begin with the original's scores and the"
         " Hessians.",
-        *table(["launcher of the two", "workers", "trials", "complete", "time"], shown),
+        *table(["launcher", "workers", "trials", "complete", "time", "of one worker's"], shown),
     ]  # fmt: skip
 
 

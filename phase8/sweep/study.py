@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FIGURES, REASON, LOST, SURPLUS = "figures", "reason", "lost", "surplus"
 REPLACES, RESTARTS, START, OVERRIDES, DIRECTORY = "replaces", "restarts", "start", "overrides", "directory"
-PROCESSOR_S, UNASKED = "processor_s", "unasked"
+PROCESSOR_S, PREVIEWED, UNASKED = "processor_s", "previewed", "unasked"
 DEFINITION = "definition"
 
 
@@ -159,14 +159,18 @@ class Study:
         self._add_start()
 
     def _sampler(self, place: int) -> Any:
+        from phase8.sweep.told import LEARNING, ToldSampler
+
         s = self.settings
-        return make_sampler(
+        sampler = make_sampler(
             s.sampler,
             s.sampler_options,
             seed=seed_of(s.seed, place),
             objectives=len(s.objectives),
             constrained=bool(s.constraints),
         )
+        told = s.sampler in LEARNING and len(s.objectives) == 1
+        return ToldSampler(sampler, s, self.space.distributions) if told else sampler
 
     @property
     def trials(self) -> list[FrozenTrial]:
@@ -371,8 +375,6 @@ def counts(trial: FrozenTrial) -> bool:
 
 def is_feasible(trial: FrozenTrial) -> bool:
     """Whether a trial completed within the constraints, as measured."""
-    if UNASKED in trial.user_attrs:
-        return False
     return trial.state.name == "COMPLETE" and all(value <= 0 for value in trial.constraints.values())
 
 

@@ -29,6 +29,7 @@ from phase8.sweep.study import (
     DIRECTORY,
     FIGURES,
     LOST,
+    PREVIEWED,
     PROCESSOR_S,
     REASON,
     UNASKED,
@@ -63,7 +64,6 @@ class CurrentTrial:
         self.trial = optuna.trial.Trial(self.study, trial_id)
         self.trial_id, self.number = trial_id, self.trial.number
         self._reports = 0
-        self._dominated = False
 
     @property
     def ended(self) -> bool:
@@ -100,15 +100,15 @@ class CurrentTrial:
         asked = self.settings.preview_constraints
         missed = [name for name, by in violations(asked, figures).items() if by > 0]
         if missed:
+            self.note(PREVIEWED, True)
             told = ", ".join(f"{name} {figures.get(name, math.nan):.4g}, asked {asked[name]}" for name in missed)
             raise TrialPruned(f"its preview ends it: {told}")
 
     def check_dominated(self, figures: Mapping[str, float], *, slack: float = 1.0) -> None:
         """Ends a trial whose objective is known to be no better than that of the best trial so far.
 
-        Whatever its quality turns out to be, it is not the study's answer. Where the objective is measured, the trial
-        is recorded as complete and marked `unasked`: a sampler is to know that it is better than earlier ones, and
-        takes its constraints as held. By an estimate alone it is pruned.
+        Whatever its quality turns out to be, it is not the study's answer. What is known of the objective is kept for
+        the sampler (`phase8.sweep.told`).
 
         Args:
             figures: what is known before the quality is measured.
@@ -125,9 +125,8 @@ class CurrentTrial:
         feasible = [trial for trial in self.study.get_trials(deepcopy=False) if is_feasible(trial)]
         best = max(feasible, key=lambda trial: gain(trial.values[0]), default=None)
         if best is not None and gain(hoped) <= gain(best.values[0]):
-            self._dominated = True
+            self.note(UNASKED, value)
             if slack == 1.0:
-                self.note(UNASKED, value)
                 self.note(FIGURES, dict(figures))
             known = f"is {value:.4g}" if slack == 1.0 else f"comes to about {value:.4g}, at best {hoped:.4g}"
             raise TrialPruned(f"{name} {known}; trial {best.number} has {best.values[0]:.4g}")
@@ -148,11 +147,7 @@ class CurrentTrial:
         from optuna.trial import TrialState
 
         self.note(REASON, reason)
-        known = self.storage.get_trial(self.trial_id).user_attrs
-        self._figures(known.get(FIGURES, {}))
-        if UNASKED in known:
-            self.study.tell(self.number, [known[UNASKED]])
-            return "COMPLETE"
+        self._figures(self.storage.get_trial(self.trial_id).user_attrs.get(FIGURES, {}))
         self.study.tell(self.number, state=TrialState.PRUNED)
         return "PRUNED"
 
@@ -174,7 +169,7 @@ class CurrentTrial:
     def _figures(self, figures: Mapping[str, float]) -> None:
         self.note(FIGURES, {name: value for name, value in figures.items() if math.isfinite(value)})
         for name, value in violations(self.settings.constraints, figures).items():
-            self.trial.set_constraint(name, 0.0 if self._dominated else value)
+            self.trial.set_constraint(name, value)
 
 
 @cache
