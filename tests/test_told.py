@@ -102,3 +102,15 @@ def test_a_gaussian_process_that_is_told_finds_the_best_of_a_thousand(tmp_path):
     assert study.best()[0].values[0] == pytest.approx(max(ratio for ratio, kept in everything if kept >= 0.9))
     ended_early = sum(trial.state.name == "PRUNED" for trial in study.trials)
     assert ended_early > 8, "the study was not of the kind that is meant"
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe"])
+def test_what_was_tried_is_not_suggested_again(tmp_path, sampler):
+    found = settings(f"journal:{tmp_path}/log", n_trials=20, sampler=sampler)
+    study = Study(found, space("n=range(0,5)", "kind=choice(a,b)", "k=choice(1,2)"))
+    tried = []
+    while (asked := study.ask()) is not None:
+        values = study.trials[asked.number].params
+        tried.append(tuple(values.values()))
+        CurrentTrial(study.settings, asked.trial_id).complete({"value": float(values["n"] == 3)})
+    assert len(set(tried)) == 20, "every one of the twenty settings once"

@@ -8,9 +8,14 @@
 
 Optuna's own record calls the second to the fourth kind pruned or failed, from which a Gaussian process learns nothing
 and a Parzen estimator little. On the reference model more than half of a study's trials are of those kinds.
+
+What was tried is not suggested again: a run repeats to the bit. A model that sees nothing better than its best point is
+asked again with a part of what is known, drawn by chance.
 """
 
 from __future__ import annotations
+
+import random
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -21,6 +26,8 @@ from phase8.sweep.study import FIGURES, PREVIEWED, UNASKED, StudySettings, count
 
 LEARNING = ("tpe", "gp")
 """Samplers that suggest from what they are told alone: the others keep a state of their own in the study's storage."""
+PART, TRIES, DRAWS = 0.8, 8, 100
+"""Share of the known that is told when asked again; how often the model is, and then chance."""
 
 
 class ToldSampler(BaseSampler):
@@ -44,17 +51,37 @@ class ToldSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, object]:
-        """Values for everything, from a study in memory that holds what is told."""
-        memory = optuna.create_study(directions=study.directions, sampler=self._sampler)
+        """Values for everything, that were not tried."""
         others = [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
-        memory.add_trials(told(others, self._settings, search_space))
-        return memory.ask(search_space).params
+        known = told(others, self._settings, search_space)
+        tried = [other.params for other in known]
+        draw, part = random.Random(f"{self._settings.seed} {len(known)}"), known
+        for _ in range(TRIES):
+            params = _suggested(self._sampler, study, part, search_space)
+            if params not in tried:
+                return params
+            part = draw.sample(known, int(PART * len(known)))
+        chance = optuna.samplers.RandomSampler(seed=draw.randrange(1 << 32))
+        for _ in range(DRAWS):  # a small space may have been tried whole
+            params = _suggested(chance, study, [], search_space)
+            if params not in tried:
+                break
+        return params
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> object:
         """One value that the above did not give."""
         return self._sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def _suggested(
+    sampler: BaseSampler, study: optuna.Study, known: list[FrozenTrial], search_space: dict[str, BaseDistribution]
+) -> dict[str, object]:
+    """What a sampler suggests to a study that holds these trials."""
+    memory = optuna.create_study(directions=study.directions, sampler=sampler)
+    memory.add_trials(known)
+    return memory.ask(search_space).params
 
 
 def told(
