@@ -112,16 +112,17 @@ def _kills(studies: list[str]) -> list[str]:
         if not log.is_file():
             continue
         trials = trials_of(name)
-        lost = [trial.number for trial in trials if LOST in trial.user_attrs]
+        killed = [trial for trial in trials if LOST in trial.user_attrs]
+        lost = [trial.number for trial in killed if trial.params]
         counted = [trial for trial in trials if counts(trial)]
         replaced = Counter(trial.user_attrs[REPLACES] for trial in counted if REPLACES in trial.user_attrs)
         rows.append([
             name, len(log.read_text().splitlines()), len(counted), sum(t.state.is_finished() for t in counted),
-            len(lost), sum(replaced[number] == 1 for number in lost), sum(count > 1 for count in replaced.values()),
+            len(killed), len(killed) - len(lost), sum(replaced[number] == 1 for number in lost), sum(count > 1 for count in replaced.values()),
             sum(SURPLUS in trial.user_attrs for trial in trials),
         ])  # fmt: skip
-    head = ["study", "SIGKILLs", "trials that count", "ended", "in hand when killed", "of these taken up once",
-            "doubled", "asked in vain"]  # fmt: skip
+    head = ["study", "SIGKILLs", "trials that count", "ended", "in hand when killed", "of these without values yet",
+            "taken up once", "doubled", "asked in vain"]  # fmt: skip
     return ["", "## Killed and gone on with", *table(head, rows)] if rows else []
 
 
