@@ -118,7 +118,8 @@ def _kills(studies: list[str]) -> list[str]:
         replaced = Counter(trial.user_attrs[REPLACES] for trial in counted if REPLACES in trial.user_attrs)
         rows.append([
             name, len(log.read_text().splitlines()), len(counted), sum(t.state.is_finished() for t in counted),
-            len(killed), len(killed) - len(lost), sum(replaced[number] == 1 for number in lost), sum(count > 1 for count in replaced.values()),
+            len(killed), len(killed) - len(lost), sum(replaced[number] == 1 for number in lost),
+            sum(count > 1 for count in replaced.values()),
             sum(SURPLUS in trial.user_attrs for trial in trials),
         ])  # fmt: skip
     head = ["study", "SIGKILLs", "trials that count", "ended", "in hand when killed", "of these without values yet",
