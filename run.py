@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import threading
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -30,8 +29,9 @@ from phase8.sweep.watch import TrialWatch
 OUR_ERROR, INTERRUPTED = 2, 130
 DETAILS = "logger.verbose=true"
 """What `-v` and `--verbose` stand for."""
-ENDED = threading.Event()
-"""Set once a run of this process has written its result: what is interrupted from then on is no run."""
+ENDED: list[bool] = []
+"""Not empty once a run of this process has written its result: what is interrupted from then on is no run. A plain list,
+since `main` is sent to the workers of a multirun with all that it names here."""
 FREE = ("benchmarks.experts.",)
 """Below these a name may be new."""
 
@@ -143,7 +143,7 @@ def main(composed: DictConfig) -> dict[str, float] | None:
         with dashboard_beside(config.dashboard and not inside_job(), config.paths.output_dir):
             watch = TrialWatch(config)
             result = run_configured(config, listeners=[watch] if inside_job() else [], report=not in_preview())
-            ENDED.set()
+            ENDED.append(True)
     except Phase8Error as error:
         if inside_job():
             raise  # one job of several: the sweeper records it, and the others go on
@@ -175,7 +175,7 @@ def resumed(arguments: list[str]) -> bool:
     from phase8.api import resume
 
     result = resume(asked[0].removeprefix("resume="), verbose=verbose)
-    ENDED.set()
+    ENDED.append(True)
     if result["interrupted"]:
         sys.exit(INTERRUPTED)
     return True
@@ -199,7 +199,7 @@ def program() -> None:
     except Phase8Error as problem:
         fail(problem)
     except KeyboardInterrupt:
-        when = "after the run had written its result" if ENDED.is_set() else "before the run began"
+        when = "after the run had written its result" if ENDED else "before the run began"
         print(f"interrupted {when}", file=sys.stderr)
         sys.exit(INTERRUPTED)
 

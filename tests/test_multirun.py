@@ -159,3 +159,15 @@ def test_two_workers_share_a_study(launcher, tmp_path):
     pids = {trial.user_attrs["job"]["pid"] for trial in study.trials}
     drivers = {trial.user_attrs["driver"]["pid"] for trial in study.trials}
     assert len(drivers) == 1 and len(pids) >= 2 and not pids & drivers
+
+
+def test_the_program_itself_can_be_sent_to_workers():
+    """What `python run.py` hands a launcher is sent by value: nothing that it names may hold a lock."""
+    pytest.importorskip("cloudpickle")
+    sent = (
+        "import cloudpickle, runpy, sys; sys.argv = ['run.py', '--help']; names = runpy.run_path('run.py');"
+        "names['main'].__module__ = '__main__'; sys.modules['__main__'].__dict__.update(names);"
+        "print(len(cloudpickle.dumps(names['main'])))"
+    )
+    ended = subprocess.run([sys.executable, "-c", sent], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0 and int(ended.stdout) > 1000, ended.stderr[-2000:]

@@ -1,7 +1,6 @@
 """What the command line says of values that Hydra reads otherwise than they were meant."""
 
 import shlex
-import threading
 from pathlib import Path
 
 import pytest
@@ -37,10 +36,10 @@ def test_ctrl_c_says_what_it_interrupted(ended, when, monkeypatch, capsys):
 
     def interrupted():
         if ended:
-            run.ENDED.set()
+            run.ENDED.append(True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "ENDED", threading.Event())
+    monkeypatch.setattr(run, "ENDED", [])
     monkeypatch.setattr(run, "main", interrupted)
     monkeypatch.setattr("sys.argv", ["run.py"])
     with pytest.raises(SystemExit) as left:
