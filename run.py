@@ -30,8 +30,8 @@ OUR_ERROR, INTERRUPTED = 2, 130
 DETAILS = "logger.verbose=true"
 """What `-v` and `--verbose` stand for."""
 ENDED: list[bool] = []
-"""Not empty once a run of this process has written its result: what is interrupted from then on is no run. A plain list,
-since `main` is sent to the workers of a multirun with all that it names here."""
+"""Not empty once a run of this process has written its result: what is interrupted from then on is no run. A plain
+list, since `main` is sent to the workers of a multirun with all that it names here."""
 FREE = ("benchmarks.experts.",)
 """Below these a name may be new."""
 
