@@ -100,7 +100,7 @@ LINES = [
 
 
 def small(default: Any) -> dict[str, Any]:
-    """Settings of a small model, for those that a configuration has; its parts (a text model's, an image model's) too."""
+    """Settings of a small model, those that a configuration has; its parts (a text model, an image model) too."""
     fixed = {name for name, found in vars(type(default)).items() if isinstance(found, property) and not found.fset}
     settings = {name: value for name, value in SMALL.items() if name not in fixed and value_of(default, name)[0]}
     if "kv_lora_rank" in settings:  # latent attention has no groups of heads
