@@ -55,19 +55,40 @@ SMALL = {
     "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "moe_num_experts": 4,
     "shared_expert_intermediate_size": 24, "state_size": 8, "conv_kernel": 4, "time_step_rank": 4,
     "word_embed_proj_dim": 32, "embedding_size": 32, "max_seq_len": 160, "d_ff": 48, "sliding_window": 24,
+    "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 16,
+    "vocab_size_per_layer_input": 380, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "laurel_rank": 8,
     "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "is_decoder": True,
 }  # fmt: skip
 MORE = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2},
-    "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_d_state": 8},
-    "granitemoehybrid": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_n_groups": 1},
+    "bailing_hybrid": {"layer_group_size": 2},
+    "bamba": {
+        "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_n_groups": 1, "mamba_d_state": 8,
+        "attn_layer_indices": [1],
+    },
+    "granitemoehybrid": {
+        "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_n_groups": 1,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
+    "cohere_compass_text": {"layer_types": ["full_attention", "full_attention"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 24},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"], "layer_types": None},
+    "prophetnet": {"num_encoder_layers": 2, "num_decoder_layers": 2, "num_hidden_layers": None},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16], "attn_layers": ["local", "lsh"]},
+    "roc_bert": {
+        "pronunciation_vocab_size": 10, "shape_vocab_size": 10, "pronunciation_embed_dim": 8, "shape_embed_dim": 8,
+    },
+    "xlnet": {"max_position_embeddings": None},
+    "xmod": {"default_language": "en_XX"},
     "zaya": {"num_experts_per_tok": 1},
-}
-"""Settings that a kind needs beside, to fit together."""
-MOST_WEIGHTS = 5_000_000
+}  # fmt: skip
+"""Settings that a kind needs beside, to fit together; None: the small model's value is left out."""
+MOST_WEIGHTS = 8_000_000
 KINDS = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 LINES = [
     ("The miller", " keeps"),
@@ -78,14 +99,34 @@ LINES = [
 ]
 
 
+def small(default: Any) -> dict[str, Any]:
+    """Settings of a small model, those that a configuration has; its parts (a text model, an image model) too."""
+    fixed = {name for name, found in vars(type(default)).items() if isinstance(found, property) and not found.fset}
+    settings = {name: value for name, value in SMALL.items() if name not in fixed and value_of(default, name)[0]}
+    if "kv_lora_rank" in settings:  # latent attention has no groups of heads
+        settings |= {"num_key_value_heads": SMALL["num_attention_heads"]}
+    kinds = list(dict.fromkeys(value_of(default, "layer_types")[1] or ()))
+    if (
+        len(kinds) > 1 and not {"layer_types", default.attribute_map.get("layer_types")} & fixed
+    ):  # two layers, of two kinds
+        settings |= {"layer_types": [kinds[0], kinds[-1]]}
+    parts = {name: value_of(default, name)[1] for name in value_of(default, "sub_configs")[1] or {}}
+    return settings | {name: small(part) for name, part in parts.items() if part is not None}
+
+
+def value_of(config: Any, name: str) -> tuple[bool, Any]:
+    """Whether a configuration has a setting, and its value; one that differs from layer to layer cannot be read."""
+    try:
+        return True, getattr(config, name)
+    except Exception:
+        return False, None
+
+
 def build(kind: str):
     """The kind in miniature and "", or None and why it cannot be built so: the settings do not fit together."""
     try:
-        default = CONFIG_MAPPING[kind]()
-        fixed = {name for name, found in vars(type(default)).items() if isinstance(found, property) and not found.fset}
-        settings = {name: value for name, value in SMALL.items() if hasattr(default, name) and name not in fixed}
-        settings |= MORE.get(kind, {})
-        config = CONFIG_MAPPING[kind](**settings)
+        settings = small(CONFIG_MAPPING[kind]()) | MORE.get(kind, {})
+        config = CONFIG_MAPPING[kind](**{name: value for name, value in settings.items() if value is not None})
         with torch.device("meta"):
             outline = AutoModelForCausalLM.from_config(config)
         weights = sum(parameter.numel() for parameter in outline.parameters())
