@@ -72,7 +72,6 @@ MORE = {
     },
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
-    "cohere_compass_text": {"layer_types": ["full_attention", "full_attention"]},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 24},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
@@ -118,7 +117,7 @@ def value_of(config: Any, name: str) -> tuple[bool, Any]:
     """Whether a configuration has a setting, and its value; one that differs from layer to layer cannot be read."""
     try:
         return True, getattr(config, name)
-    except Exception:
+    except (AttributeError, RuntimeError):  # transformers raises the second for what differs from layer to layer
         return False, None
 
 

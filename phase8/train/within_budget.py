@@ -268,11 +268,9 @@ class _Training(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.done += 1
-        self.zero_grad()  # to None: the next passes need the memory
         with torch.no_grad():
             self.trainable.choose_again(self.done, self.plan.steps, self.price.value)
         if self.done % SNAPSHOT_EVERY == 0:
-            self._snapshot = None  # not two of them at a time
             self._snapshot = snapshot = self.state(moments=False)
             self._share.compare(lambda: snapshot.tensors)
         due = self.done % self.plan.checkpoint_every == 0 and self.done < self.plan.steps
