@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from phase8.errors import ConfigError, StudyError
 from phase8.sweep.life import alive, sign
-from phase8.sweep.report import table_csv
+from phase8.sweep.report import drawings, plotted_study, table_csv
 from phase8.sweep.samplers import SAMPLERS, make_sampler
 from phase8.sweep.space import parse_space
 from phase8.sweep.storage import open_storage, shown
@@ -364,6 +364,20 @@ def test_a_trial_that_cannot_become_the_best_ends_unasked(tmp_path):
     assert [row["state"] for row in rows] == ["COMPLETE"] * 3 + ["UNASKED"] * 3
     unknown = trial()
     unknown.check_dominated({"bits_per_weight": 3.0})  # the objective is not among what is known
+
+
+def test_plots_show_the_values_of_ordered_choices_and_not_their_places(tmp_path):
+    words = ("size=tag(ordered,choice(64,256,1024))", "how=tag(ordered,choice(low,high))", "kind=choice(a,b)")
+    study = Study(settings(f"sqlite:///{tmp_path}/study.db"), space(*words))
+    while (asked := study.ask()) is not None:
+        study.study.tell(asked.number, float(asked.number))
+    counted = plotted_study(study).trials
+    assert len(counted) == TRIALS
+    for trial, plotted in zip(study.trials, counted, strict=True):
+        assert plotted.params["size"] == (64, 256, 1024)[trial.params["size"]]
+        assert plotted.params["how"] == ("low", "high")[trial.params["how"]]
+        assert plotted.params["kind"] == trial.params["kind"] and plotted.values == trial.values
+    assert len(drawings(study)) == 3
 
 
 def test_dominated_trials_need_one_objective(tmp_path):

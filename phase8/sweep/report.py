@@ -6,11 +6,12 @@ parallel coordinates. One that has too few trials to draw is left out.
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -178,7 +179,7 @@ def drawings(study: Study) -> list[tuple[str, str]]:
     if sum(trial.state.name == "COMPLETE" for trial in study.finished) < FEW:
         return []
     names = list(study.settings.objectives)
-    counted = _counted_study(study)
+    counted = plotted_study(study)
     found: list[tuple[str, Callable[[], Any]]] = []
     for index, name in enumerate(names):
         target = None if len(names) == 1 else (lambda trial, index=index: trial.values[index])
@@ -198,13 +199,31 @@ def drawings(study: Study) -> list[tuple[str, str]]:
     return drawn
 
 
-def _counted_study(study: Study) -> Any:
-    """A copy in memory of the trials that count."""
+def plotted_study(study: Study) -> Any:
+    """A copy in memory of the trials that count, with values as a person writes them."""
     import optuna
 
-    copy = optuna.create_study(directions=study.settings.directions)
-    copy.add_trials([trial for trial in study.finished if trial.state.name in ("COMPLETE", "PRUNED")])
-    return copy
+    counted = optuna.create_study(directions=study.settings.directions)
+    shown = {p.name: _as_written(p.labels) for p in study.space.parameters if p.labels is not None and p.ordered}
+    for trial in study.finished:
+        if trial.state.name in ("COMPLETE", "PRUNED"):
+            named = copy.copy(trial)  # the sampler sees the place of an ordered choice
+            ordered = shown.keys() & trial.params.keys()
+            named.params = trial.params | {name: shown[name][0][trial.params[name]] for name in ordered}
+            named.distributions = trial.distributions | {name: shown[name][1] for name in ordered}
+            counted.add_trial(named)
+    return counted
+
+
+def _as_written(labels: Sequence[str]) -> tuple[list[Any], Any]:
+    """Values of an ordered choice, numbers where they all are, and a distribution that holds them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+    try:
+        numbers = [float(label) for label in labels]
+    except ValueError:
+        return list(labels), CategoricalDistribution(labels)
+    return numbers, FloatDistribution(min(numbers), max(numbers), log=min(numbers) > 0)
 
 
 def _svg(plot: Callable[[], Any], prefix: str) -> str:
