@@ -21,7 +21,7 @@ CHECKED = (
     "afmoe", "apertus", "arcee", "aria_text", "beam", "bert", "bert-generation", "big_bird", "bigbird_pegasus",
     "biogpt", "bitnet", "bloom", "codegen", "cohere", "cohere2", "cohere2_moe", "cwm", "diffllama", "doge",
     "electra", "ernie", "ernie4_5", "ernie4_5_moe", "exaone4", "exaone_moe", "falcon", "gemma2", "gpt2", "gpt_oss",
-    "llama", "mamba", "mistral", "mixtral", "opt", "qwen3",
+    "llama", "mamba", "minimax", "mistral", "mixtral", "opt", "qwen3",
 )  # fmt: skip
 """Kinds that were seen to pass, in seconds each."""
 

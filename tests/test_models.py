@@ -13,7 +13,7 @@ from phase8.artifact.write import load_artifact, write_artifact
 from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
 from phase8.errors import ModelError
-from phase8.model.source import ExpertFile, as_matrix, from_matrix, load_source, unique_parameters
+from phase8.model.source import ExpertFile, as_matrix, from_matrix, in_place, load_source, unique_parameters
 
 
 def test_directory_loads_and_counts_tied_parameters_once(tiny_model_dir, tiny_network):
@@ -42,6 +42,18 @@ def test_conv1d_is_seen_transposed():
     matrix = as_matrix(module, parameter)
     assert matrix.shape == (24, 8)  # [O, I] of the linear map that Conv1D [8, 24] computes
     assert torch.equal(from_matrix(module, matrix, parameter.shape), parameter)
+
+
+def test_a_table_that_is_saved_and_not_learned_is_kept_as_it_is(tiny_model_dir):
+    """MiniMax saves its decays so; a stage would make other constants of them."""
+    source = load_source(str(tiny_model_dir))
+    table = torch.rand(2, 3, 4)
+    source.network.model.layers[0].self_attn.register_buffer("decay", table)
+    name = "model.layers.0.self_attn.decay"
+    assert name not in source.matrices() and torch.equal(source.vectors()[name], table)
+    group = get_codec("plain").encode({name: table}, None, importance={}, seed=0)
+    kept = torch.from_numpy(get_codec("plain").decode(group)[name])
+    assert torch.equal(in_place(source.parameters[name], kept), table.half().float())
 
 
 def test_phase7_checkpoint_is_read_as_tensors_only(tmp_path, tiny_network, tiny_tokenizer):

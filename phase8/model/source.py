@@ -87,6 +87,11 @@ class ExpertFile:
         return cls(experts=tuple(experts), optimal_mixture=tuple(map(float, mixture)), performance=performance or None)
 
 
+def is_matrix(tensor: Tensor) -> bool:
+    """Whether a stage compresses it: a learned one of two or more dimensions. A buffer (a table of decays) is kept."""
+    return tensor.dim() >= 2 and isinstance(tensor, nn.Parameter)
+
+
 def as_matrix(module: nn.Module | None, parameter: Tensor) -> Tensor:
     """Views a parameter as a matrix [O, I]; see the module's text."""
     if isinstance(module, Conv1D) and parameter.dim() == 2:
@@ -162,19 +167,19 @@ class SourceModel:
         return 4 * self.parameter_count
 
     def matrices(self) -> dict[str, Tensor]:
-        """Every parameter of two or more dimensions as a float32 matrix [O, I], on the CPU."""
+        """Everything that `is_matrix` as a float32 matrix [O, I], on the CPU."""
         return {
             name: as_matrix(module, parameter.detach()).float().contiguous().cpu()
             for name, (module, parameter) in self.parameters.items()
-            if parameter.dim() >= 2
+            if is_matrix(parameter)
         }
 
     def vectors(self) -> dict[str, Tensor]:
-        """Every parameter of fewer than two dimensions, float32, on the CPU."""
+        """Everything else, float32, in its own shape, on the CPU."""
         return {
             name: parameter.detach().float().cpu()
             for name, (_, parameter) in self.parameters.items()
-            if parameter.dim() < 2
+            if not is_matrix(parameter)
         }
 
     @cached_property

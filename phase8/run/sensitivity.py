@@ -6,7 +6,7 @@ from phase8.artifact.read import read_artifact
 from phase8.benchmarks.probes import choice_sensitivity, probes_of
 from phase8.codecs.pools import is_protected
 from phase8.config import CompressionConfig
-from phase8.model.source import as_parameters
+from phase8.model.source import as_parameters, is_matrix
 from phase8.run.context import Context
 from phase8.run.result import Attempt
 from phase8.run.retry import Sensitivity, integration_failures
@@ -30,7 +30,9 @@ def measure_sensitivity(run: Context, config: CompressionConfig, attempt: Attemp
     matrices = {
         name: weight
         for name, weight in weights.items()
-        if weight.dim() >= 2 and weight.numel() <= room and not is_protected(name, config.protect)
+        if is_matrix(run.source.parameters[name][1])
+        and weight.numel() <= room
+        and not is_protected(name, config.protect)
     }
     probes = {name: items for name, items in probes_of(run.suite).items() if name in failed and items}
     found = {}

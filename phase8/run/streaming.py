@@ -52,6 +52,7 @@ from phase8.model.source import (
     check_names,
     check_tokenizer,
     content_hash,
+    is_matrix,
     saved_tokenizer,
     unique_parameters,
 )
@@ -264,8 +265,8 @@ def encode_groups(
     on_progress: Progress | None = None,
 ) -> Iterator[EncodedGroup]:
     """Reads and encodes one group after the other: the stage's, then the vectors, then protected matrices."""
-    matrices = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if p.dim() >= 2}
-    vectors = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if p.dim() < 2}
+    matrices = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if is_matrix(p)}
+    vectors = {n: p.numel() for n, (_, p) in checkpoint.parameters.items() if not is_matrix(p)}
     planned = plan(stage, config, matrices, vectors, group_weights=group_weights)
     yield from encode_coded(planned, stage, config, checkpoint.matrix, on_progress=on_progress)
     yield from encode_plain(
