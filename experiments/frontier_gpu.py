@@ -31,7 +31,8 @@ from phase8.files import write_atomic
 from phase8.model.source import SourceModel, load_source
 from phase8.model.text import token_sequences
 from phase8.run.calibration import CALIBRATION_SEED
-from phase8.train.answers import collect_answers, load_answers, save_answers
+from phase8.train.answers import load_answers, save_answers
+from phase8.train.collect import collect_answers
 from phase8.train.divergence import mean_kl
 from phase8.train.settings import Precision
 from phase8.train.whole import Shape, TrainedStage

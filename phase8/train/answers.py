@@ -14,16 +14,14 @@ Shapes: N sequences, T tokens, V vocabulary, K kept answers, B sequences of a ba
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from phase8.files import CACHE, write_atomic
-from phase8.train.threads import side_by_side
 
 TINY = 1e-6
 """Least probability of the rest."""
@@ -80,72 +78,45 @@ def _from_tensors(log_p_NTK: Tensor, token_NTK: Tensor) -> Answers:
     return Answers(log_p_NTK.numpy(), token_NTK.numpy())
 
 
-class _KeptDivergence(torch.autograd.Function):
-    """Logits, the original's log-probabilities and their tokens -> KL over K + 1 outcomes, as the module's text says.
-
-    The gradient is written out, in the memory of the probabilities: autograd goes over the V logits of every place
-    some ten times, and took 26 ms where this takes 10 (1,024 places, V = 2,048).
+def kept_divergence(q_V: Tensor, theirs_K: Tensor, tokens_K: Tensor) -> tuple[Tensor, Tensor]:
+    """KL of each place over K + 1 outcomes, as the module's text says, and its slope by the logits.
 
         dKL / d ln q_k = c_k = -p_k + q_k r / s          dKL / d logit_j = c_j - q_j sum_k c_k
+
+    Written out, since autograd goes over the V logits of every place some ten times.
+
+    Args:
+        q_V: the network's probabilities, float32 [..., V]; the slope takes their memory.
+        theirs_K: the original's log-probabilities, [..., K].
+        tokens_K: of which tokens.
     """
+    q, p = q_V.gather(-1, tokens_K), theirs_K.exp()
+    rest, our_rest = (1.0 - p.sum(-1)).clamp_min(TINY), 1.0 - q.sum(-1)
+    at_least = our_rest.clamp_min(TINY)
+    places = rest * (rest.log() - at_least.log()) + (p * (theirs_K - q.clamp_min(LEAST).log())).sum(-1)
+    steered = torch.where(our_rest > TINY, rest / at_least, 0.0)
+    c = (q * steered[..., None]).sub_(p)
+    return places, q_V.mul_(-c.sum(-1, keepdim=True)).scatter_add_(-1, tokens_K, c)
+
+
+class _KeptDivergence(torch.autograd.Function):
+    """Logits, the original's log-probabilities and their tokens -> mean KL of each sequence."""
 
     @staticmethod
     def forward(ctx: Any, logits_BTV: Tensor, theirs_BTK: Tensor, tokens_BTK: Tensor) -> Tensor:
-        q_BTV = torch.softmax(logits_BTV, -1)
-        q, p = q_BTV.gather(-1, tokens_BTK), theirs_BTK.exp()
-        rest, our_rest = (1.0 - p.sum(-1)).clamp_min(TINY), 1.0 - q.sum(-1)
-        at_least = our_rest.clamp_min(TINY)
-        places = rest * (rest.log() - at_least.log()) + (p * (theirs_BTK - q.clamp_min(LEAST).log())).sum(-1)
-        steered = torch.where(our_rest > TINY, rest / at_least, 0.0)
-        c = (q * steered[..., None]).sub_(p).div_(places.shape[-1])
-        ctx.slope_BTV = q_BTV.mul_(-c.sum(-1, keepdim=True)).scatter_add_(-1, tokens_BTK, c)
-        return places.mean(-1)
+        places_BT, ctx.slope_BTV = kept_divergence(torch.softmax(logits_BTV, -1), theirs_BTK, tokens_BTK)
+        return places_BT.mean(-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return ctx.slope_BTV * grad[:, None, None], None, None
+        return ctx.slope_BTV * (grad[:, None, None] / ctx.slope_BTV.shape[1]), None, None
 
 
-def collect_answers(
-    network: nn.Module,
-    tokens_NT: Tensor,
-    *,
-    kept: int = 48,
-    batch_sequences: int = 16,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Answers:
-    """Asks the original once. `on_progress` is told how many sequences are done, of how many."""
-    count, length = tokens_NT.shape
-    vocabulary = int(network.config.vocab_size)
-    kept = min(kept, vocabulary)
-    batch_sequences = min(batch_sequences, sequences_at_once(length, vocabulary))
-    log_p = np.empty((count, length, kept), dtype=np.float16)
-    token = np.empty((count, length, kept), dtype=np.uint16 if vocabulary <= 1 << 16 else np.uint32)
-    device = next(network.parameters()).device
-
-    @torch.no_grad()
-    def ask(begin: int) -> int:
-        batch = tokens_NT[begin : begin + batch_sequences].to(device)
-        logits = network(input_ids=batch, use_cache=False).logits.float()
-        values, places = logits.topk(kept, -1, sorted=False)
-        end = begin + len(batch)
-        log_p[begin:end] = (values - torch.logsumexp(logits, -1, keepdim=True)).cpu().numpy()
-        token[begin:end] = places.cpu().numpy()
-        return end
-
-    with side_by_side(device) as (together, apply):
-        firsts = range(0, count, batch_sequences)
-        for some in range(0, len(firsts), together):
-            for end in apply(ask, firsts[some : some + together]):
-                if on_progress is not None:
-                    on_progress(end, count)
-    return Answers(log_p, token)
-
-
-def answers_key(model_hash: str, tokens_NT: Tensor, kept: int) -> str:
+def answers_key(model_hash: str, tokens_NT: Tensor, kept: int, *, bfloat16: bool = False) -> str:
     """A name for the answers of one model to one text."""
     text = hashlib.sha256(tokens_NT.numpy().tobytes()).hexdigest()
-    return hashlib.sha256(f"answers 1 {model_hash} {text} {tuple(tokens_NT.shape)} {kept}".encode()).hexdigest()[:24]
+    what = f"answers 1 {model_hash} {text} {tuple(tokens_NT.shape)} {kept}" + " bfloat16" * bfloat16
+    return hashlib.sha256(what.encode()).hexdigest()[:24]
 
 
 def load_answers(directory: Path, key: str, shape: tuple[int, int]) -> Answers | None:

@@ -3,7 +3,8 @@
     batch ── slice 1 ── network on thread 1 ── KL, gradient ──┐
           ── slice 2 ── network on thread 2 ── KL, gradient ──┴── added in order
 
-A slice whose logits would take more than `LOGITS_AT_ONCE` is asked in parts, one after the other.
+A slice whose logits would take more than `LOGITS_AT_ONCE` is asked in parts, one after the other. On a processor, a
+network of Llama's layout is asked by passes that are written out (`phase8.train.llama`), others by transformers' own.
 
 Two slices are faster than two threads within every product (experiments/LOG.md, 2026-11-27). The sum is in the order of
 the slices, so that a run can be repeated to the bit.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from phase8.train.answers import Answers, sequences_at_once
+from phase8.train.llama import Llama, why_not_written_out
 from phase8.train.threads import Apply
 
 
@@ -38,7 +40,8 @@ class SlicedBatch:
         self, network: nn.Module, answers: Answers, *, device: torch.device, bfloat16: bool, slices: int, apply: Apply
     ) -> None:
         self._answers, self._device, self._bfloat16, self._apply = answers, device, bfloat16, apply
-        self._networks = [network, *(copy.deepcopy(network) for _ in range(slices - 1))]
+        self._networks = [network, *(_twin(network) for _ in range(slices - 1))]
+        self._llama = Llama(network, torch.bfloat16 if bfloat16 else torch.float32)
 
     def divergence(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean KL(original || network) over the batch, differentiable in `weights`, and that of each sequence.
@@ -62,9 +65,14 @@ class SlicedBatch:
             ]
             return torch.cat([of_each for of_each, _ in asked]), _summed([gradient for _, gradient in asked])
 
+        written_out = why_not_written_out(self._networks[0], tokens_BT.shape[1], self._device) is None
+
         def part(
             number: int, leaves: dict[str, Tensor], tokens: Tensor, numbers: Tensor
         ) -> tuple[Tensor, tuple[Tensor, ...]]:
+            if written_out:
+                theirs = self._answers.of(numbers, self._device)
+                return self._llama.divergence(leaves, tokens, *theirs, share=1 / len(rows))
             with torch.enable_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
                 asked = {"input_ids": tokens.to(self._device), "use_cache": False}
                 logits = functional_call(self._networks[number], leaves, (), asked, tie_weights=True).logits
@@ -83,6 +91,11 @@ def _summed(gradients: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         for whole, part in zip(first, other, strict=True):
             whole.add_(part)
     return first
+
+
+def _twin(network: nn.Module) -> nn.Module:
+    """Modules of its own, and the network's parameters."""
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
 
 
 class _Divergence(torch.autograd.Function):

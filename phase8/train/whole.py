@@ -29,7 +29,9 @@ from phase8.codecs.rechosen import Rechosen
 from phase8.codecs.settings import StageSettings
 from phase8.errors import ConfigError, OutputError
 from phase8.model.source import SourceModel
-from phase8.train.answers import Answers, answers_key, collect_answers, load_answers, save_answers
+from phase8.train.answers import Answers, answers_key, load_answers, save_answers
+from phase8.train.collect import collect_answers
+from phase8.train.precision import takes_bfloat16
 from phase8.train.settings import GrokfastConfig, Precision, TrainingConfig
 from phase8.train.slicing import Narrow, narrow, why_not
 from phase8.train.threads import on_device
@@ -160,7 +162,7 @@ class TrainedStage:
         checkpoint: Path | None = None,
     ) -> Trained:
         """Trains within the budget; see `train_within_budget` for what may be raised."""
-        answers = self._answers(on_answers, device)
+        answers = self._answers(on_answers, device, plan.precision)
         part = self._narrow()
         network = part.network if part is not None else self.source.network
         trainable, vectors = self._start(network, part)
@@ -240,15 +242,23 @@ class TrainedStage:
     def _matrix_shape(self, name: str) -> tuple[int, int]:
         return tuple(self.source.matrices()[name].shape)  # type: ignore[return-value]
 
-    def _answers(self, on_answers: Callable[[int, int], None] | None, device: str = "cpu") -> Answers:
-        key = answers_key(self.source.content_hash, self.tokens_NT, self.kept_answers)
+    def _answers(
+        self,
+        on_answers: Callable[[int, int], None] | None = None,
+        device: str = "cpu",
+        precision: Precision = Precision.auto,
+    ) -> Answers:
+        bfloat16 = takes_bfloat16(precision, torch.device(device))
+        key = answers_key(self.source.content_hash, self.tokens_NT, self.kept_answers, bfloat16=bfloat16)
         if self.cache_dir is not None:
             shape = (self.tokens_NT.shape[0], self.tokens_NT.shape[1])
             found = load_answers(self.cache_dir, key, shape)
             if found is not None:
                 return found
         network = on_device(self.source.network, torch.device(device))
-        answers = collect_answers(network, self.tokens_NT, kept=self.kept_answers, on_progress=on_answers)
+        answers = collect_answers(
+            network, self.tokens_NT, kept=self.kept_answers, bfloat16=bfloat16, on_progress=on_answers
+        )
         if self.cache_dir is not None:
             try:
                 self.cache_dir.mkdir(parents=True, exist_ok=True)

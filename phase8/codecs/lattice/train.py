@@ -96,7 +96,7 @@ class _Price(torch.autograd.Function):
         for u in us:
             magnitude = u.round().abs_()
             sums.append(magnitude.sum(dtype=torch.float64))
-            filled.append(torch.count_nonzero(magnitude))
+            filled.append(magnitude.clamp_max_(1.0).sum(dtype=torch.float64))  # count_nonzero takes ten times as long
         count_S = torch.stack([torch.full_like(steps_S[0], u.numel(), dtype=torch.float64) for u in us])
         total_S = torch.stack(sums)
         ctx.save_for_backward(steps_S, laplace_scale(total_S / count_S), *us)
