@@ -53,8 +53,9 @@ def collect_answers(
 
     with side_by_side(device) as (together, apply):
         firsts = range(0, count, batch_sequences)
-        for some in range(0, len(firsts), together):
-            for end in apply(ask, firsts[some : some + together]):
+        at_once = 8 * together  # one waits for the other at the end of these, and a Ctrl-C for all of them
+        for some in range(0, len(firsts), at_once):
+            for end in apply(ask, firsts[some : some + at_once]):
                 if on_progress is not None:
                     on_progress(end, count)
     return Answers(log_p, token)

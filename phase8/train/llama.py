@@ -73,7 +73,7 @@ class Llama:
     @torch.no_grad()
     def logits(self, tokens_BT: Tensor) -> Iterator[Tensor]:
         """Of all places in order, float32 [few, V], with the network's own tensors."""
-        run = _Pass(self, {}, tokens_BT)
+        run = _Pass(self, {}, tokens_BT, forward_alone=True)
         h_PC, head_VC = run.forward(), run.matrix(self._head)
         for few_PC in h_PC.split(_few(head_VC)):
             yield (few_PC @ head_VC.mT).float()
@@ -111,8 +111,11 @@ def _few(head_VC: Tensor) -> int:
 class _Pass:
     """One forward pass, and the backward one over what it left."""
 
-    def __init__(self, llama: Llama, weights: Mapping[str, Tensor], tokens_BT: Tensor) -> None:
+    def __init__(
+        self, llama: Llama, weights: Mapping[str, Tensor], tokens_BT: Tensor, *, forward_alone: bool = False
+    ) -> None:
         self._llama, self._weights, self._tokens_BT = llama, weights, tokens_BT
+        self._forward_alone = forward_alone
         self._found: dict[str, Tensor] = {}
         self._kept: list[tuple[Any, ...]] = []
         length = tokens_BT.shape[1]
@@ -120,6 +123,10 @@ class _Pass:
         scales = torch.tensor([llama._D**-0.5] * llama._H + [1.0] * llama._G)[:, None]  # queries, keys
         self._cos_THD, self._sin_THD = (table[0, :, None, : llama._D // 2] * scales for table in (cos, sin))
         self._later_TT = torch.full((length, length), -torch.inf).triu_(1).repeat(llama._H // llama._G, 1)
+
+    def _keep(self, *what: Tensor) -> None:
+        if not self._forward_alone:
+            self._kept.append(what)
 
     def vector(self, name: str) -> Tensor:
         """A tensor as it is."""
@@ -165,7 +172,7 @@ class _Pass:
         """norm(x) g, in the products' format."""
         mean_P1 = torch.linalg.vector_norm(x_PC, dim=-1, keepdim=True).square_().div_(x_PC.shape[1])
         r_P1 = mean_P1.add_(self._llama._eps).rsqrt_()
-        self._kept.append((x_PC, r_P1))
+        self._keep(x_PC, r_P1)
         return (x_PC * r_P1).mul_(self.vector(name)).to(self._llama._dtype)
 
     def _attend(self, prefix: str, x_PC: Tensor) -> Tensor:
@@ -180,7 +187,7 @@ class _Pass:
         y = p @ v
         y_P = self._heads_last(y).reshape(B * T, H * D)
         w_o = self.matrix(f"{at}o_proj.weight")
-        self._kept.append((a_PC, w_qkv, q, k, v, p, y, y_P, w_o))
+        self._keep(a_PC, w_qkv, q, k, v, p, y, y_P, w_o)
         return x_PC + y_P @ w_o.mT
 
     def _turned(self, x_BTHD: Tensor, sin_THD: Tensor) -> Tensor:
@@ -212,7 +219,7 @@ class _Pass:
         z, u = (a_PC @ w_gu.mT).chunk(2, 1)
         s = silu(z)
         m = s * u
-        self._kept.append((a_PC, w_gu, z, u, s, m, w_d))
+        self._keep(a_PC, w_gu, z, u, s, m, w_d)
         return x_PC + m @ w_d.mT
 
     # Backward -----------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ Apply = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
 def side_by_side(device: torch.device) -> Iterator[tuple[int, Apply]]:
     """How many pieces run at once, and how to run them; on a GPU one after the other.
 
-    A piece's products are not divided among threads; what the caller computes between them is, as before.
+    Inside, torch divides nothing else among threads: what a small network leaves to divide takes longer so.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     if device.type == "cpu":
@@ -35,8 +35,12 @@ def side_by_side(device: torch.device) -> Iterator[tuple[int, Apply]]:
     if threads == 1:
         yield 1, map
         return
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield threads, pool.map
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield threads, pool.map
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _keep_memory() -> None:
