@@ -57,7 +57,10 @@ SMALL = {
     "word_embed_proj_dim": 32, "embedding_size": 32, "max_seq_len": 160, "d_ff": 48, "sliding_window": 24,
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 16,
     "vocab_size_per_layer_input": 380, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "laurel_rank": 8,
-    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "is_decoder": True,
+    "dff": 48, "dim_ff": 48, "dim_head": 8, "linear_head_dim": 8, "linear_num_heads": 4, "mamba_num_heads": 8,
+    "mamba_head_dim": 8, "ssm_state_size": 8, "chunk_size": 32, "mamba_chunk_size": 32,
+    "moe_shared_expert_intermediate_size": 24, "index_head_dim": 8, "index_n_heads": 4, "o_groups": 2,
+    "o_lora_rank": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "is_decoder": True, "causal": True,
 }  # fmt: skip
 MORE = {
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2},
@@ -70,15 +73,18 @@ MORE = {
         "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_n_groups": 1,
         "layer_types": ["linear_attention", "full_attention"],
     },
+    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8},
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 24},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"], "layer_types": None},
+    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"], "layer_types": None, "n_groups": 1},
     "prophetnet": {"num_encoder_layers": 2, "num_decoder_layers": 2, "num_hidden_layers": None},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
-    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16], "attn_layers": ["local", "lsh"]},
+    "reformer": {
+        "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16], "attn_layers": ["local", "lsh"], "hash_seed": 1,
+    },
     "roc_bert": {
         "pronunciation_vocab_size": 10, "shape_vocab_size": 10, "pronunciation_embed_dim": 8, "shape_embed_dim": 8,
     },

@@ -93,8 +93,15 @@ ARCHITECTURES = {
         | {"qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 4, "first_k_dense_replace": 1, "n_group": 2}
         | {"moe_intermediate_size": 16, "topk_group": 1, "num_experts_per_tok": 2},
     ),
+    "youtu": (
+        "youtu",
+        _SHAPE
+        | {"num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8}
+        | {"qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 4},
+    ),
 }
-"""Conv1D, fused and tied matrices, projections, 3-D experts, learned buffers, extents that 4 and 8 do not divide."""
+"""Conv1D, fused and tied matrices, projections, 3-D experts, learned buffers, extents that 4 and 8 do not divide; and
+Youtu, whose own code empties the padding token's row after loading."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -108,6 +115,7 @@ def test_any_model_survives_the_artifact(name, dtype, tmp_path, tiny_tokenizer):
         for _, tensor in unique_parameters(network).values():
             if tensor.dim() < 2:  # biases, norms and buffers start as zeros and ones
                 tensor += 0.1 * torch.randn_like(tensor)
+        network.get_input_embeddings().weight[1] += 0.5  # the padding token's row, which starts as zeros too
     network.to(dtype).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
 

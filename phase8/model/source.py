@@ -14,7 +14,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -355,14 +356,15 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
             if settings := read_generation(source):
                 network.generation_config = settings
             return network
-        network, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with loaded_rows_kept():
+            network, info = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
         if is_adapted(network):
             fix = "download it, and give the directory as model.path"
             raise ModelError("the checkpoint comes with an adapter", where=where, fix=fix)
@@ -376,6 +378,33 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
             where=where,
             fix="the file may be missing or cut short: copy it anew, as safetensors (or phase7_output.pt with tensors)",
         ) from error
+
+
+@contextmanager
+def loaded_rows_kept() -> Iterator[None]:
+    """While open, `from_pretrained` leaves embeddings alone that it has read from a file.
+
+    After loading, transformers initialises what was missing. It marks the tensors that were not, but Youtu's own code
+    (transformers 5.23) writes zeros into a slice, the padding token's row, which does not carry the mark.
+    """
+    own = PreTrainedModel._initialize_weights
+
+    def careful(network: PreTrainedModel, module: nn.Module, *rest: Any, **settings: Any) -> None:
+        if not is_read_embedding(module):
+            own(network, module, *rest, **settings)
+
+    PreTrainedModel._initialize_weights = careful
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = own
+
+
+def is_read_embedding(module: nn.Module) -> bool:
+    """Whether a module is an embedding whose every number came from a file."""
+    return (
+        isinstance(module, nn.Embedding) and not module._buffers and getattr(module.weight, "_is_hf_initialized", False)
+    )
 
 
 def _load_checkpoint(config: Any, path: Path) -> PreTrainedModel:
