@@ -183,6 +183,10 @@ def _drop_tensor(directory):
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
+def _of_a_model_that_transformers_cannot_build(directory):
+    AutoConfig.for_model("musicgen").save_pretrained(directory)
+
+
 def _poison(directory):
     tensors = load_file(directory / "model.safetensors")
     tensors["model.norm.weight"][3] = float("nan")
@@ -197,6 +201,7 @@ def _poison(directory):
         (lambda d: (d / "config.json").unlink(), "config.json"),
         (lambda d: (d / "config.json").write_text("{"), "configuration"),
         (lambda d: (d / "config.json").write_text('{"model_type": "vit"}'), "vit"),
+        (_of_a_model_that_transformers_cannot_build, "cannot build a causal language model .*no attribute 'dropout'"),
         (_drop_tensor, "lacks 1"),
         (_poison, r"NaN or infinite.*model\.norm\.weight \(1 values\)"),
         (lambda d: (d / "phase7_expert_config.json").write_text('{"experts": "all"}'), "experts"),

@@ -18,7 +18,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from phase8.artifact.write import settings_files
-from phase8.errors import ModelError
+from phase8.errors import ModelError, said
 from phase8.files import TEMPORARY, temporary_directory, writing
 from phase8.model.forward import logits_of
 from phase8.model.source import SourceModel, unique_parameters
@@ -55,7 +55,7 @@ def check_reopens(source: SourceModel) -> None:
             tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
         except Exception as error:  # transformers raises anything; whatever it is, the artifact would be useless
             raise ModelError(
-                f"an artifact of this model could not be opened again: {type(error).__name__}: {str(error)[:200]}",
+                f"an artifact of this model could not be opened again: {said(error)}",
                 where=where,
                 fix="AutoModelForCausalLM must be able to build it from its config.json, without code of its own",
             ) from error
@@ -123,10 +123,8 @@ def _reads_its_window(source: SourceModel, network: Any) -> None:
     try:
         before, after = (logits_of(network, ids_1L) for _ in range(2))
     except Exception as error:  # transformers raises anything
-        said = str(error).strip().splitlines() or [""]
         raise ModelError(
-            f"the model cannot read a text of {ids_1L.shape[1]} tokens, though its window has {longest}: "
-            f"{type(error).__name__}: {said[0][:200]}",
+            f"the model cannot read a text of {ids_1L.shape[1]} tokens, though its window has {longest}: {said(error)}",
             where=source.name,
             fix="write into config.json how long a text it can read (max_position_embeddings or what it is called)",
         ) from error
@@ -145,7 +143,7 @@ def _same_answers(source: SourceModel, fresh: Any) -> None:
         parameter.copy_(source.parameters[name][1])
     fresh = fresh.eval().to(source.network.device)
     ids_1L = _text(source, TOKENS)
-    apart = _apart(*(model(input_ids=ids_1L).logits for model in (source.network, fresh)))
+    apart = _apart(*(logits_of(model, ids_1L) for model in (source.network, fresh)))
     if not apart <= TOLERANCE:
         raise ModelError(
             f"built anew from its configuration and its weights, the model answers otherwise (logits differ by "

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from phase8.errors import ArtifactError, ModelError
+from phase8.errors import ArtifactError, ModelError, said
 from phase8.files import TEMPORARY, read_bounded, temporary_directory, writing
 from phase8.model.adapter import ADAPTER_FILE, has_adapter, is_adapted, merge_from, merge_held, without_adapter
 from phase8.model.generation import generation_text, read_generation
@@ -373,10 +373,24 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
     except ModelError:
         raise
     except Exception as error:  # transformers raises anything on a broken file
+        _check_buildable(config, where)
         raise ModelError(
-            f"the weights cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            f"the weights cannot be read: {said(error)}",
             where=where,
             fix="the file may be missing or cut short: copy it anew, as safetensors (or phase7_output.pt with tensors)",
+        ) from error
+
+
+def _check_buildable(config: Any, where: str) -> None:
+    """Raises `ModelError` where it is not the weights that are wrong: transformers makes no network of the settings."""
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # transformers raises anything
+        raise ModelError(
+            f"transformers cannot build a causal language model of this configuration: {said(error)}",
+            where=where,
+            fix="install what it asks for, or correct config.json: AutoModelForCausalLM.from_config must take it",
         ) from error
 
 
