@@ -59,8 +59,7 @@ SMALL = {
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 16,
     "vocab_size_per_layer_input": 380, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "laurel_rank": 8,
     "dff": 48, "dim_ff": 48, "dim_head": 8, "linear_head_dim": 8, "linear_num_heads": 4, "mamba_num_heads": 8,
-    "mamba_head_dim": 8, "ssm_state_size": 8, "chunk_size": 32, "mamba_chunk_size": 32,
-    "moe_shared_expert_intermediate_size": 24, "index_head_dim": 8, "index_n_heads": 4, "o_groups": 2,
+    "mamba_head_dim": 8, "ssm_state_size": 8, "moe_shared_expert_intermediate_size": 24, "o_groups": 2,
     "o_lora_rank": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "is_decoder": True, "causal": True,
 }  # fmt: skip
 INDEXER = {
@@ -71,7 +70,7 @@ DOTS3 = {
     "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
     "qk_rope_head_dim": 8, "v_head_dim": 8, "head_dim": 16, "swa_num_attention_heads": 4,
     "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16, "swa_kv_lora_rank": 16, "swa_head_dim": 16,
-    "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8,
+    "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8, "index_head_dim": 8, "index_n_heads": 4,
 }  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 SHARED = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
@@ -86,6 +85,7 @@ MORE = {
         "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
         "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
     },
+    "deepseek_v4": {"index_head_dim": 8, "index_n_heads": 4},
     "dots3_note": {
         "text_config": DOTS3,
         "vision_config": {"pyramid_num_routed": [-1, 4], "adapter_in_dim": 32, "adapter_out_dim": 32},
@@ -95,9 +95,9 @@ MORE = {
     "dots1": {"n_shared_experts": 1},
     "qwen4_exp": {"text_config": INDEXER},
     "qwen4_exp_text": INDEXER,
-    "xlstm": {"hidden_size": 128, "ffn_round_up_to_multiple_of": 16},
+    "xlstm": {"hidden_size": 128, "chunk_size": 32, "ffn_round_up_to_multiple_of": 16},
     "zamba": {"num_hidden_layers": 4, "layer_types": SHARED, "mamba_dt_rank": 4},
-    "zamba2": {"num_hidden_layers": 4, "layers_block_type": SHARED, "layer_types": None},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": SHARED, "layer_types": None, "chunk_size": 32},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2},
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {
@@ -108,13 +108,18 @@ MORE = {
         "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_n_groups": 1,
         "layer_types": ["linear_attention", "full_attention"],
     },
-    "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8},
+    "falcon_h1": {
+        "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8, "mamba_chunk_size": 32,
+    },
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 24},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"], "layer_types": None, "n_groups": 1},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "full_attention"], "layer_types": None, "n_groups": 1,
+        "chunk_size": 32,
+    },
     "prophetnet": {"num_encoder_layers": 2, "num_decoder_layers": 2, "num_hidden_layers": None},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
     "reformer": {

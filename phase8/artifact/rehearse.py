@@ -89,6 +89,18 @@ def _text(source: SourceModel, count: int) -> torch.Tensor:
     return (3 + 7 * torch.arange(count, device=source.network.device))[None] % len(source.tokenizer)
 
 
+def _answers(source: SourceModel, network: Any, ids_1L: torch.Tensor) -> torch.Tensor:
+    try:
+        return logits_of(network, ids_1L)
+    except Exception as error:  # transformers raises anything
+        raise ModelError(
+            f"the model cannot read a text of {ids_1L.shape[1]} tokens, though its window has "
+            f"{window(network) or 'no end'}: {said(error)}",
+            where=source.name,
+            fix="write into config.json how long a text it can read (max_position_embeddings or what it is called)",
+        ) from error
+
+
 def _apart(before: torch.Tensor, after: torch.Tensor) -> float:
     """By how much logits differ, relative to the largest; 0.0 where they are no numbers to begin with."""
     before, after = before.float(), after.float()
@@ -105,7 +117,7 @@ def _reads_forwards(source: SourceModel) -> None:
         return
     after_1L = before_1L.clone()
     after_1L[:, half:] = before_1L[:, half:].flip(1)
-    before, after = (logits_of(source.network, ids_1L)[:, :half] for ids_1L in (before_1L, after_1L))
+    before, after = (_answers(source, source.network, ids_1L)[:, :half] for ids_1L in (before_1L, after_1L))
     if not _apart(before, after) <= TOLERANCE:
         raise ModelError(
             f"the model looks ahead: what follows a token changes what is predicted after it (by "
@@ -118,16 +130,8 @@ def _reads_forwards(source: SourceModel) -> None:
 
 @torch.no_grad()
 def _reads_its_window(source: SourceModel, network: Any) -> None:
-    longest = window(network)
-    ids_1L = _text(source, min(longest or TOKENS, LONGEST))
-    try:
-        before, after = (logits_of(network, ids_1L) for _ in range(2))
-    except Exception as error:  # transformers raises anything
-        raise ModelError(
-            f"the model cannot read a text of {ids_1L.shape[1]} tokens, though its window has {longest}: {said(error)}",
-            where=source.name,
-            fix="write into config.json how long a text it can read (max_position_embeddings or what it is called)",
-        ) from error
+    ids_1L = _text(source, min(window(network) or TOKENS, LONGEST))
+    before, after = (_answers(source, network, ids_1L) for _ in range(2))
     if not _apart(before, after) <= TOLERANCE:
         raise ModelError(
             f"the model answers by chance: a text of {ids_1L.shape[1]} tokens read twice gives logits that differ by "
@@ -143,7 +147,7 @@ def _same_answers(source: SourceModel, fresh: Any) -> None:
         parameter.copy_(source.parameters[name][1])
     fresh = fresh.eval().to(source.network.device)
     ids_1L = _text(source, TOKENS)
-    apart = _apart(*(logits_of(model, ids_1L) for model in (source.network, fresh)))
+    apart = _apart(*(_answers(source, model, ids_1L) for model in (source.network, fresh)))
     if not apart <= TOLERANCE:
         raise ModelError(
             f"built anew from its configuration and its weights, the model answers otherwise (logits differ by "
