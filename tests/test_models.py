@@ -14,6 +14,7 @@ from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
 from phase8.errors import ModelError
 from phase8.model.source import ExpertFile, as_matrix, from_matrix, in_place, load_source, unique_parameters
+from phase8.run.streaming import open_checkpoint
 
 
 def test_directory_loads_and_counts_tied_parameters_once(tiny_model_dir, tiny_network):
@@ -191,6 +192,20 @@ def _poison(directory):
     tensors = load_file(directory / "model.safetensors")
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_text_model_that_is_found_by_the_whole_alone(tmp_path, tiny_tokenizer):
+    """Mllama's network keeps the text's settings; an artifact with those could not be opened."""
+    whole = AutoConfig.for_model("mllama", text_config={
+        "vocab_size": 259, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "pad_token_id": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "cross_attention_layers": [1],
+    })  # fmt: skip
+    AutoModelForCausalLM.from_config(whole).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    whole.save_pretrained(tmp_path)
+    for opened in (load_source, open_checkpoint):
+        with pytest.raises(ModelError, match="'mllama_text_model' has no causal language model"):
+            opened(str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -333,12 +333,7 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
             where=where,
             fix="check model.path and the network; a hub id needs internet access, a directory a valid config.json",
         ) from error
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ModelError(
-            f"the architecture {config.model_type!r} has no causal language model in transformers",
-            where=where,
-            fix="this tool compresses causal language models, such as Llama, GPT-2 or Qwen",
-        )
+    check_known(config, where=where)
     packed = getattr(config, "quantization_config", None)
     if packed is not None:
         method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
@@ -369,6 +364,7 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
             fix = "download it, and give the directory as model.path"
             raise ModelError("the checkpoint comes with an adapter", where=where, fix=fix)
         check_names(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"], where=where)
+        check_known(network.config, where=where)
         return network
     except ModelError:
         raise
@@ -379,6 +375,20 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
             where=where,
             fix="the file may be missing or cut short: copy it anew, as safetensors (or phase7_output.pt with tensors)",
         ) from error
+
+
+def check_known(config: Any, *, where: str) -> None:
+    """Raises `ModelError` where transformers has no causal language model for a configuration.
+
+    Of a network too: those of Emu3 and Mllama are told by the settings of the whole, which has images beside, and keep
+    those of the text alone, by which none is found again.
+    """
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(
+            f"the architecture {config.model_type!r} has no causal language model in transformers",
+            where=where,
+            fix="this tool compresses causal language models, such as Llama, GPT-2 or Qwen",
+        )
 
 
 def _check_buildable(config: Any, where: str) -> None:

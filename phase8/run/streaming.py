@@ -49,6 +49,7 @@ from phase8.model.names import Origin, map_names
 from phase8.model.shards import INDEX, read_index
 from phase8.model.source import (
     as_matrix,
+    check_known,
     check_names,
     check_tokenizer,
     content_hash,
@@ -188,6 +189,7 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError("the checkpoint is compressed already", where=str(directory), fix="give the original")
     refuse_adapter(directory)
+    check_known(network.config, where=str(directory))
     check_tokenizer(network, tokenizer, where=str(directory))
     if settings := read_generation(directory):
         network.generation_config = settings
