@@ -38,8 +38,9 @@ from phase8.artifact.write import load_artifact
 from phase8.benchmarks.generation import changes_distribution
 from phase8.benchmarks.lm import Phase8LM
 from phase8.config import CompressionConfig
-from phase8.errors import Phase8Error
+from phase8.errors import Phase8Error, said
 from phase8.files import write_atomic
+from phase8.model.forward import logits_of
 from phase8.model.source import load_source
 from phase8.printable import line
 from phase8.run.streaming import open_checkpoint
@@ -57,9 +58,46 @@ SMALL = {
     "word_embed_proj_dim": 32, "embedding_size": 32, "max_seq_len": 160, "d_ff": 48, "sliding_window": 24,
     "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 16,
     "vocab_size_per_layer_input": 380, "hidden_size_per_layer_input": 8, "num_kv_shared_layers": 0, "laurel_rank": 8,
-    "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "is_decoder": True,
+    "dff": 48, "dim_ff": 48, "dim_head": 8, "linear_head_dim": 8, "linear_num_heads": 4, "mamba_num_heads": 8,
+    "mamba_head_dim": 8, "ssm_state_size": 8, "moe_shared_expert_intermediate_size": 24, "o_groups": 2,
+    "o_lora_rank": 16, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2, "is_decoder": True, "causal": True,
 }  # fmt: skip
+INDEXER = {
+    "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 32,
+    "indexer_compress_ratio": 4,
+}  # fmt: skip
+DOTS3 = {
+    "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8, "v_head_dim": 8, "head_dim": 16, "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16, "swa_kv_lora_rank": 16, "swa_head_dim": 16,
+    "swa_qk_nope_head_dim": 8, "swa_v_head_dim": 8, "index_head_dim": 8, "index_n_heads": 4,
+}  # fmt: skip
+ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+SHARED = ["linear_attention", "hybrid", "linear_attention", "hybrid"]
 MORE = {
+    "axk1": {"n_group": 1, "topk_group": 1},
+    "blt": {  # with a cache transformers cannot run it: BltConfig has no num_hidden_layers
+        "encoder_hash_byte_group_vocab": 64, "encoder_config": {"hidden_size_global": 32},
+        "decoder_config": {"hidden_size_global": 32}, "use_cache": False,
+    },
+    "cohere_compass_text": {"rope_parameters": {"full_attention": ROPE, "sliding_attention": ROPE}},
+    "dbrx": {
+        "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 48, "moe_num_experts": 4, "moe_top_k": 2},
+    },
+    "deepseek_v4": {"index_head_dim": 8, "index_n_heads": 4},
+    "dots3_note": {
+        "text_config": DOTS3,
+        "vision_config": {"pyramid_num_routed": [-1, 4], "adapter_in_dim": 32, "adapter_out_dim": 32},
+        "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32},
+    },
+    "dots3_note_text": DOTS3,
+    "dots1": {"n_shared_experts": 1},
+    "qwen4_exp": {"text_config": INDEXER},
+    "qwen4_exp_text": INDEXER,
+    "xlstm": {"hidden_size": 128, "chunk_size": 32, "ffn_round_up_to_multiple_of": 16},
+    "zamba": {"num_hidden_layers": 4, "layer_types": SHARED, "mamba_dt_rank": 4},
+    "zamba2": {"num_hidden_layers": 4, "layers_block_type": SHARED, "layer_types": None, "chunk_size": 32},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1, "expand": 2},
     "bailing_hybrid": {"layer_group_size": 2},
     "bamba": {
@@ -70,15 +108,23 @@ MORE = {
         "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_expand": 2, "mamba_n_groups": 1,
         "layer_types": ["linear_attention", "full_attention"],
     },
+    "falcon_h1": {
+        "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_ssm": 64, "mamba_d_state": 8, "mamba_chunk_size": 32,
+    },
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 24},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
-    "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention"], "layer_types": None},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "full_attention"], "layer_types": None, "n_groups": 1,
+        "chunk_size": 32,
+    },
     "prophetnet": {"num_encoder_layers": 2, "num_decoder_layers": 2, "num_hidden_layers": None},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
-    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16], "attn_layers": ["local", "lsh"]},
+    "reformer": {
+        "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16], "attn_layers": ["local", "lsh"], "hash_seed": 1,
+    },
     "roc_bert": {
         "pronunciation_vocab_size": 10, "shape_vocab_size": 10, "pronunciation_embed_dim": 8, "shape_embed_dim": 8,
     },
@@ -113,6 +159,16 @@ def small(default: Any) -> dict[str, Any]:
     return settings | {name: small(part) for name, part in parts.items() if part is not None}
 
 
+def merged(settings: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others beside or instead; those of a part too."""
+    parts = {
+        name: merged(settings[name], value)
+        for name, value in more.items()
+        if isinstance(value, dict) and isinstance(settings.get(name), dict)
+    }
+    return settings | more | parts
+
+
 def value_of(config: Any, name: str) -> tuple[bool, Any]:
     """Whether a configuration has a setting, and its value; one that differs from layer to layer cannot be read."""
     try:
@@ -124,7 +180,7 @@ def value_of(config: Any, name: str) -> tuple[bool, Any]:
 def build(kind: str):
     """The kind in miniature and "", or None and why it cannot be built so: the settings do not fit together."""
     try:
-        settings = small(CONFIG_MAPPING[kind]()) | MORE.get(kind, {})
+        settings = merged(small(CONFIG_MAPPING[kind]()), MORE.get(kind, {}))
         config = CONFIG_MAPPING[kind](**{name: value for name, value in settings.items() if value is not None})
         with torch.device("meta"):
             outline = AutoModelForCausalLM.from_config(config)
@@ -137,10 +193,10 @@ def build(kind: str):
             if parameter.dim() >= 2:
                 torch.nn.init.normal_(parameter, std=0.2)
         with torch.no_grad():
-            found = network(input_ids=torch.arange(3, 20)[None]).logits
+            found = logits_of(network, torch.arange(3, 20)[None])
         return (network, "") if bool(torch.isfinite(found).all()) else (None, "answers that are no numbers")
     except Exception as error:  # of a hundred kinds each has errors of its own; the reason is shown
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+        return None, said(error)
 
 
 def settings_of(directory: Path) -> CompressionConfig:
@@ -179,8 +235,8 @@ def written_without_cache(network: Any, tokenizer: Any, prompt: str, count: int,
         return tokenizer.decode(found[0, len(ids) :], skip_special_tokens=True)
     end, start = len(ids) + count, len(ids)
     while len(ids) < end:
-        network(input_ids=torch.zeros(1, 1, dtype=torch.long))  # what lengthens with the text is back at its start
-        token = int(network(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
+        logits_of(network, torch.zeros(1, 1, dtype=torch.long))  # what lengthens with the text is back at its start
+        token = int(logits_of(network, torch.tensor([ids]))[0, -1].argmax())
         if token in ends:
             break
         ids.append(token)
@@ -240,8 +296,7 @@ def found_of(kind: str, directory: Path) -> dict[str, Any]:
     except Phase8Error as error:
         return {"outcome": "refused", "step": step, "why": error.what}
     except Exception as error:  # whatever is wrong with a kind, the others are tried
-        said = str(error).strip().splitlines() or [""]
-        return {"outcome": "fails", "step": step, "why": f"{type(error).__name__}: {said[0]}"[:300]}
+        return {"outcome": "fails", "step": step, "why": said(error)}
     return {"outcome": "passes", "step": step, "why": ""}
 
 

@@ -58,6 +58,12 @@ class StudyError(Phase8Error):
     """A study or its storage cannot be used."""
 
 
+def said(error: BaseException) -> str:
+    """What somebody else's exception says: its type and its first line that is not empty, at most 200 characters."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
+
+
 class RunStopped(BaseException):
     """Somebody ends the run in order; what is finished stays. No error, and never caught as one: hence its base.
 

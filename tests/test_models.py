@@ -14,6 +14,7 @@ from phase8.codecs import get_codec
 from phase8.config import VPTQConfig
 from phase8.errors import ModelError
 from phase8.model.source import ExpertFile, as_matrix, from_matrix, in_place, load_source, unique_parameters
+from phase8.run.streaming import open_checkpoint
 
 
 def test_directory_loads_and_counts_tied_parameters_once(tiny_model_dir, tiny_network):
@@ -93,8 +94,15 @@ ARCHITECTURES = {
         | {"qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 4, "first_k_dense_replace": 1, "n_group": 2}
         | {"moe_intermediate_size": 16, "topk_group": 1, "num_experts_per_tok": 2},
     ),
+    "youtu": (
+        "youtu",
+        _SHAPE
+        | {"num_key_value_heads": 2, "q_lora_rank": 8, "kv_lora_rank": 8}
+        | {"qk_rope_head_dim": 4, "v_head_dim": 8, "qk_nope_head_dim": 4},
+    ),
 }
-"""Conv1D, fused and tied matrices, projections, 3-D experts, learned buffers, extents that 4 and 8 do not divide."""
+"""Conv1D, fused and tied matrices, projections, 3-D experts, learned buffers, extents that 4 and 8 do not divide; and
+Youtu, whose own code empties the padding token's row after loading."""
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -108,6 +116,7 @@ def test_any_model_survives_the_artifact(name, dtype, tmp_path, tiny_tokenizer):
         for _, tensor in unique_parameters(network).values():
             if tensor.dim() < 2:  # biases, norms and buffers start as zeros and ones
                 tensor += 0.1 * torch.randn_like(tensor)
+        network.get_input_embeddings().weight[1] += 0.5  # the padding token's row, which starts as zeros too
     network.to(dtype).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
 
@@ -175,10 +184,28 @@ def _drop_tensor(directory):
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
+def _of_a_model_that_transformers_cannot_build(directory):
+    AutoConfig.for_model("musicgen").save_pretrained(directory)
+
+
 def _poison(directory):
     tensors = load_file(directory / "model.safetensors")
     tensors["model.norm.weight"][3] = float("nan")
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_text_model_that_is_found_by_the_whole_alone(tmp_path, tiny_tokenizer):
+    """Mllama's network keeps the text's settings; an artifact with those could not be opened."""
+    whole = AutoConfig.for_model("mllama", text_config={
+        "vocab_size": 259, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "pad_token_id": 1,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "cross_attention_layers": [1],
+    })  # fmt: skip
+    AutoModelForCausalLM.from_config(whole).save_pretrained(tmp_path)
+    tiny_tokenizer.save_pretrained(tmp_path)
+    whole.save_pretrained(tmp_path)
+    for opened in (load_source, open_checkpoint):
+        with pytest.raises(ModelError, match="'mllama_text_model' has no causal language model"):
+            opened(str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -189,6 +216,7 @@ def _poison(directory):
         (lambda d: (d / "config.json").unlink(), "config.json"),
         (lambda d: (d / "config.json").write_text("{"), "configuration"),
         (lambda d: (d / "config.json").write_text('{"model_type": "vit"}'), "vit"),
+        (_of_a_model_that_transformers_cannot_build, "cannot build a causal language model .*no attribute 'dropout'"),
         (_drop_tensor, "lacks 1"),
         (_poison, r"NaN or infinite.*model\.norm\.weight \(1 values\)"),
         (lambda d: (d / "phase7_expert_config.json").write_text('{"experts": "all"}'), "experts"),

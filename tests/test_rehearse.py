@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from phase8.artifact.rehearse import check_reopens
 from phase8.errors import ModelError
@@ -83,3 +83,57 @@ def test_a_tokenizer_that_does_not_save_all_of_itself(tiny_network, tiny_tokeniz
     monkeypatch.setattr(type(tokenizer), "save_pretrained", lossy)
     with pytest.raises(ModelError, match="cuts text otherwise"):
         check_reopens(source(tiny_network, tokenizer))
+
+
+BERT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+REFORMER = {
+    "hidden_size": 32, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [16, 16], "num_attention_heads": 2,
+    "attn_layers": ["lsh"], "is_decoder": True, "max_position_embeddings": 256, "num_buckets": 4,
+}  # fmt: skip
+UNFIT = {
+    "a BERT that is no decoder": ("bert", BERT, "looks ahead"),
+    "XLNet": ("xlnet", {"d_model": 32, "n_layer": 1, "n_head": 4, "d_inner": 48}, "looks ahead"),
+    "a Reformer without a seed": ("reformer", REFORMER, "answers by chance"),
+}
+FIT = {
+    "a BERT that is a decoder": ("bert", BERT | {"is_decoder": True}),
+    "a Reformer with a seed": ("reformer", REFORMER | {"hash_seed": 1}),
+}
+
+
+def built(kind, settings, tokenizer):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        kind, vocab_size=len(tokenizer), bos_token_id=0, eos_token_id=0, pad_token_id=1, **settings
+    )
+    network = AutoModelForCausalLM.from_config(config)
+    for parameter in network.parameters():
+        if parameter.dim() >= 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    return source(network, tokenizer)
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_model_whose_benchmarks_would_mean_nothing(name, tiny_tokenizer):
+    kind, settings, says = UNFIT[name]
+    with pytest.raises(ModelError, match=says) as caught:
+        check_reopens(built(kind, settings, tiny_tokenizer))
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize("name", FIT)
+def test_the_same_models_set_right(name, tiny_tokenizer):
+    check_reopens(built(*FIT[name], tiny_tokenizer))
+
+
+def test_a_window_that_the_model_cannot_read(tiny_network, tiny_tokenizer, monkeypatch):
+    whole = LlamaForCausalLM.forward
+
+    def short(self, input_ids, **settings):
+        if input_ids.shape[1] > 100:
+            raise IndexError("index out of range in self")
+        return whole(self, input_ids=input_ids, **settings)
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", short)
+    with pytest.raises(ModelError, match="cannot read a text of 128 tokens.*IndexError: index out of range"):
+        check_reopens(source(tiny_network, tiny_tokenizer))

@@ -153,6 +153,15 @@ POSITIONS = {
     "biogpt": (
         {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "max_position_embeddings": 96}, 96,
     ),
+    "prophetnet": (
+        {"hidden_size": 32, "num_decoder_layers": 1, "num_decoder_attention_heads": 4, "max_position_embeddings": 96},
+        92,
+    ),
+    "reformer": (  # chunks of 16 and of 24 tokens: only whole multiples of 48 of them
+        {"hidden_size": 32, "axial_pos_embds_dim": [16, 16], "axial_pos_shape": [10, 10], "num_attention_heads": 2,
+         "attn_layers": ["local", "lsh"], "local_attn_chunk_length": 16, "lsh_attn_chunk_length": 24,
+         "max_position_embeddings": 100}, 96,
+    ),
 }  # fmt: skip
 
 
@@ -167,8 +176,13 @@ def test_the_window_is_what_learned_positions_hold(kind):
     ids = torch.arange(3, 4 + expected)[None]
     with torch.no_grad():
         model(input_ids=ids[:, :-1])
-        with pytest.raises((IndexError, RuntimeError)):
+        with pytest.raises((IndexError, RuntimeError, ValueError)):
             model(input_ids=ids)
+
+
+def test_no_limit_by_another_name(tokenizer):
+    config = AutoConfig.for_model("xlnet", vocab_size=380, d_model=32, n_layer=1, n_head=4, d_inner=48)
+    assert Phase8LM(AutoModelForCausalLM.from_config(config), tokenizer).max_length == 2048
 
 
 @pytest.mark.parametrize("name", ["llama", "state_space", "alibi", "learned_positions", "hybrid"])

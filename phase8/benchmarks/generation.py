@@ -37,7 +37,8 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from phase8.benchmarks.scoring import WRONG_WAY, accepts, alike, forget_lengths, logits_of
+from phase8.benchmarks.scoring import WRONG_WAY, alike, forget_lengths
+from phase8.model.forward import accepts, logits_of
 
 HARMLESS = {
     "eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_id", "do_sample", "temperature", "top_p",

@@ -86,6 +86,7 @@ class Phase8LM(TemplateLM):
         """Tokens of an answer that a task asked for, and that it got, where it asked for more than there can be."""
         self._device = model.device
         resolved = resolve_max_length(model.config, tokenizer, default=2048)
+        resolved = resolved if resolved > 0 else 2048  # XLNet's -1 stands for no limit
         self._max_length = max_length or min(resolved, context_window(model) or resolved)
         if tokenizer.eos_token_id is None:
             raise BenchmarkError(

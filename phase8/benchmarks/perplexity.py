@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phase8.benchmarks.scoring import WRONG_WAY, alike, forget_lengths, logits_of
+from phase8.benchmarks.scoring import WRONG_WAY, alike, forget_lengths
 from phase8.errors import BenchmarkError
+from phase8.model.forward import logits_of
 from phase8.model.text import read_documents
 from phase8.model.window import window
 from phase8.world import corpus

@@ -19,7 +19,6 @@ Shapes: B rows, L tokens of a row, C scored tokens of a batch, V vocabulary.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ import torch
 from torch import nn
 
 from phase8.benchmarks.packing import Batch, Plan, packed_mask
+from phase8.model.forward import accepts, logits_of
 
 Scores = dict[int, tuple[float, bool]]
 """Of each request by its number: the log-probability in nats, and whether every token was the likeliest."""
@@ -179,17 +179,6 @@ def alike(one: float, other: float, dtype: torch.dtype) -> bool:
         return not math.isfinite(one)
     tolerance = TOLERANCE.get(dtype, HALF_PRECISION_TOLERANCE)
     return abs(one - other) <= tolerance + tolerance / 10 * abs(other)
-
-
-def accepts(module: nn.Module, name: str) -> bool:
-    """Whether a module's `forward` has an argument of this name."""
-    return name in inspect.signature(module.forward).parameters
-
-
-def logits_of(model: Any, tokens_BL: torch.Tensor) -> torch.Tensor:
-    """The logits (B, L, V) of whole texts, without a cache; some architectures have none to switch off."""
-    settings = {"use_cache": False} if accepts(model, "use_cache") else {}
-    return model(input_ids=tokens_BL, **settings).logits
 
 
 def forget_lengths(model: Any) -> None:

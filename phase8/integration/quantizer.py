@@ -116,6 +116,9 @@ class Phase8Quantizer(HfQuantizer):
                 fix="load it with AutoModelForCausalLM; its `.base_model` is the network without the head",
             )
         self._decoded = dict(self._weights(_parameters(model), str(path)))
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and not module._buffers:  # else Youtu's own code empties a row of it
+                module._is_hf_initialized = True  # type: ignore[assignment]
         return model
 
     def _weights(self, wanted: _Places, where: str) -> Iterator[tuple[str, Tensor]]:

@@ -14,7 +14,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
-from phase8.errors import ArtifactError, ModelError
+from phase8.errors import ArtifactError, ModelError, said
 from phase8.files import TEMPORARY, read_bounded, temporary_directory, writing
 from phase8.model.adapter import ADAPTER_FILE, has_adapter, is_adapted, merge_from, merge_held, without_adapter
 from phase8.model.generation import generation_text, read_generation
@@ -332,12 +333,7 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
             where=where,
             fix="check model.path and the network; a hub id needs internet access, a directory a valid config.json",
         ) from error
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ModelError(
-            f"the architecture {config.model_type!r} has no causal language model in transformers",
-            where=where,
-            fix="this tool compresses causal language models, such as Llama, GPT-2 or Qwen",
-        )
+    check_known(config, where=where)
     packed = getattr(config, "quantization_config", None)
     if packed is not None:
         method = packed.get("quant_method") if isinstance(packed, dict) else packed.quant_method
@@ -355,27 +351,84 @@ def _load_network(source: str | Path, where: str) -> PreTrainedModel:
             if settings := read_generation(source):
                 network.generation_config = settings
             return network
-        network, info = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        with loaded_rows_kept():
+            network, info = AutoModelForCausalLM.from_pretrained(
+                source,
+                config=config,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
         if is_adapted(network):
             fix = "download it, and give the directory as model.path"
             raise ModelError("the checkpoint comes with an adapter", where=where, fix=fix)
         check_names(info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"], where=where)
+        check_known(network.config, where=where)
         return network
     except ModelError:
         raise
     except Exception as error:  # transformers raises anything on a broken file
+        _check_buildable(config, where)
         raise ModelError(
-            f"the weights cannot be read: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            f"the weights cannot be read: {said(error)}",
             where=where,
             fix="the file may be missing or cut short: copy it anew, as safetensors (or phase7_output.pt with tensors)",
         ) from error
+
+
+def check_known(config: Any, *, where: str) -> None:
+    """Raises `ModelError` where transformers has no causal language model for a configuration.
+
+    Of a network too: those of Emu3 and Mllama are told by the settings of the whole, which has images beside, and keep
+    those of the text alone, by which none is found again.
+    """
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise ModelError(
+            f"the architecture {config.model_type!r} has no causal language model in transformers",
+            where=where,
+            fix="this tool compresses causal language models, such as Llama, GPT-2 or Qwen",
+        )
+
+
+def _check_buildable(config: Any, where: str) -> None:
+    """Raises `ModelError` where it is not the weights that are wrong: transformers makes no network of the settings."""
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # transformers raises anything
+        raise ModelError(
+            f"transformers cannot build a causal language model of this configuration: {said(error)}",
+            where=where,
+            fix="install what it asks for, or correct config.json: AutoModelForCausalLM.from_config must take it",
+        ) from error
+
+
+@contextmanager
+def loaded_rows_kept() -> Iterator[None]:
+    """While open, `from_pretrained` leaves embeddings alone that it has read from a file.
+
+    After loading, transformers initialises what was missing. It marks the tensors that were not, but Youtu's own code
+    (transformers 5.23) writes zeros into a slice, the padding token's row, which does not carry the mark.
+    """
+    own = PreTrainedModel._initialize_weights
+
+    def careful(network: PreTrainedModel, module: nn.Module, *rest: Any, **settings: Any) -> None:
+        if not is_read_embedding(module):
+            own(network, module, *rest, **settings)
+
+    PreTrainedModel._initialize_weights = careful
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = own
+
+
+def is_read_embedding(module: nn.Module) -> bool:
+    """Whether a module is an embedding whose every number came from a file."""
+    return (
+        isinstance(module, nn.Embedding) and not module._buffers and getattr(module.weight, "_is_hf_initialized", False)
+    )
 
 
 def _load_checkpoint(config: Any, path: Path) -> PreTrainedModel:

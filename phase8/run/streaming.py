@@ -40,7 +40,7 @@ from phase8.codecs import EncodedGroup
 from phase8.codecs.base import Progress
 from phase8.codecs.matrices import AT_ONCE, HeldMatrix, Matrix
 from phase8.config import CompressionConfig
-from phase8.errors import ModelError
+from phase8.errors import ModelError, said
 from phase8.files import OUT, directory_swap, make_directory, write_atomic
 from phase8.limits import TRUSTED
 from phase8.model.adapter import refuse_adapter
@@ -49,6 +49,7 @@ from phase8.model.names import Origin, map_names
 from phase8.model.shards import INDEX, read_index
 from phase8.model.source import (
     as_matrix,
+    check_known,
     check_names,
     check_tokenizer,
     content_hash,
@@ -181,13 +182,14 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     except Exception as error:  # transformers raises anything on a broken file
         raise ModelError(
-            f"config.json or the tokenizer cannot be read: {error}",
+            f"config.json or the tokenizer cannot be read: {said(error)}",
             where=str(directory),
             fix="name a directory that save_pretrained wrote",
         ) from error
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError("the checkpoint is compressed already", where=str(directory), fix="give the original")
     refuse_adapter(directory)
+    check_known(network.config, where=str(directory))
     check_tokenizer(network, tokenizer, where=str(directory))
     if settings := read_generation(directory):
         network.generation_config = settings
@@ -198,7 +200,7 @@ def open_checkpoint(directory: Path | str) -> Checkpoint:
         raise ModelError(f"a shard cannot be read: {error}", where=str(directory), fix="copy the file anew") from error
     except (KeyError, IndexError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise ModelError(
-            f"the checkpoint's tensors cannot be put together: {type(error).__name__}: {str(error)[:200]}",
+            f"the checkpoint's tensors cannot be put together: {said(error)}",
             where=str(directory),
             fix="use the config.json that belongs to this checkpoint",
         ) from error
