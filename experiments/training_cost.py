@@ -6,15 +6,16 @@ Two models, each in a process of its own: the embedded one, narrowed as the defa
 units), and the 25M-parameter Llama of `experiments.whole_model` at its whole width. Steps of 2,048 tokens, of which the
 first few are left out:
 
-    bare passes   forward and backward of the same network through transformers, with gradients of every matrix, in as
-                  many slices side by side as the trainer takes; loss: the divergence from the kept answers
+    bare passes   forward and backward of the same network through transformers' modules and autograd, with gradients
+                  of every matrix, in as many slices side by side as the trainer takes; loss: the divergence from the
+                  kept answers. The trainer itself asks by passes that are written out (`phase8/train/llama.py`)
     step          a whole step of the trainer: drawing, rounding, both passes, the price of the bits, Adam, bookkeeping;
                   not what the real coder takes, which is asked five times in a training
     answers       the original's answers, once for each sequence of the text
 
-Peak memory is the process's largest resident set (VmHWM), imported libraries included. The costs of larger models
-follow from the 25M one's seconds per token and weight, at 2,048 x 5,000 tokens (what the 40x point of the embedded
-model took); a GPU's are not measured.
+Peak memory is the process's largest resident set (VmHWM) before the bare passes, imported libraries included. The costs
+of larger models follow from the 25M one's seconds per token and weight, at 2,048 x 5,000 tokens (what the 40x point of
+the embedded model took); a GPU's are not measured.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def measure(model: str) -> dict[str, Any]:
 
     from phase8.artifact.write import contents
     from phase8.model.source import load_source
-    from phase8.train import within_budget
+    from phase8.train import sliced, within_budget
     from phase8.train.precision import takes_bfloat16
     from phase8.train.settings import Precision
     from phase8.train.sliced import SlicedBatch
@@ -90,11 +91,14 @@ def measure(model: str) -> dict[str, Any]:
         plan = Plan(steps=5000, batch_sequences=BATCH)
         stage.run(source.original_bytes // 40, plan, on_answers=clock("answers"), on_step=after)
 
+    peak = peak_mb()
+
     # Its parts again, for the bare passes.
     answers, part = stage._answers(None), stage._narrow()
     network = source.network if part is None else part.network
     weights = {name: p.detach() for name, p in network.named_parameters() if p.dim() == 2}
     device = torch.device("cpu")
+    sliced.why_not_written_out = lambda *_: "bare passes are transformers'"
     with side_by_side(device) as (slices, apply):
         bfloat16 = takes_bfloat16(Precision.auto, device)
         batch = SlicedBatch(network, answers, device=device, bfloat16=bfloat16, slices=slices, apply=apply)
@@ -112,7 +116,7 @@ def measure(model: str) -> dict[str, Any]:
         "step_over_bare": median["step"] / median["bare"],
         "answers_s_per_million": 1e6 * (times["answers"][-1] - times["answers"][0]) / (LENGTH * (128 - 16 * slices)),
         "step_s_per_million": 1e6 * median["step"] / (BATCH * LENGTH),
-        "peak_mb": peak_mb(),
+        "peak_mb": peak,
     }
 
 
