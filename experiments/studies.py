@@ -4,7 +4,8 @@
     python -m experiments.studies run vptq_random_1           by chance, seed 1
     python -m experiments.studies hand vptq               the values that the variants have, on the same items
     python -m experiments.studies alone vptq_gp_0         some trials as runs on their own: no cache, no preview
-    python -m experiments.studies workers joblib ray      twelve trials by one worker, and by two of each launcher
+    python -m experiments.studies workers joblib ray      eight trials by one worker, and by two of each launcher; here
+                                                          each is trained, as a study's trials are by default
     python -m experiments.studies tables                  sweeps/STUDY/ and experiments/results/studies.md
 
 A study searches one stage's settings for the largest ratio whose chance-corrected retention stays at or above 0.95, on
@@ -63,7 +64,8 @@ LAUNCHERS = {
     "ray": ["hydra/launcher=ray", "+hydra.launcher.ray.init.num_cpus=2",
             "+hydra.launcher.ray.init.include_dashboard=false"],
 }  # fmt: skip
-WORKERS_TRIALS, BATCH = 12, 6
+WORKERS_TRIALS = 8
+TRAINED = ["grokfast.iterations=100"]
 
 
 def validation_items() -> None:
@@ -202,7 +204,8 @@ def run_alone(study: str, count: int, seed: int) -> None:
 
 
 def run_workers(launchers: list[str], repeat: int) -> None:
-    """The same random trials by one worker in this process and by two of each launcher, turn by turn."""
+    """The same random trials by one worker in this process and by two of each launcher, turn by turn; a launcher has
+    all of them in one batch, so that none of its workers waits for the other before the end."""
     if not CACHE.is_dir():
         raise SystemExit("begin with a study: it leaves the original's scores and the Hessians, which all trials share")
     for number in range(repeat):
@@ -216,12 +219,12 @@ def run_workers(launchers: list[str], repeat: int) -> None:
             for path in CACHE.glob("baseline*"):
                 shutil.copy(path, cache)
             shutil.copytree(CACHE / "importance", cache / "importance")
-            placed = [*LAUNCHERS[launcher], f"hydra.sweeper.workers={BATCH}"] if launcher else []
+            placed = [*LAUNCHERS[launcher], f"hydra.sweeper.workers={WORKERS_TRIALS}"] if launcher else []
             begin = time.monotonic()
             subprocess.run(
                 study_command(
                     "vptq_random_7", f"hydra.sweeper.study={name}", f"paths.cache_dir={cache}",
-                    f"hydra.sweeper.n_trials={WORKERS_TRIALS}", "hydra.sweeper.prune_dominated=false", *placed,
+                    f"hydra.sweeper.n_trials={WORKERS_TRIALS}", "hydra.sweeper.prune_dominated=false", *TRAINED, *placed,
                 ),
                 env=environment(), check=True, stdout=subprocess.DEVNULL,
             )  # fmt: skip
