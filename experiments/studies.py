@@ -224,7 +224,8 @@ def run_workers(launchers: list[str], repeat: int) -> None:
             subprocess.run(
                 study_command(
                     "vptq_random_7", f"hydra.sweeper.study={name}", f"paths.cache_dir={cache}",
-                    f"hydra.sweeper.n_trials={WORKERS_TRIALS}", "hydra.sweeper.prune_dominated=false", *TRAINED, *placed,
+                    f"hydra.sweeper.n_trials={WORKERS_TRIALS}", "hydra.sweeper.prune_dominated=false", *TRAINED,
+                    *placed,
                 ),
                 env=environment(), check=True, stdout=subprocess.DEVNULL,
             )  # fmt: skip
