@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.func import functional_call
@@ -10,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 from phase8.train import llama
 from phase8.train.collect import collect_answers
 from phase8.train.llama import Llama, why_not_written_out
+from phase8.train.sliced import SlicedBatch
 
 CPU = torch.device("cpu")
 SIZES = dict(vocab_size=90, hidden_size=24, intermediate_size=40, num_hidden_layers=3, max_position_embeddings=64)
@@ -115,3 +118,31 @@ def test_what_is_not_llama_is_left_to_transformers(made, length, reason):
     found = why_not_written_out(made(), length, CPU)
     assert found is None if reason is None else reason in found
     assert why_not_written_out(made(), length, torch.device("cuda")) is not None
+
+
+def test_a_network_of_another_layout_is_trained_through_transformers(tiny_tokenizer):
+    from phase8.artifact.write import contents
+    from phase8.model.source import ExpertFile, source_from_network
+    from phase8.train.whole import Shape, TrainedStage
+    from phase8.train.within_budget import Plan
+
+    torch.manual_seed(3)
+    made = GPT2LMHeadModel(GPT2Config(vocab_size=258, n_embd=16, n_layer=1, n_head=2, n_positions=32)).eval()
+    with torch.no_grad():
+        for matrix in made.parameters():
+            matrix.mul_(12.0 if matrix.dim() == 2 else 1.0)
+    source = source_from_network(made, tiny_tokenizer, ExpertFile(), "tiny")
+    tokens = torch.randint(2, 258, (24, 12), generator=torch.Generator().manual_seed(5))
+
+    def size(groups) -> int:
+        return sum(map(len, contents(groups, source, stage="hyper").values()))
+
+    stage = TrainedStage(source, tokens, shape=Shape(), start_step=0.5, size=size)
+    answers, rows = collect_answers(made, tokens, kept=258), torch.arange(24)
+    batch = SlicedBatch(made, answers, device=CPU, bfloat16=False, slices=1, apply=map)
+    assert float(batch.ask(source.matrices(), tokens, rows)[0].max()) < 1e-3  # its own matrices, which lie on their side
+    budget = stage.smallest_bytes() + 2000
+    trained = stage.run(budget, Plan(steps=24, batch_sequences=4, lr=0.02))
+    assert size(trained.groups) <= budget and trained.outcome.setbacks == 0
+    losses = trained.outcome.losses
+    assert len(losses) == 24 and all(map(math.isfinite, losses)) and min(losses[-6:]) < max(losses[:12])

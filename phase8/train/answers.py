@@ -45,6 +45,11 @@ class Answers:
         self.log_p_NTK, self.token_NTK = log_p_NTK, token_NTK
         self._on_gpu: tuple[Tensor, Tensor] | None = None
 
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        return self.log_p_NTK.shape[1]
+
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: as tensors, which a file can be mapped to; what a GPU holds stays behind."""
         return _from_tensors, (torch.from_numpy(self.log_p_NTK), torch.from_numpy(self.token_NTK))

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from phase8.model.source import in_place, unique_parameters
 from phase8.train.answers import Answers, sequences_at_once
 from phase8.train.llama import Llama, why_not_written_out
 from phase8.train.threads import Apply
@@ -41,7 +42,9 @@ class SlicedBatch:
     ) -> None:
         self._answers, self._device, self._bfloat16, self._apply = answers, device, bfloat16, apply
         self._networks = [network, *(_twin(network) for _ in range(slices - 1))]
-        self._llama = Llama(network, torch.bfloat16 if bfloat16 else torch.float32)
+        self._places = unique_parameters(network)
+        written_out = why_not_written_out(network, answers.length, device) is None
+        self._llama = Llama(network, torch.bfloat16 if bfloat16 else torch.float32) if written_out else None
 
     def divergence(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Mean KL(original || network) over the batch, differentiable in `weights`, and that of each sequence.
@@ -65,23 +68,31 @@ class SlicedBatch:
             ]
             return torch.cat([of_each for of_each, _ in asked]), _summed([gradient for _, gradient in asked])
 
-        written_out = why_not_written_out(self._networks[0], tokens_BT.shape[1], self._device) is None
-
         def part(
             number: int, leaves: dict[str, Tensor], tokens: Tensor, numbers: Tensor
         ) -> tuple[Tensor, tuple[Tensor, ...]]:
-            if written_out:
+            if self._llama is not None:
                 theirs = self._answers.of(numbers, self._device)
                 return self._llama.divergence(leaves, tokens, *theirs, share=1 / len(rows))
             with torch.enable_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
                 asked = {"input_ids": tokens.to(self._device), "use_cache": False}
-                logits = functional_call(self._networks[number], leaves, (), asked, tie_weights=True).logits
+                logits = functional_call(
+                    self._networks[number], self._in_place(leaves), (), asked, tie_weights=True
+                ).logits
                 of_each = self._answers.divergence(numbers, logits)
                 mean = of_each.sum() / len(rows)
             return of_each.detach(), torch.autograd.grad(mean, list(leaves.values()))
 
         found = list(self._apply(one, range(len(parts))))
         return torch.cat([of_each for of_each, _ in found]), _summed([gradient for _, gradient in found])
+
+    def _in_place(self, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Matrices in the shapes of their parameters: a GPT-2's lie on their side, a mixture's experts are many. Where
+        the network's own were let go (`phase8.train.whole`), they are of Llama's layout, whose shapes are these."""
+        places = {name: self._places[name] for name in leaves}
+        return {
+            name: in_place(place, leaves[name]) if place[1].numel() else leaves[name] for name, place in places.items()
+        }
 
 
 def _summed(gradients: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
