@@ -52,8 +52,8 @@ POINTS = (
         "280x, width 64, 128 units, half the heads",
         280.0,
         (0.25, 0.1818, 0.5),
-        24000,
-        more=("training.lr=0.014", "training.sequences=32768"),
+        120000,
+        more=("training.lr=0.014", "training.sequences=65536"),
     ),
 )
 
