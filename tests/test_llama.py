@@ -140,7 +140,9 @@ def test_a_network_of_another_layout_is_trained_through_transformers(tiny_tokeni
     stage = TrainedStage(source, tokens, shape=Shape(), start_step=0.5, size=size)
     answers, rows = collect_answers(made, tokens, kept=258), torch.arange(24)
     batch = SlicedBatch(made, answers, device=CPU, bfloat16=False, slices=1, apply=map)
-    assert float(batch.ask(source.matrices(), tokens, rows)[0].max()) < 1e-3  # its own matrices, which lie on their side
+    assert (
+        float(batch.ask(source.matrices(), tokens, rows)[0].max()) < 1e-3
+    )  # its own matrices, which lie on their side
     budget = stage.smallest_bytes() + 2000
     trained = stage.run(budget, Plan(steps=24, batch_sequences=4, lr=0.02))
     assert size(trained.groups) <= budget and trained.outcome.setbacks == 0
