@@ -46,11 +46,10 @@ from phase8.limits import TRUSTED
 from phase8.model.adapter import refuse_adapter
 from phase8.model.generation import read_generation
 from phase8.model.names import Origin, map_names
+from phase8.model.network import check_known, check_names
 from phase8.model.shards import INDEX, read_index
 from phase8.model.source import (
     as_matrix,
-    check_known,
-    check_names,
     check_tokenizer,
     content_hash,
     is_matrix,
