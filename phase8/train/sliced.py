@@ -30,8 +30,8 @@ class SlicedBatch:
     """Asks one network in slices.
 
     Args:
-        network: not changed; every slice but the first has a copy (parameters are put in by name, which no two threads
-            may do to one module at once).
+        network: not changed; every slice but the first has modules of its own over the same parameters (others are put
+            in by name, which no two threads may do to one module at once).
         answers: the original's.
         bfloat16: format of the matrix products.
         slices: how many, and `apply` runs them: see `phase8.train.threads.side_by_side`.
