@@ -23,7 +23,7 @@ Shapes: O rows, I columns of a matrix. Probabilities are of "yes", in 1/65536.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal, localcontext
 from functools import cache
 
@@ -271,7 +271,7 @@ def _share_of(values: np.ndarray) -> int:
     return min(255, max(1, round(256 * float(np.count_nonzero(values)) / values.size)))
 
 
-def encode(matrices: Sequence[np.ndarray]) -> bytes:
+def encode(matrices: Iterable[np.ndarray]) -> bytes:
     """Codes integer matrices [O, I], one after the other; what was learned from one helps with the next.
 
     Returns:
@@ -297,15 +297,16 @@ def encode(matrices: Sequence[np.ndarray]) -> bytes:
     return bytes(shares) + coder.get_compressed().astype("<u4").tobytes()
 
 
-def code_length_bits(matrices: Sequence[np.ndarray]) -> float:
-    """How many bits `encode` takes, without coding: minus the sum of log2 p over the outcomes, and the shares."""
-    recorder, state = _Recorder(), _State()
+def code_length_bits(matrices: Iterable[np.ndarray]) -> float:
+    """How many bits `encode` takes, without coding: minus the sum of log2 p over the outcomes, and the shares. Holds
+    what belongs to one matrix at a time."""
+    state, bits = _State(), 0.0
     for values in matrices:
+        recorder = _Recorder()
         recorder.follow(values.astype(np.int64), _share_of(values) << 8, state)
-    if not recorder.p:
-        return 0.0
-    p, yes = np.concatenate(recorder.p) / ONE, np.concatenate(recorder.outcomes) == 1
-    return 8.0 * len(matrices) - float(np.log2(np.where(yes, p, 1.0 - p)).sum())
+        p, yes = np.concatenate(recorder.p) / ONE, np.concatenate(recorder.outcomes) == 1
+        bits += 8.0 - float(np.log2(np.where(yes, p, 1.0 - p)).sum())
+    return bits
 
 
 class _Coder:

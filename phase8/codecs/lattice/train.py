@@ -19,7 +19,7 @@ Worked example: mean |q| = 0.2 gives b = 0.62: a weight one step out costs 2.3 b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -162,21 +162,23 @@ class LatticeTrainable(BudgetTrainable, Trainable):
         logs = list(self.log_steps)[: len(self.values)]  # the sharing ones' steps come after
         return _Price.apply(stored_step(torch.stack(logs)), *self.values, *logs)
 
-    @torch.no_grad()
     def integers(self) -> dict[str, np.ndarray]:
-        """The integers as they are now, int64 [o, i], under the steps as they are stored."""
-        found = {}
-        for name, value, log_step in zip(self._names, self.values, self.log_steps, strict=False):
-            found[name] = (value / stored_step(log_step)).round().to(torch.int64).cpu().numpy()
-        return found
+        """The integers as they are now, int32 [o, i], under the steps as they are stored."""
+        return dict(zip(self._names, self._each(), strict=True))
+
+    @torch.no_grad()
+    def _each(self) -> Iterator[np.ndarray]:
+        for value, log_step in zip(self.values, self.log_steps, strict=False):
+            beyond = contexts.LARGEST + 1  # what is too large stays too large, and is refused where it is coded
+            yield (value / stored_step(log_step)).round_().clamp_(-beyond, beyond).to(torch.int32).cpu().numpy()
 
     def coded_bits(self) -> float:
         """See `BudgetTrainable`."""
-        return contexts.code_length_bits(list(self.integers().values()))
+        return contexts.code_length_bits(self._each())
 
     def coded_bytes(self) -> int:
         """See `BudgetTrainable`."""
-        return len(contexts.encode(list(self.integers().values())))
+        return len(contexts.encode(self._each()))
 
     def highest_steps(self, lr: float) -> list[float]:
         """See `BudgetTrainable`; a step moves in its logarithm."""
