@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.losses import trained_by
 from experiments.score import load, score, tinystories
 from experiments.scoreboard import add_row, read_rows
 from phase8.artifact.write import contents
@@ -52,6 +53,8 @@ class Way:
     plan: Plan = Plan(steps=STEPS)
     start_step: float = 0.6
     codes: tuple[str, StageSettings] | None = None
+    loss: str = "answers"
+    priced: bool = True
 
 
 def _plan(**changes: Any) -> Way:
@@ -92,6 +95,10 @@ WAYS = {
     "start at 1.0 deviations": Way(start_step=1.0),
     "Grokfast 0.98 / 2": _plan(grokfast=GrokfastConfig(enabled=True)),
     "Grokfast 0.9 / 0.5": _plan(grokfast=GrokfastConfig(enabled=True, alpha=0.9, lambda_=0.5)),
+    "loss: weights": Way(loss="weights"),
+    "loss: layer outputs": Way(loss="layer outputs"),
+    "loss: answers and hidden states": Way(loss="answers and hidden states"),
+    "no price: cut to the budget at the end": Way(priced=False),
 }
 
 
@@ -114,7 +121,8 @@ def train(source: SourceModel, way: Way, ratio: float, seed: int) -> dict[str, A
         source, text.tokens_NT, shape=way.shape, start_step=way.start_step, size=size, cache_dir=CACHE, codes=way.codes
     )
     begin = time.monotonic()
-    trained = stage.run(int(source.original_bytes / ratio), replace(way.plan, seed=seed))
+    with trained_by(way.loss, priced=way.priced):
+        trained = stage.run(int(source.original_bytes / ratio), replace(way.plan, seed=seed))
     seconds = time.monotonic() - begin
     network = load("tinystories").network
     with torch.no_grad():

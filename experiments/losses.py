@@ -1,0 +1,115 @@
+"""Other losses for the trained lattice than the divergence from the original's answers; for `experiments.stories`.
+
+    answers         KL(original || network), what ships
+    weights         |W' - W|^2 / |W|^2, mean over the matrices: no text at all
+    layer outputs   |(W' - W) x|^2 / |W x|^2, mean over the matrices, x what the original's layer reads (the embedding:
+                    its rows looked up, and the head's logits where both are one matrix)
+    answers and hidden states: the first, and the mean over the blocks of |h' - h|^2 / |h|^2, h what a block passes on
+
+The price of a bit, the schedule and the budget are as they are: the price follows the size, whatever the loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from phase8.train import within_budget
+from phase8.train.price import Price
+from phase8.train.sliced import SlicedBatch
+
+LOSSES = ("answers", "weights", "layer outputs", "answers and hidden states")
+
+
+class _Other(SlicedBatch):
+    """A batch that is asked for another loss, by autograd, in one piece."""
+
+    def __init__(self, network: nn.Module, *args: Any, **settings: Any) -> None:
+        super().__init__(network, *args, **settings)
+        self._network = network
+        self._first = {name: p.detach().clone() for name, p in network.named_parameters() if p.dim() == 2}
+
+    def divergence(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        loss = self._loss(weights, tokens_BT, rows)
+        return loss, loss.detach().expand(len(rows))
+
+    def _loss(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _Weights(_Other):
+    def _loss(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> Tensor:
+        return torch.stack([_relative(weights[name] - w, w) for name, w in self._first.items()]).mean()
+
+
+class _LayerOutputs(_Other):
+    def _loss(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> Tensor:
+        read = self._read(tokens_BT)
+        errors = []
+        for name, x in read.items():
+            w = self._first[name]
+            errors.append(_relative(x @ (weights[name] - w).mT, x @ w.mT))
+        embedding = next(name for name in self._first if "embed" in name)
+        looked_up = self._first[embedding][tokens_BT]
+        errors.append(_relative(weights[embedding][tokens_BT] - looked_up, looked_up))
+        return torch.stack(errors).mean()
+
+    @torch.no_grad()
+    def _read(self, tokens_BT: Tensor) -> dict[str, Tensor]:
+        """What every matrix reads in the original; a tied head under the embedding's name."""
+        found: dict[str, Tensor] = {}
+        own = {id(p): name for name, p in self._network.named_parameters()}
+        hooks = [
+            module.register_forward_pre_hook(lambda m, a: found.__setitem__(own[id(m.weight)], a[0]))
+            for module in self._network.modules()
+            if isinstance(module, nn.Linear)
+        ]
+        try:
+            self._network(input_ids=tokens_BT, use_cache=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found
+
+
+class _HiddenStates(_Other):
+    def divergence(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        asked = {"input_ids": tokens_BT, "use_cache": False, "output_hidden_states": True}
+        with torch.no_grad():
+            theirs = self._network(**asked).hidden_states
+        found = functional_call(self._network, dict(weights), (), asked, tie_weights=True)
+        of_each = self._answers.divergence(rows, found.logits)
+        beside = torch.stack([_relative(h - t, t) for h, t in zip(found.hidden_states, theirs, strict=True)]).mean()
+        return of_each.mean() + beside, of_each.detach()
+
+
+def _relative(error: Tensor, whole: Tensor) -> Tensor:
+    return error.square().sum() / whole.square().sum()
+
+
+@contextmanager
+def trained_by(loss: str, *, priced: bool = True) -> Iterator[None]:
+    """While it lasts, trainings lower this loss.
+
+    Args:
+        loss: one of `LOSSES`.
+        priced: False leaves the price of a bit at zero: the size is cut once, at the end.
+    """
+    batches = {"weights": _Weights, "layer outputs": _LayerOutputs, "answers and hidden states": _HiddenStates}
+    before, step = within_budget.SlicedBatch, Price.step
+    within_budget.SlicedBatch = batches.get(loss, before)  # type: ignore[misc]
+
+    def free(price: Price) -> None:
+        price.value = 0.0
+
+    if not priced:
+        Price.step = free  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        within_budget.SlicedBatch, Price.step = before, step  # type: ignore[misc, method-assign]
