@@ -219,7 +219,8 @@ def run_workers(launchers: list[str], repeat: int) -> None:
             for path in CACHE.glob("baseline*"):
                 shutil.copy(path, cache)
             shutil.copytree(CACHE / "importance", cache / "importance")
-            placed = [*LAUNCHERS[launcher], f"hydra.sweeper.workers={WORKERS_TRIALS}"] if launcher else []
+            batch = ["hydra.sweeper.workers=2", f"hydra.sweeper.batch={WORKERS_TRIALS}"]
+            placed = [*LAUNCHERS[launcher], *batch] if launcher else []
             begin = time.monotonic()
             subprocess.run(
                 study_command(

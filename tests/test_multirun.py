@@ -140,15 +140,17 @@ def _installed(module: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("batch", [2, 6])
 @pytest.mark.parametrize("launcher", sorted(LAUNCHERS))
-def test_two_workers_share_a_study(launcher, tmp_path):
+def test_two_workers_share_a_study(launcher, batch, tmp_path):
     module, overrides = LAUNCHERS[launcher]
     if not _installed(module):
         extra = "ray" if launcher == "ray" else "cluster"
         pytest.skip(f'{launcher} is not installed: pip install -e ".[{extra}]"')
     ended = app(
         tmp_path, "-m", "hydra/sweeper=study", "hydra.sweeper.study=toy", "+hydra.sweeper.objectives={value: maximize}",
-        "hydra.sweeper.n_trials=6", "hydra.sweeper.workers=2", "hydra.sweep.dir=study", "x=interval(-3,3)",
+        "hydra.sweeper.n_trials=6", "hydra.sweeper.workers=2", f"hydra.sweeper.batch={batch}",
+        "hydra.sweep.dir=study", "x=interval(-3,3)", "sleep_s=0.3",
         "fail_above=2.5", f"log={tmp_path}/log", *overrides, RAY_AUTH_MODE="disabled",
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -159,6 +161,8 @@ def test_two_workers_share_a_study(launcher, tmp_path):
     pids = {trial.user_attrs["job"]["pid"] for trial in study.trials}
     drivers = {trial.user_attrs["driver"]["pid"] for trial in study.trials}
     assert len(drivers) == 1 and len(pids) >= 2 and not pids & drivers
+    if batch == 6:  # two jobs took all six
+        assert len(pids) == 2 and not (tmp_path / "study" / "waiting").exists()
 
 
 def test_the_program_itself_can_be_sent_to_workers():

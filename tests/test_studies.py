@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -24,6 +25,7 @@ from phase8.sweep.samplers import SAMPLERS, make_sampler
 from phase8.sweep.space import parse_space
 from phase8.sweep.storage import open_storage, shown
 from phase8.sweep.study import LOST, REPLACES, Study, StudySettings, counts, is_feasible
+from phase8.sweep.waiting import leave, take
 from tests.program import ROOT, run_here
 
 APP = ROOT / "tests" / "sweep_app" / "app.py"
@@ -181,6 +183,30 @@ def test_three_kills_lose_and_double_no_trial(tmp_path):
     assert not taken_up
     ends = [line.split()[1:3] for line in log.read_text().splitlines() if line.startswith("end")]
     assert len(ends) == len({tuple(end) for end in ends}) == TRIALS
+
+
+def test_a_worker_takes_one_waiting_trial_after_the_other(tmp_path):
+    directory, log = tmp_path / "study", tmp_path / "log"
+    ended = run(directory, "hydra.sweeper.batch=5", "fail_above=1.0", f"log={log}")
+    assert ended.returncode == 0, ended.stderr
+    trials = load(directory).trials
+    assert [t.state.name for t in trials] == ["FAIL" if t.params["x"] > 1.0 else "COMPLETE" for t in trials]
+    assert len(trials) == TRIALS and len({t.user_attrs["directory"] for t in trials}) == TRIALS
+    begun = [tuple(map(float, line.split()[1:3])) for line in log.read_text().splitlines() if line.startswith("begin")]
+    assert sorted(begun) == sorted((t.params["x"], t.params["n"]) for t in trials)  # each once
+    assert not (directory / "waiting").exists()
+
+
+def test_nobody_takes_a_waiting_trial_twice(tmp_path):
+    place = leave(tmp_path / "waiting", [[f"x={number}", "name='a b'"] for number in range(200)])
+    with ThreadPoolExecutor(8) as pool:
+        found = [job for jobs in pool.map(lambda _: list(iter(lambda: take(place), None)), range(8)) for job in jobs]
+    assert sorted(found, key=lambda job: int(job[0][2:])) == [[f"x={n}", "name='a b'"] for n in range(200)]
+
+
+def test_a_batch_smaller_than_its_workers_is_refused(tmp_path):
+    ended = run(tmp_path / "study", "hydra.sweeper.workers=2", "hydra.sweeper.batch=1")
+    assert ended.returncode == 2 and "hydra.sweeper.batch is 1" in ended.stderr
 
 
 # Several processes ------------------------------------------------------------------------------------------------

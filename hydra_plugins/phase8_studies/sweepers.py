@@ -35,6 +35,7 @@ class StudyConf:
     params: dict[str, Any] = field(default_factory=dict)
     n_trials: int = 20
     workers: int = 1
+    batch: int | None = None
     sampler: str = "tpe"
     sampler_options: dict[str, Any] = field(default_factory=dict)
     pruner: str = "none"
@@ -49,6 +50,7 @@ class StudyConf:
     max_restarts: int = 3
     check: str | None = None
     trial: int | None = None
+    waiting: str | None = None
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridConf, provider="phase8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,8 +28,9 @@ from phase8.sweep.space import parse_space
 from phase8.sweep.storage import absolute
 from phase8.sweep.study import Asked, Study
 from phase8.sweep.trial import TrialJob, reason_of, settings_of
+from phase8.sweep.waiting import leave
 
-JOB_FILE = "job.json"
+JOB_FILE, WAITING = "job.json", "waiting"
 OUR_ERROR, SOME_FAILED, INTERRUPTED = 2, 1, 130
 MAX_JOB_BYTES = 1 << 20
 
@@ -183,7 +185,7 @@ def _run_study(context: Any, task: Callable[[Any], Any], config: Any, arguments:
     root = make_directory(Path(str(config.hydra.sweep.dir)).absolute())
     study = Study(settings, space)
     launcher = Plugins.instance().instantiate_launcher(
-        hydra_context=context, task_function=TrialJob(task), config=config
+        hydra_context=context, task_function=TrialJob(task, context, config), config=config
     )
     before, returned = len(study.finished), []
     if before:
@@ -193,8 +195,7 @@ def _run_study(context: Any, task: Callable[[Any], Any], config: Any, arguments:
             jobs = [_job(asked, root, settings.storage) for asked in batch]
             with Heartbeat(study.storage, [asked.trial_id for asked in batch], DRIVER, settings.heartbeat_s):
                 try:
-                    results = launcher.launch(jobs, initial_job_idx=batch[0].number)
-                    returned += [result.return_value for result in results]
+                    returned += _launch(launcher, jobs, settings.workers, root, batch[0].number)
                 except Exception as error:  # the launcher's: a worker died
                     study.lose_unfinished(batch, f"the launcher gave up: {reason_of(error)}")
                 except BaseException:
@@ -209,10 +210,22 @@ def _run_study(context: Any, task: Callable[[Any], Any], config: Any, arguments:
     return returned
 
 
+def _launch(launcher: Any, jobs: list[list[str]], workers: int, root: Path, first: int) -> list[dict[str, Any]]:
+    """Gives each worker a trial and leaves the others where whoever is free takes them."""
+    place = leave(root / WAITING, jobs[workers:]) if len(jobs) > workers else None
+    hint = [f"hydra.sweeper.waiting={quoted(str(place))}"] if place is not None else []
+    try:
+        results = launcher.launch([[*job, *hint] for job in jobs[:workers]], initial_job_idx=first)
+        return [trial for result in results for trial in result.return_value]
+    finally:
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def _batch(study: Study, context: Any, config: Any) -> list[Asked]:
     """The next trials to run together; one that cannot even be composed is recorded as failed."""
     batch: list[Asked] = []
-    while len(batch) < study.settings.workers:
+    while len(batch) < (study.settings.batch or study.settings.workers):
         asked = study.ask()
         if asked is None:
             break

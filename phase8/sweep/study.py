@@ -46,6 +46,9 @@ class StudySettings:
     """Figure -> `>= NUMBER` or `<= NUMBER`."""
     n_trials: int = 20
     workers: int = 1
+    """Jobs that the launcher runs side by side."""
+    batch: int | None = None
+    """Trials that are asked for at a time, which the workers take one after the other; None: one for each worker."""
     sampler: str = "tpe"
     sampler_options: Mapping[str, Any] = field(default_factory=dict)
     pruner: str = "none"
@@ -88,6 +91,8 @@ class StudySettings:
         require(single or not self.prune_dominated, "prune_dominated", "and needs a single objective", fix)
         require(self.n_trials >= 1, "n_trials", "needs at least 1", "hydra.sweeper.n_trials=60")
         require(self.workers >= 1, "workers", "needs at least 1", "hydra.sweeper.workers=2")
+        at_least = self.batch is None or self.batch >= self.workers
+        require(at_least, "batch", "needs to be at least `workers`", "hydra.sweeper.batch=8 hydra.sweeper.workers=2")
         require(0 < self.heartbeat_s < self.grace_s, "heartbeat_s", "needs to be below grace_s", "heartbeat_s=30")
         require(self.max_restarts >= 0, "max_restarts", "needs 0 or more", "the default is 3")
 

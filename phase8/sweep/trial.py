@@ -19,6 +19,7 @@ import resource
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from phase8.sweep.life import JOB, Heartbeat
@@ -37,6 +38,7 @@ from phase8.sweep.study import (
     is_feasible,
     violations,
 )
+from phase8.sweep.waiting import take
 
 LONGEST_REASON = 2000
 
@@ -184,13 +186,44 @@ def current() -> CurrentTrial | None:
 
 
 class TrialJob:
-    """A task function that ends its trial, whatever happens. Travels to the workers; holds no open storage."""
+    """A task function that ends its trial, whatever happens, and then takes those that wait (`phase8.sweep.waiting`).
 
-    def __init__(self, task: Callable[[Any], Any]) -> None:
-        self.task = task
+    Travels to the workers; holds no open storage.
 
-    def __call__(self, config: Any) -> dict[str, Any]:
-        """Runs the task; returns the trial's number, state and reason. Raises only what ends the whole process."""
+    Args:
+        task: what a trial runs.
+        context, config: Hydra's, from which a waiting trial's configuration is composed.
+    """
+
+    def __init__(self, task: Callable[[Any], Any], context: Any, config: Any) -> None:
+        self.task, self.context, self.config = task, context, config
+
+    def __call__(self, config: Any) -> list[dict[str, Any]]:
+        """Runs the task; returns number, state and reason of every trial that it ran. Raises only what ends the whole
+        process."""
+        from hydra.core.hydra_config import HydraConfig
+
+        waiting = HydraConfig.get().sweeper.waiting
+        results = [self.one(config)]
+        while waiting is not None and (overrides := take(Path(waiting))) is not None:
+            results.append(self._another(overrides))
+        return results
+
+    def _another(self, overrides: Sequence[str]) -> dict[str, Any]:
+        """As a launcher begins a job, but in this process."""
+        from hydra.core.utils import run_job
+
+        config = self.context.config_loader.load_sweep_config(self.config, list(overrides))
+        return run_job(
+            hydra_context=self.context,
+            task_function=self.one,
+            config=config,
+            job_dir_key="hydra.sweep.dir",
+            job_subdir_key="hydra.sweep.subdir",
+        ).return_value
+
+    def one(self, config: Any) -> dict[str, Any]:
+        """Runs the task of one trial."""
         global _current
         from hydra.core.hydra_config import HydraConfig
 
