@@ -11,6 +11,7 @@ The price of a bit, the schedule and the budget are as they are: the price follo
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -22,17 +23,23 @@ from torch.func import functional_call
 from phase8.train import within_budget
 from phase8.train.price import Price
 from phase8.train.sliced import SlicedBatch
+from phase8.train.slicing import Narrow
+from phase8.train.whole import TrainedStage
 
 LOSSES = ("answers", "weights", "layer outputs", "answers and hidden states")
 
 
 class _Other(SlicedBatch):
-    """A batch that is asked for another loss, by autograd, in one piece."""
+    """A batch that is asked for another loss, by autograd, in one piece.
 
-    def __init__(self, network: nn.Module, *args: Any, **settings: Any) -> None:
+    Args:
+        first: the network as training begins; the one that is trained lets go of its own matrices.
+    """
+
+    def __init__(self, network: nn.Module, *args: Any, first: nn.Module, **settings: Any) -> None:
         super().__init__(network, *args, **settings)
-        self._network = network
-        self._first = {name: p.detach().clone() for name, p in network.named_parameters() if p.dim() == 2}
+        self._network = first
+        self._first = {name: p.detach() for name, p in first.named_parameters() if p.dim() == 2}
 
     def divergence(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         loss = self._loss(weights, tokens_BT, rows)
@@ -101,8 +108,17 @@ def trained_by(loss: str, *, priced: bool = True) -> Iterator[None]:
         priced: False leaves the price of a bit at zero: the size is cut once, at the end.
     """
     batches = {"weights": _Weights, "layer outputs": _LayerOutputs, "answers and hidden states": _HiddenStates}
-    before, step = within_budget.SlicedBatch, Price.step
-    within_budget.SlicedBatch = batches.get(loss, before)  # type: ignore[misc]
+    before, step, narrow = within_budget.SlicedBatch, Price.step, TrainedStage._narrow
+    first: list[nn.Module] = []
+
+    def narrowed(stage: TrainedStage) -> Narrow | None:
+        part = narrow(stage)
+        first.append(copy.deepcopy(stage.source.network if part is None else part.network))
+        return part
+
+    if loss in batches:
+        TrainedStage._narrow = narrowed  # type: ignore[method-assign]
+        within_budget.SlicedBatch = lambda *a, **k: batches[loss](*a, first=first[-1], **k)  # type: ignore[misc, assignment]
 
     def free(price: Price) -> None:
         price.value = 0.0
@@ -112,4 +128,4 @@ def trained_by(loss: str, *, priced: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        within_budget.SlicedBatch, Price.step = before, step  # type: ignore[misc, method-assign]
+        within_budget.SlicedBatch, Price.step, TrainedStage._narrow = before, step, narrow  # type: ignore
