@@ -33,8 +33,9 @@ from phase8.codecs.decoders import decode
 from phase8.codecs.lattice.encode import pack
 from phase8.lossless import contexts
 from phase8.model.source import SourceModel
+from phase8.train.shape import Shape
 from phase8.train.slicing import Narrow
-from phase8.train.whole import Shape, TrainedStage
+from phase8.train.whole import TrainedStage
 from phase8.train.within_budget import Plan
 
 

@@ -35,7 +35,8 @@ from phase8.train.answers import load_answers, save_answers
 from phase8.train.collect import collect_answers
 from phase8.train.divergence import mean_kl
 from phase8.train.settings import Precision
-from phase8.train.whole import Shape, TrainedStage
+from phase8.train.shape import Shape
+from phase8.train.whole import TrainedStage
 from phase8.train.within_budget import Plan, StepDone
 
 LENGTH, BATCH, SEQUENCES, KEPT = 128, 64, 65536, 48

@@ -34,8 +34,9 @@ from phase8.codecs.vptq.settings import Sharing, VPTQConfig
 from phase8.config import GrokfastConfig
 from phase8.files import write_atomic
 from phase8.model.source import SourceModel
+from phase8.train.shape import Shape
 from phase8.train.text import TrainingText, training_text
-from phase8.train.whole import Shape, TrainedStage
+from phase8.train.whole import TrainedStage
 from phase8.train.within_budget import Plan
 
 RESULTS = Path(__file__).parent / "results" / "stories"

@@ -2,7 +2,7 @@
 
     python -m experiments.training_cost        # writes experiments/results/training_cost.{json,md}; about ten minutes
 
-Two models, each in a process of its own: the embedded one, narrowed as the default run narrows it (width 176, 480
+Two models, each in a process of its own: the embedded one, narrowed as the default run narrows it (width 128, 352
 units), and the 25M-parameter Llama of `experiments.whole_model` at its whole width. Steps of 2,048 tokens, of which the
 first few are left out:
 
@@ -49,9 +49,10 @@ def measure(model: str) -> dict[str, Any]:
     from phase8.train import sliced, within_budget
     from phase8.train.precision import takes_bfloat16
     from phase8.train.settings import Precision
+    from phase8.train.shape import Shape
     from phase8.train.sliced import SlicedBatch
     from phase8.train.threads import side_by_side
-    from phase8.train.whole import Shape, TrainedStage
+    from phase8.train.whole import TrainedStage
     from phase8.train.within_budget import Plan, StepDone
 
     within_budget.SNAPSHOT_EVERY = STEPS // 2  # so that the peak has one in it
@@ -60,7 +61,7 @@ def measure(model: str) -> dict[str, Any]:
         if model == "25M":
             make_model(large, 25)
         source = load_source(str(large) if model == "25M" else "embedded:reference")
-    share = 1.0 if model == "25M" else 0.6875
+    share = 1.0 if model == "25M" else 0.5
     vocabulary = source.network.config.vocab_size
     tokens = torch.randint(4, vocabulary, (128, LENGTH), generator=torch.Generator().manual_seed(0))
     stage = TrainedStage(

@@ -34,8 +34,6 @@ def test_composed_defaults_are_the_dataclass_defaults_but_for_what_the_default_v
         "vptq.hessian_damping": 0.1,
         "hyper.trajectory_type": "lattice",
         "hyper.target_ratio": 40.2,
-        "hyper.kept_width": 0.6875,
-        "hyper.kept_units": 0.6875,
     }
     assert CompressionConfig.from_dict(composed()) == CompressionConfig().changed(variant)
 

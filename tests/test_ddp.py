@@ -275,7 +275,8 @@ def test_codes_that_are_chosen_again_are_chosen_alike(network, tiny_tokenizer, n
     from phase8.artifact.write import contents
     from phase8.codecs import get_codec
     from phase8.model.source import ExpertFile, source_from_network
-    from phase8.train.whole import Shape, TrainedStage
+    from phase8.train.shape import Shape
+    from phase8.train.whole import TrainedStage
 
     source = source_from_network(network, tiny_tokenizer, ExpertFile(), "tiny")
     settings = {"vptq": {"codebook_size": 64}}.get(name, {})

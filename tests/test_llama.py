@@ -123,7 +123,8 @@ def test_what_is_not_llama_is_left_to_transformers(made, length, reason):
 def test_a_network_of_another_layout_is_trained_through_transformers(tiny_tokenizer):
     from phase8.artifact.write import contents
     from phase8.model.source import ExpertFile, source_from_network
-    from phase8.train.whole import Shape, TrainedStage
+    from phase8.train.shape import Shape
+    from phase8.train.whole import TrainedStage
     from phase8.train.within_budget import Plan
 
     torch.manual_seed(3)

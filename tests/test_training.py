@@ -18,11 +18,12 @@ from phase8.model.source import ExpertFile, source_from_network
 from phase8.train.answers import answers_key, load_answers, save_answers
 from phase8.train.collect import collect_answers
 from phase8.train.price import Price
+from phase8.train.shape import Shape
 from phase8.train.sliced import SlicedBatch
 from phase8.train.slicing import narrow, why_not
 from phase8.train.text import training_text, write_text
 from phase8.train.threads import side_by_side
-from phase8.train.whole import Shape, TrainedStage
+from phase8.train.whole import TrainedStage
 from phase8.train.within_budget import Plan
 
 PLAN = Plan(

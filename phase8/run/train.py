@@ -21,8 +21,9 @@ from phase8.run.calibration import CALIBRATION_SEED
 from phase8.run.context import Context
 from phase8.run.journal import STOPPED, directory_of, read_facts, read_groups, recalled, write_facts, write_groups
 from phase8.run.optimise import CURVE_POINTS, Trained
+from phase8.train.shape import Shape, suited
 from phase8.train.text import training_text
-from phase8.train.whole import Shape, TrainedStage, plan_of
+from phase8.train.whole import TrainedStage, plan_of
 from phase8.train.within_budget import StepDone
 
 TEXT_SEED = 1
@@ -80,7 +81,7 @@ def _stage(
     return TrainedStage(
         source,
         tokens,
-        shape=_shape(settings) if lattice else Shape(),
+        shape=_shape(source, settings, config.budget_of(stage, source.original_bytes) or 0) if lattice else Shape(),
         start_step=settings.start_step if lattice else 0.0,
         size=lambda groups: size_of(groups, source, stage),
         protected=[name for name in source.matrices() if is_protected(name, config.protect)],
@@ -92,8 +93,11 @@ def _stage(
     )
 
 
-def _shape(settings: HyperConfig) -> Shape:
-    return Shape(
+def _shape(source: SourceModel, settings: HyperConfig, budget_bytes: int) -> Shape:
+    return suited(
+        source.network,
+        budget_bytes,
+        settings.kept_bits,
         width=settings.kept_width,
         units=settings.kept_units,
         heads=settings.kept_heads,
@@ -140,6 +144,8 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
             )
 
     whole = _stage(run.source, stage, config, text.tokens_NT, run.cache_dir, _before(run, stage, attempt))
+    if whole.shape.narrower:
+        run.log("info", f"{stage} keeps {whole.shape.told(run.source.network)}", stage)
     try:
         trained = whole.run(
             budget,

@@ -33,6 +33,7 @@ from phase8.train.answers import Answers, answers_key, load_answers, save_answer
 from phase8.train.collect import collect_answers
 from phase8.train.precision import takes_bfloat16
 from phase8.train.settings import GrokfastConfig, Precision, TrainingConfig
+from phase8.train.shape import Shape
 from phase8.train.slicing import Narrow, narrow, why_not
 from phase8.train.threads import on_device
 from phase8.train.within_budget import Outcome, Plan, StepDone, train_within_budget, trim
@@ -58,36 +59,6 @@ class Trained:
     """Integers that were set to zero at the end to keep it."""
     notes: list[str]
     """What a reader of the log should know: why the network was not narrowed, that the answers could not be cached."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
-    """Which part of the network is kept, as shares."""
-
-    width: float = 1.0
-    units: float = 1.0
-    heads: float = 1.0
-    shared: int = 1
-    """This many layers in a row have the same integers."""
-
-    @property
-    def narrower(self) -> bool:
-        """Whether anything is left out."""
-        return min(self.width, self.units, self.heads) < 1.0
-
-    def of(self, network: nn.Module) -> dict[str, int]:
-        """Channels, feed-forward units (multiples of 8 where the original's are) and key-value heads to keep."""
-        config = network.config
-        return {
-            "width": _share(config.hidden_size, self.width),
-            "units": _share(config.intermediate_size, self.units),
-            "heads": _share(config.num_key_value_heads, self.heads),
-        }
-
-
-def _share(whole: int, share: float) -> int:
-    unit = 8 if whole % 8 == 0 and whole >= 64 else 1
-    return max(unit, min(whole, unit * round(whole * share / unit)))
 
 
 class TrainedStage:

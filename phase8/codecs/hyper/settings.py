@@ -82,10 +82,13 @@ class HyperConfig(StageSettings):
     side: float = 0.0
     """ergodic: l, side of the cube in units of the weights; 0 chooses it from the data, with a scale per tensor."""
 
-    kept_width: float = 0.625
-    """lattice: share of the residual stream's channels that are kept, the strongest after a rotation."""
-    kept_units: float = 0.625
-    """lattice: share of each feed-forward block's units that are kept."""
+    kept_width: float | None = None
+    """lattice: share of the residual stream's channels that are kept, the strongest after a rotation; None: as many as
+    leave each weight `kept_bits`."""
+    kept_units: float | None = None
+    """lattice: share of each feed-forward block's units that are kept; None likewise."""
+    kept_bits: float = 2.2
+    """lattice: what the choice of width and units aims at (`phase8.train.shape`)."""
     kept_heads: float = 1.0
     """lattice: share of each attention's key-value heads, with their queries, that are kept."""
     shared_layers: int = 1
@@ -122,8 +125,10 @@ class HyperConfig(StageSettings):
             where="hyper.side",
             fix="the published value is hyper.side=0.1; 0 chooses it from the data",
         )
-        bounds("kept_width", 0.01, 1.0, "the default is 0.625")
-        bounds("kept_units", 0.01, 1.0, "the default is 0.625")
+        for name in ("kept_width", "kept_units"):
+            if getattr(self, name) is not None:
+                bounds(name, 0.01, 1.0, f"hyper.{name}=null chooses it")
+        bounds("kept_bits", 0.1, 16.0, "the default is 2.2")
         bounds("kept_heads", 0.01, 1.0, "the default is 1")
         bounds("shared_layers", 1, 1024, "the default is 1, two layers share with 2")
         bounds("start_step", 0.01, 10.0, "the default is 0.6")

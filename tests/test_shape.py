@@ -1,0 +1,52 @@
+"""The part of a network that is kept: what a budget makes of it, against counting the narrow network's own matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from phase8.train.shape import Shape, stored_weights, suited
+from phase8.train.slicing import narrow
+
+
+def network(tied: bool = True, kv_heads: int = 4) -> LlamaForCausalLM:
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=kv_heads, head_dim=24, tie_word_embeddings=tied, max_position_embeddings=64,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("tied", "kv_heads"), [(True, 4), (False, 4), (True, 2)])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_weights_are_counted_as_the_narrow_network_has_them(tied, kv_heads, share):
+    model, shape = network(tied, kv_heads), Shape(width=share, units=share, heads=share)
+    cut = narrow(model, [torch.randint(0, 300, (4, 16))], **shape.of(model)).network
+    assert stored_weights(model.config, shape) == sum(p.numel() for p in cut.parameters() if p.dim() == 2)
+
+
+@pytest.mark.parametrize("bits", [1.0, 2.2, 4.0])
+@pytest.mark.parametrize("given", [{}, {"width": 0.5}, {"units": 0.25}, {"heads": 0.5}, {"shared": 3}])
+def test_each_weight_has_the_bits_that_are_asked_for(bits, given):
+    model = network()
+    budget = int(0.4 * bits * stored_weights(model.config, Shape()) / 8)
+    if "shared" in given:
+        budget //= 3
+    shape = suited(model, budget, bits, **given)
+    assert {name: getattr(shape, name) for name in given} == given
+    assert 8 * budget / stored_weights(model.config, shape) == pytest.approx(bits, rel=1e-3)
+    assert shape.narrower
+
+
+def test_what_fits_whole_is_kept_whole_and_a_choice_stands():
+    model = network()
+    assert suited(model, 10**9, 2.2) == Shape()
+    assert suited(model, 10, 2.2, width=0.7, units=0.3) == Shape(width=0.7, units=0.3)
+    assert suited(model, 10, 2.2).of(model) == {"width": 8, "units": 8, "heads": 4}  # at least something
+
+
+def test_another_layout_keeps_all():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    assert not suited(model, 100, 2.2).narrower
