@@ -1,8 +1,8 @@
 """Other losses for the trained lattice than the divergence from the original's answers; for `experiments.stories`.
 
     answers         KL(original || network), what ships
-    weights         |W' - W|^2 / |W|^2, mean over the matrices: no text at all
-    layer outputs   |(W' - W) x|^2 / |W x|^2, mean over the matrices, x what the original's layer reads (the embedding:
+    weights         |W' - W|^2 / |W|^2, mean over the matrices by their size: no text at all
+    layer outputs   |(W' - W) x|^2 / |W x|^2, likewise, x what the original's layer reads (the embedding:
                     its rows looked up, and the head's logits where both are one matrix)
     answers and hidden states: the first, and the mean over the blocks of |h' - h|^2 / |h|^2, h what a block passes on
 
@@ -48,23 +48,29 @@ class _Other(SlicedBatch):
     def _loss(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> Tensor:
         raise NotImplementedError
 
+    def _mean(self, errors: Mapping[str, Tensor]) -> Tensor:
+        """Over the matrices, each as often as it has weights: else a large one would be the cheapest to leave out."""
+        sizes = [self._first[name].numel() for name in errors]
+        return sum(size * error for size, error in zip(sizes, errors.values(), strict=True)) / sum(sizes)
+
 
 class _Weights(_Other):
     def _loss(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> Tensor:
-        return torch.stack([_relative(weights[name] - w, w) for name, w in self._first.items()]).mean()
+        return self._mean({name: _relative(weights[name] - w, w) for name, w in self._first.items()})
 
 
 class _LayerOutputs(_Other):
     def _loss(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> Tensor:
         read = self._read(tokens_BT)
-        errors = []
+        errors = {}
         for name, x in read.items():
             w = self._first[name]
-            errors.append(_relative(x @ (weights[name] - w).mT, x @ w.mT))
+            errors[name] = _relative(x @ (weights[name] - w).mT, x @ w.mT)
         embedding = next(name for name in self._first if "embed" in name)
         looked_up = self._first[embedding][tokens_BT]
-        errors.append(_relative(weights[embedding][tokens_BT] - looked_up, looked_up))
-        return torch.stack(errors).mean()
+        of_embedding = _relative(weights[embedding][tokens_BT] - looked_up, looked_up)
+        errors[embedding] = (of_embedding + errors.get(embedding, of_embedding)) / 2
+        return self._mean(errors)
 
     @torch.no_grad()
     def _read(self, tokens_BT: Tensor) -> dict[str, Tensor]:

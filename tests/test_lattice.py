@@ -14,6 +14,7 @@ from phase8.codecs.lattice.encode import LatticeConfig, pack
 from phase8.codecs.lattice.train import LatticeTrainable, ideal_bits, laplace_scale
 from phase8.errors import ArtifactError
 from phase8.lossless import contexts
+from phase8.train.within_budget import trim
 
 
 def test_a_group_decodes_to_step_times_integer_and_zeros_around():
@@ -181,3 +182,20 @@ def test_shared_integers_get_the_gradients_of_all_that_share_them():
 def test_sharing_with_what_has_no_integers_or_does_not_fit_is_refused(extents):
     with pytest.raises(ArtifactError):
         layout("lattice", {"extents": extents, "coded_bytes": 9}, {"a": (2, 3), "b": (2, 2)})
+
+
+@pytest.mark.parametrize("share", [0.99, 0.6, 0.1])
+def test_a_trim_uses_the_budget_however_much_has_to_go(share):
+    rng = torch.Generator().manual_seed(0)
+    parts = {f"w{i}": torch.randn(192, 128, generator=rng) * (1 + i) for i in range(3)}
+    steps = {name: 0.5 * float(part.std()) for name, part in parts.items()}
+    module = LatticeTrainable(parts, steps, dict.fromkeys(parts, (192, 128)))
+    before, whole = module.integers(), module.coded_bytes()
+    budget = int(share * whole)
+    size, changed = trim(module, budget)
+    assert size == module.coded_bytes() and 0.998 * budget <= size <= budget
+    pairs = [(before[name], now) for name, now in module.integers().items()]
+    assert changed == sum(int((was != now).sum()) for was, now in pairs)
+    assert all((now[was != now] == 0).all() for was, now in pairs)  # what is gone is zero, the nearest first
+    for was, now in pairs:
+        assert np.abs(was[was != now]).max(initial=0) <= np.abs(now[now != 0]).min()
