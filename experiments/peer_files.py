@@ -1,6 +1,7 @@
 """Methods that write a file of their own, for `experiments.peers_scored`: NNCodec and ONNX Runtime's int8.
 
-Written from their documentation and **not run yet**; until the scoreboard has their rows, take this for a proposal.
+NNCodec's part is written from its documentation and **not run yet**; until the scoreboard has its rows, take it for a
+proposal.
 
 NNCodec (`nncodec`, ISO/IEC 15938-17) wants numpy < 2, torch and torchvision, so it lives in an environment of its own:
 

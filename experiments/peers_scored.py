@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -332,8 +332,11 @@ def main() -> int:
                 continue
             measured: dict[str, Any] = {}
             if entry.code is not None:
-                measured = measure(entry, original, benchmarks=not options.bits)
                 done += 1
+                try:
+                    measured = measure(entry, original, benchmarks=not options.bits)
+                except RuntimeError as error:  # a library's own: not every setting takes every shape
+                    entry = replace(entry, note=f"{entry.setting} fails on {model}: {error}")
             row = row_of(entry, model, measured)
             add_row(row, options.rows)
             shown = {n: row[n] for n in ("ratio", "retention_chance_corrected", "bits_per_byte")}
