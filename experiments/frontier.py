@@ -49,7 +49,7 @@ POINTS = (
     Point("40x", 40.2, (0.5, 0.5, 1.0), 8000),
     Point("100x", 100.0, (0.375, 0.2727, 0.5), 32000),
     Point(
-        "280x, width 40, 104 units, half the heads", 280.0, (0.1563, 0.1477, 0.5), 50000, more=("training.lr=0.014",)
+        "280x, width 40, 104 units, half the heads", 280.0, (0.1563, 0.1477, 0.5), 30000, more=("training.lr=0.014",)
     ),
 )
 
