@@ -46,7 +46,7 @@ class Point:
 
 POINTS = (
     Point("16x", 16.1, (1.0, 1.0, 1.0), 1500, more=("training.sequences=16384",)),
-    Point("40x", 40.2, (0.5, 0.5, 1.0), 8000),
+    Point("40x", 40.2, (0.5, 0.5, 1.0), 10000),
     Point("100x", 100.0, (0.375, 0.2727, 0.5), 32000),
     Point(
         "280x, width 40, 104 units, half the heads", 280.0, (0.1563, 0.1477, 0.5), 30000, more=("training.lr=0.014",)

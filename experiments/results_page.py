@@ -113,8 +113,8 @@ def frontier() -> list[str]:
     return [
         "## Trained within a byte budget",
         wrapped(
-            "Rows of the scoreboard, two cores with AVX2 and no bfloat16, shared with other work; the commands stand "
-            "below the table. Seven core benchmarks; 95 % intervals over items."
+            "Rows of the scoreboard, one or two cores, with and without bfloat16, shared with other work; the commands "
+            "stand below the table. Seven core benchmarks; 95 % intervals over items."
         ),
         table(["bytes", "ratio", "core raw", "chance-corrected", "bits per byte", "tokens trained", "what"],
               [[*figures(row), f"{row['trained_tokens'] / 1e6:.1f} million", row["setting"]] for row in here]),

@@ -66,7 +66,7 @@ class GrokfastConfig:
 class TrainingConfig:
     """Training within a byte budget: how long, how fast, on how much text; see `phase8.train.within_budget`."""
 
-    steps: int = 8000
+    steps: int = 10000
     """Optimiser steps; the learning rate's fall and the size's ramp are shares of them."""
     batch_sequences: int = 16
     sequences: int = 49152
@@ -97,7 +97,7 @@ class TrainingConfig:
                 fix=f"the default is training.{name}={default:g}",
             )
 
-        bounds("steps", 1, 100_000_000, 8000)
+        bounds("steps", 1, 100_000_000, 10000)
         bounds("batch_sequences", 1, 65_536, 16)
         bounds("sequences", 1, 100_000_000, 49152)
         bounds("kept_answers", 1, 1_000_000, 32)
