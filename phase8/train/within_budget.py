@@ -51,7 +51,7 @@ SNAPSHOT_EVERY = 50
 SETBACKS = 2
 STRONGEST = 64.0
 """Of a change to cheaper codes; see `BudgetTrainable.cheapen`."""
-CODED_AT_MOST = 16
+CODED_AT_MOST = 24
 """Times that `trim` asks the real coder."""
 ENOUGH = 0.9995
 """Of the budget, at which it stops."""
@@ -431,7 +431,12 @@ def trim(trainable: BudgetTrainable, budget_bytes: int) -> tuple[int, int]:
     low, high, found = 0.0, STRONGEST, None
     for left in reversed(range(CODED_AT_MOST)):
         last_hope = found is None and left == 0
-        strength = STRONGEST if last_hope else _strength(trainable, kept, budget_bytes / share, low, high)
+        if last_hope:
+            strength = STRONGEST
+        elif found is not None and left % 2:  # lest the estimate come nearer from one side alone
+            strength = (low + high) / 2
+        else:
+            strength = _strength(trainable, kept, budget_bytes / share, low, high)
         changed = trainable.cheapen(strength)
         size = trainable.coded_bytes()
         share = size / (float(trainable.bits()) / 8)
