@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +26,6 @@ from phase8.train.price import Price
 from phase8.train.sliced import SlicedBatch
 from phase8.train.slicing import Narrow
 from phase8.train.whole import TrainedStage
-
-LOSSES = ("answers", "weights", "layer outputs", "answers and hidden states")
 
 
 class _Other(SlicedBatch):
@@ -41,26 +40,21 @@ class _Other(SlicedBatch):
         self._network = first
         self._first = {name: p.detach() for name, p in first.named_parameters() if p.dim() == 2}
 
-    def divergence(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        loss = self._loss(weights, tokens_BT, rows)
-        return loss, loss.detach().expand(len(rows))
-
-    def _loss(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _mean(self, errors: Mapping[str, Tensor]) -> Tensor:
-        """Over the matrices, each as often as it has weights: else a large one would be the cheapest to leave out."""
+    def _mean(self, errors: Mapping[str, Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Over the matrices, each as often as it has weights: else a large one would be the cheapest to leave out. The
+        same for every sequence, since the draw of batches asks for one of each."""
         sizes = [self._first[name].numel() for name in errors]
-        return sum(size * error for size, error in zip(sizes, errors.values(), strict=True)) / sum(sizes)
+        loss = sum(size * error for size, error in zip(sizes, errors.values(), strict=True)) / sum(sizes)
+        return loss, loss.detach().expand(len(rows))
 
 
 class _Weights(_Other):
-    def _loss(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> Tensor:
-        return self._mean({name: _relative(weights[name] - w, w) for name, w in self._first.items()})
+    def divergence(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self._mean({name: _relative(weights[name] - w, w) for name, w in self._first.items()}, rows)
 
 
 class _LayerOutputs(_Other):
-    def _loss(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> Tensor:
+    def divergence(self, weights: Mapping[str, Tensor], tokens_BT: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         read = self._read(tokens_BT)
         errors = {}
         for name, x in read.items():
@@ -70,7 +64,7 @@ class _LayerOutputs(_Other):
         looked_up = self._first[embedding][tokens_BT]
         of_embedding = _relative(weights[embedding][tokens_BT] - looked_up, looked_up)
         errors[embedding] = (of_embedding + errors.get(embedding, of_embedding)) / 2
-        return self._mean(errors)
+        return self._mean(errors, rows)
 
     @torch.no_grad()
     def _read(self, tokens_BT: Tensor) -> dict[str, Tensor]:
@@ -110,11 +104,11 @@ def trained_by(loss: str, *, priced: bool = True) -> Iterator[None]:
     """While it lasts, trainings lower this loss.
 
     Args:
-        loss: one of `LOSSES`.
+        loss: as the module's text names it.
         priced: False leaves the price of a bit at zero: the size is cut once, at the end.
     """
     batches = {"weights": _Weights, "layer outputs": _LayerOutputs, "answers and hidden states": _HiddenStates}
-    before, step, narrow = within_budget.SlicedBatch, Price.step, TrainedStage._narrow
+    narrow = TrainedStage._narrow
     first: list[nn.Module] = []
 
     def narrowed(stage: TrainedStage) -> Narrow | None:
@@ -122,16 +116,16 @@ def trained_by(loss: str, *, priced: bool = True) -> Iterator[None]:
         first.append(copy.deepcopy(stage.source.network if part is None else part.network))
         return part
 
-    if loss in batches:
-        TrainedStage._narrow = narrowed  # type: ignore[method-assign]
-        within_budget.SlicedBatch = lambda *a, **k: batches[loss](*a, first=first[-1], **k)  # type: ignore[misc, assignment]
+    def batch(*args: Any, **settings: Any) -> SlicedBatch:
+        return batches[loss](*args, first=first[-1], **settings)
 
     def free(price: Price) -> None:
         price.value = 0.0
 
-    if not priced:
-        Price.step = free  # type: ignore[method-assign]
-    try:
+    with ExitStack() as changed:
+        if loss in batches:
+            changed.enter_context(patch.object(TrainedStage, "_narrow", narrowed))
+            changed.enter_context(patch.object(within_budget, "SlicedBatch", batch))
+        if not priced:
+            changed.enter_context(patch.object(Price, "step", free))
         yield
-    finally:
-        within_budget.SlicedBatch, Price.step, TrainedStage._narrow = before, step, narrow  # type: ignore
