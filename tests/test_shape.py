@@ -6,8 +6,10 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from phase8.model.source import ExpertFile, source_from_network
 from phase8.train.shape import Shape, stored_weights, suited
 from phase8.train.slicing import narrow
+from phase8.train.whole import TrainedStage
 
 
 def network(tied: bool = True, kv_heads: int = 4) -> LlamaForCausalLM:
@@ -47,6 +49,15 @@ def test_what_fits_whole_is_kept_whole_and_a_choice_stands():
     assert suited(model, 10, 2.2).of(model) == {"width": 8, "units": 8, "heads": 4}  # at least something
 
 
-def test_another_layout_keeps_all():
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+def test_another_layout_keeps_all_and_says_why(tiny_tokenizer):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=258, n_positions=16, n_embd=16, n_layer=1, n_head=2))
     assert not suited(model, 100, 2.2).narrower
+    source = source_from_network(model, tiny_tokenizer, ExpertFile(), "other")
+    asked = suited(source.network, 100, 2.2, width=0.5, heads=0.5)  # what a user asks for cannot be had
+    stage = TrainedStage(source, torch.zeros(4, 8, dtype=torch.long), shape=asked, start_step=0.5, size=len)
+    assert "Llama" in str(stage.why_whole) and stage._narrow() is None and "keeps its shape" in stage.notes[0]
+
+
+def test_a_told_shape_names_what_is_kept_of_what():
+    told = Shape(width=0.5, units=0.25, heads=0.5).told(network())
+    assert told == "64 of 128 channels, 64 of 256 feed-forward units, 2 of 4 key-value heads"

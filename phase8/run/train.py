@@ -144,7 +144,7 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
             )
 
     whole = _stage(run.source, stage, config, text.tokens_NT, run.cache_dir, _before(run, stage, attempt))
-    if whole.shape.narrower:
+    if whole.why_whole is None:
         run.log("info", f"{stage} keeps {whole.shape.told(run.source.network)}", stage)
     try:
         trained = whole.run(

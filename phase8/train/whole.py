@@ -98,6 +98,13 @@ class TrainedStage:
         self._in_hand: tuple[BudgetTrainable, dict[str, nn.Parameter], Narrow | None] | None = None
         self._shapes = {name: tuple(parameter.shape) for name, (_, parameter) in source.parameters.items()}
 
+    @property
+    def why_whole(self) -> str | None:
+        """The reason why the network keeps its shape, whatever `shape` asks for; None where it does not."""
+        if self._codes is not None:
+            return "only a lattice codes a part of a matrix"
+        return why_not(self.source.network) or ("tensors are protected" if self.protected else None)
+
     def smallest_bytes(self) -> int:
         """What the artifact takes with every integer zero: names, shapes, steps, vectors; of other codes vectors."""
         if self._codes is not None:
@@ -200,7 +207,7 @@ class TrainedStage:
 
     def _shared_names(self) -> dict[str, str]:
         """Matrices of layers that have another layer's integers: the first of every `shape.shared` layers in a row."""
-        if self.shape.shared == 1 or self.protected or why_not(self.source.network) is not None:
+        if self.shape.shared == 1 or self.why_whole is not None:
             return {}
         found = {}
         for name in self._coded_names():
@@ -239,11 +246,9 @@ class TrainedStage:
         return answers
 
     def _narrow(self) -> Narrow | None:
-        reason = why_not(self.source.network) if self._codes is None else "only a lattice codes a part of a matrix"
-        if reason is not None or self.protected:
+        if self.why_whole is not None:
             if self.shape.narrower or self.shape.shared > 1:
-                why = reason or "tensors are protected"
-                self.notes.append(f"the network keeps its shape: {why}")
+                self.notes.append(f"the network keeps its shape: {self.why_whole}")
             return None
         batches = self.tokens_NT[:NARROWING_SEQUENCES].split(16)
         return narrow(self.source.network, batches, **self.shape.of(self.source.network))
