@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from phase8.train import llama
 from phase8.train.collect import collect_answers
+from phase8.train.heads import keep_directions, pair_strengths
 from phase8.train.llama import Llama, why_not_written_out
 from phase8.train.sliced import SlicedBatch
 
@@ -60,6 +61,30 @@ def test_divergence_and_gradient_are_those_of_autograd(kind, in_cache, monkeypat
     assert torch.allclose(of_each, expected.detach(), rtol=1e-4, atol=1e-5)
     for name, mine, theirs in zip(weights, found, gradient, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-3, atol=2e-5 * float(theirs.abs().max())), name
+
+
+@pytest.mark.parametrize("kind", ["shared keys, own head", "wide heads"])
+def test_what_is_zero_in_a_head_takes_no_part(kind):
+    made = network(**KINDS[kind])
+    tokens = torch.randint(90, (3, 11), generator=torch.Generator().manual_seed(1))
+    answers, rows = collect_answers(made, tokens, kept=12), torch.arange(3)
+    whole = {name: w.detach().clone() for name, w in made.named_parameters()}
+    strengths = pair_strengths(made, tokens)
+    for number, strength in enumerate(strengths):  # a layer with all, one with half, one with a pair of each head
+        kept = (strength.shape[1] * 2, strength.shape[1] // 2 * 2, 2)[number]
+        keep_directions(whole, f"model.layers.{number}.self_attn.", strength, kept)
+    weights = {name: w.requires_grad_() for name, w in whole.items()}
+    logits = functional_call(made, weights, (), {"input_ids": tokens}, tie_weights=True).logits
+    expected = answers.divergence(rows, logits)
+    gradient = torch.autograd.grad(expected.sum(), list(weights.values()))
+    of_each, found = Llama(made, torch.float32).divergence(
+        {name: w.detach() for name, w in weights.items()}, tokens, *answers.of(rows, CPU), share=1.0
+    )
+    assert torch.allclose(of_each, expected.detach(), rtol=1e-4, atol=1e-5)
+    for (name, weight), mine, theirs in zip(weights.items(), found, gradient, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-3, atol=2e-5 * float(theirs.abs().max())), name
+        if "_proj" in name and "mlp" not in name:  # what is left out stays so
+            assert not mine[(weight == 0)].any() or "layers.0" in name
 
 
 def test_tensors_that_are_not_given_are_the_networks():

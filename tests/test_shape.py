@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from phase8.codecs.lattice.train import kept_part
 from phase8.model.source import ExpertFile, source_from_network
 from phase8.train.shape import Shape, stored_weights, suited
 from phase8.train.slicing import narrow
@@ -29,8 +30,18 @@ def test_weights_are_counted_as_the_narrow_network_has_them(tied, kv_heads, shar
     assert stored_weights(model.config, shape) == sum(p.numel() for p in cut.parameters() if p.dim() == 2)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2])
+def test_of_smaller_heads_what_is_left_out_is_zero_and_does_not_count(kv_heads):
+    model, shape = network(True, kv_heads), Shape(width=0.5, heads=0.5, head_size=0.25)
+    cut = narrow(model, [torch.randint(0, 300, (4, 16))], **shape.of(model)).network
+    filled = sum(kept_part(p).numel() for p in cut.parameters() if p.dim() == 2)
+    assert filled == stored_weights(model.config, shape) and shape.of(model)["head_size"] == 6
+
+
 @pytest.mark.parametrize("bits", [1.0, 2.2, 4.0])
-@pytest.mark.parametrize("given", [{}, {"width": 0.5}, {"units": 0.25}, {"heads": 0.5}, {"shared": 3}])
+@pytest.mark.parametrize(
+    "given", [{}, {"head_size": 0.25}, {"width": 0.5}, {"units": 0.25}, {"heads": 0.5}, {"shared": 3}]
+)
 def test_each_weight_has_the_bits_that_are_asked_for(bits, given):
     model = network()
     budget = int(0.4 * bits * stored_weights(model.config, Shape()) / 8)
@@ -46,7 +57,12 @@ def test_what_fits_whole_is_kept_whole_and_a_choice_stands():
     model = network()
     assert suited(model, 10**9, 2.2) == Shape()
     assert suited(model, 10, 2.2, width=0.7, units=0.3) == Shape(width=0.7, units=0.3)
-    assert suited(model, 10, 2.2).of(model) == {"width": 8, "units": 8, "heads": 4}  # at least something
+    assert suited(model, 10, 2.2).of(model) == {
+        "width": 8,
+        "units": 8,
+        "heads": 4,
+        "head_size": 24,
+    }  # at least something
 
 
 def test_another_layout_keeps_all_and_says_why(tiny_tokenizer):
@@ -61,3 +77,4 @@ def test_another_layout_keeps_all_and_says_why(tiny_tokenizer):
 def test_a_told_shape_names_what_is_kept_of_what():
     told = Shape(width=0.5, units=0.25, heads=0.5).told(network())
     assert told == "64 of 128 channels, 64 of 256 feed-forward units, 2 of 4 key-value heads"
+    assert Shape(head_size=0.5).told(network()).endswith("4 of 4 key-value heads with 12 of 24 channels each")

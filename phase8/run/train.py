@@ -101,6 +101,7 @@ def _shape(source: SourceModel, settings: HyperConfig, budget_bytes: int) -> Sha
         width=settings.kept_width,
         units=settings.kept_units,
         heads=settings.kept_heads,
+        head_size=settings.kept_head_size,
         shared=settings.shared_layers,
     )
 

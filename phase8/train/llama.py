@@ -9,8 +9,9 @@
 
 What transformers' modules and autograd compute, with fewer passes over memory: products that read the same are one
 product, an activation is brought into the products' format once, attention takes all places of a short sequence at once
-(torch's own kernel goes block by block in float32), and of the logits only a few places are held, so that their
-probabilities stay in the processor's cache. Products are in `dtype`, everything between in float32.
+(torch's own kernel goes block by block in float32), directions of a head that are zero are left out
+(`phase8.train.heads`), and of the logits only a few places are held, so that their probabilities stay in the cache of
+the processor. Products are in `dtype`, everything between in float32.
 
     norm       dx += r da g - x r^3 mean(x da g)
     attention  dv = p^T dy      ds = p (dy v^T - sum(dy y))      dq = ds k      dk = ds^T q
@@ -30,6 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from phase8.train.answers import kept_divergence
+from phase8.train.heads import TakingPart, taking_part
 from phase8.train.slicing import why_not
 
 LONGEST = 512
@@ -124,7 +126,7 @@ class _Pass:
         self._cos_THD, self._sin_THD = (table[0, :, None, : llama._D // 2] * scales for table in (cos, sin))
         self._later_TT = torch.full((length, length), -torch.inf).triu_(1).repeat(llama._H // llama._G, 1)
 
-    def _keep(self, *what: Tensor) -> None:
+    def _keep(self, *what: Any) -> None:
         if not self._forward_alone:
             self._kept.append(what)
 
@@ -132,9 +134,11 @@ class _Pass:
         """A tensor as it is."""
         return self._weights[name] if name in self._weights else self._llama._own[name]
 
-    def matrix(self, *names: str) -> Tensor:
-        """Matrices one above the other, in the products' format."""
+    def matrix(self, *names: str, rows: tuple[Tensor, ...] = ()) -> Tensor:
+        """Matrices one above the other, or some rows of them, in the products' format."""
         matrices = [self.vector(name) for name in names]
+        if rows:
+            matrices = [matrix[some] for matrix, some in zip(matrices, rows, strict=True)]
         if len(matrices) == 1:
             return matrices[0].to(self._llama._dtype)
         rows = [len(matrix) for matrix in matrices]
@@ -143,14 +147,19 @@ class _Pass:
             part.copy_(matrix)
         return whole
 
-    def add(self, names: str | list[str], slope_PO: Tensor, input_PI: Tensor) -> None:
-        """To the gradients of matrices that were one product."""
+    def add(
+        self, names: str | list[str], slope_PO: Tensor, input_PI: Tensor, at: tuple[Tensor, ...] = (), along: int = 0
+    ) -> None:
+        """To the gradients of matrices that were one product; `at`: their rows (`along` 1: columns) that were in it."""
         names = [names] if isinstance(names, str) else names
         if not any(name in self._weights for name in names):
             return
-        parts = (slope_PO.mT @ input_PI).split([len(self.vector(name)) for name in names])
-        for name, part in zip(names, parts, strict=True):
-            self._found[name] = part.float() + self._found[name] if name in self._found else part.float()
+        counts = [len(some) for some in at] or [len(self.vector(name)) for name in names]
+        for number, part in enumerate((slope_PO.mT @ input_PI).split(counts if along == 0 else len(slope_PO.mT))):
+            name, part = names[number], part.float()
+            if at:
+                part = torch.zeros_like(self.vector(name)).index_copy_(along, at[number], part)
+            self._found[name] = part + self._found[name] if name in self._found else part
 
     def gradients(self) -> tuple[Tensor, ...]:
         """Of every tensor that was given."""
@@ -179,24 +188,38 @@ class _Pass:
         at, (B, T) = prefix + "self_attn.", self._tokens_BT.shape
         H, G, D = self._llama._H, self._llama._G, self._llama._D
         a_PC = self._norm(prefix + "input_layernorm.weight", x_PC)
-        w_qkv = self.matrix(*(f"{at}{name}_proj.weight" for name in "qkv"))
-        qk, v = (a_PC @ w_qkv.mT).view(B, T, H + 2 * G, D).split([H + G, G], 2)
-        q, k = self._turned(qk, self._sin_THD).split([H, G], 2)
-        q, k, v = (self._heads_first(x) for x in (q, k, v))
+        names = [f"{at}{name}_proj.weight" for name in "qkv"]
+        part = taking_part(*(self.vector(name) for name in names), self.vector(f"{at}o_proj.weight"), G, D)
+        w_qkv = self.matrix(*names, rows=(part.queries, part.keys, part.values) if part else ())
+        turn = self._turn(part)
+        turning = (H + G) * 2 * turn[0].shape[2]
+        qk, v = (a_PC @ w_qkv.mT).split([turning, len(w_qkv) - turning], 1)
+        q, k = self._turned(qk.view(B, T, H + G, -1), *turn).split([H, G], 2)
+        q, k, v = (self._heads_first(x) for x in (q, k, v.view(B, T, G, -1)))
         p = torch.softmax((q @ k.mT).float().add_(self._later_TT), -1).to(q.dtype)
         y = p @ v
-        y_P = self._heads_last(y).reshape(B * T, H * D)
-        w_o = self.matrix(f"{at}o_proj.weight")
-        self._keep(a_PC, w_qkv, q, k, v, p, y, y_P, w_o)
+        y_P = self._heads_last(y).reshape(B * T, -1)
+        w_o = self.vector(f"{at}o_proj.weight")
+        w_o = (w_o[:, part.outputs] if part else w_o).to(self._llama._dtype)
+        self._keep(a_PC, w_qkv, q, k, v, p, y, y_P, w_o, part, turn)
         return x_PC + y_P @ w_o.mT
 
-    def _turned(self, x_BTHD: Tensor, sin_THD: Tensor) -> Tensor:
+    def _turn(self, part: TakingPart | None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the pairs that take part, of every head of queries and keys, [T, H + G, M]."""
+        if part is None:
+            return self._cos_THD, self._sin_THD
+        H, G = self._llama._H, self._llama._G
+        pairs = torch.cat([part.pairs_GM.repeat_interleave(H // G, 0), part.pairs_GM])
+        heads = torch.arange(H + G)[:, None]
+        return self._cos_THD[:, heads, pairs], self._sin_THD[:, heads, pairs]
+
+    def _turned(self, x_BTHD: Tensor, cos_THD: Tensor, sin_THD: Tensor) -> Tensor:
         """Rotary positions: every pair of channels (d, d + D / 2) of queries and keys turned by its place's angle,
         queries scaled; float32."""
         x_BTHD, found = x_BTHD.float(), x_BTHD.new_empty(x_BTHD.shape, dtype=torch.float32)
         (one, two), (into_one, into_two) = x_BTHD.chunk(2, -1), found.chunk(2, -1)
-        torch.mul(one, self._cos_THD, out=into_one)
-        torch.mul(two, self._cos_THD, out=into_two)
+        torch.mul(one, cos_THD, out=into_one)
+        torch.mul(two, cos_THD, out=into_two)
         into_one.addcmul_(two, sin_THD, value=-1.0)
         into_two.addcmul_(one, sin_THD)
         return found
@@ -259,17 +282,15 @@ class _Pass:
 
     def _back_attend(self, prefix: str, dx_PC: Tensor) -> Tensor:
         at, (B, T) = prefix + "self_attn.", self._tokens_BT.shape
-        a_PC, w_qkv, q, k, v, p, y, y_P, w_o = self._kept.pop()
+        a_PC, w_qkv, q, k, v, p, y, y_P, w_o, part, (cos_THD, sin_THD) = self._kept.pop()
         d_PC = dx_PC.to(self._llama._dtype)
-        self.add(f"{at}o_proj.weight", d_PC, y_P)
+        self.add(f"{at}o_proj.weight", d_PC, y_P, at=(part.outputs,) if part else (), along=1)
         dy = self._heads_first((d_PC @ w_o).view(B, T, self._llama._H, -1))
         along = (dy.float() * y).sum(-1, keepdim=True)
         ds = (dy @ v.mT).float().sub_(along).mul_(p).to(q.dtype)
         d_qk = torch.cat([self._heads_last(ds @ k), self._heads_last(ds.mT @ q)], 2)
-        d_qkv = (
-            torch.cat([self._turned(d_qk, -self._sin_THD).to(v.dtype), self._heads_last(p.mT @ dy)], 2)
-            .flatten(0, 1)
-            .flatten(1)
-        )
-        self.add([f"{at}{name}_proj.weight" for name in "qkv"], d_qkv, a_PC)
+        d_qk = self._turned(d_qk, cos_THD, -sin_THD).to(v.dtype)
+        d_qkv = torch.cat([d.flatten(0, 1).flatten(1) for d in (d_qk, self._heads_last(p.mT @ dy))], 1)
+        rows = (part.queries, part.keys, part.values) if part else ()
+        self.add([f"{at}{name}_proj.weight" for name in "qkv"], d_qkv, a_PC, at=rows)
         return self._back_norm(prefix + "input_layernorm.weight", d_qkv @ w_qkv, dx_PC)

@@ -23,21 +23,25 @@ class Shape:
     width: float = 1.0
     units: float = 1.0
     heads: float = 1.0
+    head_size: float = 1.0
+    """Of each kept head's channels."""
     shared: int = 1
     """This many layers in a row have the same integers."""
 
     @property
     def narrower(self) -> bool:
         """Whether anything is left out."""
-        return min(self.width, self.units, self.heads) < 1.0
+        return min(self.width, self.units, self.heads, self.head_size) < 1.0
 
     def of(self, network: nn.Module) -> dict[str, int]:
-        """Channels, feed-forward units (multiples of 8 where the original's are) and key-value heads to keep."""
+        """Channels, feed-forward units (multiples of 8 where the original's are), key-value heads and their channels
+        (an even number) to keep."""
         config = network.config
         return {
             "width": _share(config.hidden_size, self.width),
             "units": _share(config.intermediate_size, self.units),
             "heads": _share(config.num_key_value_heads, self.heads),
+            "head_size": 2 * _share(_head_size(config) // 2, self.head_size),
         }
 
     def told(self, network: nn.Module) -> str:
@@ -46,6 +50,7 @@ class Shape:
         return (
             f"{kept['width']} of {config.hidden_size} channels, {kept['units']} of {config.intermediate_size} "
             f"feed-forward units, {kept['heads']} of {config.num_key_value_heads} key-value heads"
+            + (f" with {kept['head_size']} of {_head_size(config)} channels each" if self.head_size < 1.0 else "")
         )
 
 
@@ -57,6 +62,7 @@ def suited(
     width: float | None = None,
     units: float | None = None,
     heads: float = 1.0,
+    head_size: float = 1.0,
     shared: int = 1,
 ) -> Shape:
     """The shape whose weights have `bits` each in the budget; a share that is given stays, the others are one share.
@@ -66,7 +72,11 @@ def suited(
 
     def shape(share: float) -> Shape:
         return Shape(
-            width=share if width is None else width, units=share if units is None else units, heads=heads, shared=shared
+            width=share if width is None else width,
+            units=share if units is None else units,
+            heads=heads,
+            head_size=head_size,
+            shared=shared,
         )
 
     if (width is not None and units is not None) or why_not(network) is not None:
@@ -84,11 +94,15 @@ def suited(
 def stored_weights(config: Any, shape: Shape) -> float:
     """How many weights of Llama's layout have integers of their own, by shares that are not rounded yet."""
     width, units = shape.width * config.hidden_size, shape.units * config.intermediate_size
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = shape.head_size * _head_size(config)
     of_heads = shape.heads * size * (config.num_attention_heads + config.num_key_value_heads)
     layers = -(-config.num_hidden_layers // shape.shared)
     embeddings = 1 if config.tie_word_embeddings else 2
     return width * (embeddings * config.vocab_size + layers * (2 * of_heads + 3 * units))
+
+
+def _head_size(config: Any) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _share(whole: int, share: float) -> int:

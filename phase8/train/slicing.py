@@ -9,6 +9,7 @@
                        W' = W H[:, K] (H[K, K])^-1 with H the units' second moments.
     attention heads    likewise: a key-value head with its queries is kept or not, by the mean square of what its
                        queries give times the squared norm of the output matrix's columns for them.
+    within each head   fewer channels, the others' rows and columns zero: `phase8.train.heads`.
 
 Matrices of the narrow network are the upper left parts of matrices of the original's shapes whose other entries are 0:
 zero channels stay zero through attention and feed-forward blocks, heads without values add nothing, and the norm
@@ -23,13 +24,14 @@ Shapes: D width, d kept width, K kept feed-forward units, O rows and I columns o
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from phase8.errors import ModelError
+from phase8.train.heads import keep_directions, pair_strengths
 
 READS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 WRITES = ("o_proj", "down_proj")
@@ -76,14 +78,22 @@ def why_not(network: nn.Module) -> str | None:
 
 @torch.no_grad()
 def narrow(
-    network: nn.Module, batches: Iterable[Tensor], *, width: int, units: int, heads: int | None = None
+    network: nn.Module,
+    batches: Sequence[Tensor],
+    *,
+    width: int,
+    units: int,
+    heads: int | None = None,
+    head_size: int | None = None,
 ) -> Narrow:
-    """Cuts the residual stream to `width` channels, and each block to `units` units and `heads` key-value heads.
+    """Cuts the residual stream to `width` channels, and each block to `units` units and `heads` key-value heads of
+    `head_size` channels.
 
     Args:
         network: a causal LM with Llama's layout (`why_not`); not changed.
         batches: calibration text, int64 [B, T] each, whose activations choose the directions, units and heads.
         heads: None keeps all.
+        head_size: None keeps all; an even number otherwise.
 
     Raises:
         ModelError: another layout; a width or a number of units or heads beyond the network's.
@@ -93,23 +103,27 @@ def narrow(
         raise ModelError(f"the network cannot be narrowed: {reason}", where=type(network).__name__)
     all_heads = config.num_key_value_heads
     heads = all_heads if heads is None else heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_size = size if head_size is None else head_size
     for what, kept, has in (
         ("width", width, config.hidden_size),
         ("units", units, config.intermediate_size),
         ("key-value heads", heads, all_heads),
+        ("channels of a head", head_size, size),
     ):
         if not 1 <= kept <= has:
             raise ModelError(f"{what} to keep: {kept}, of {has}", where=type(network).__name__)
     wide = copy.deepcopy(network).cpu().float().eval().requires_grad_(False)
     folded_gain = _fold_norms(wide)
     stream_DD, of_units, of_heads = _moments(wide, batches)
+    of_pairs = pair_strengths(wide, batches[0]) if head_size < size else None
     if width < config.hidden_size:
         _, q_DD = torch.linalg.eigh(stream_DD)
         q_Dd = q_DD.flip(1)[:, :width].float()
     else:
         q_Dd = torch.eye(width)
     cut = copy.deepcopy(config)
-    cut.head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    cut.head_dim = size
     cut.hidden_size, cut.intermediate_size = width, units
     cut.num_attention_heads = heads * (config.num_attention_heads // all_heads)
     cut.num_key_value_heads = heads
@@ -121,7 +135,9 @@ def narrow(
     for number, (units_KK, heads_KK) in enumerate(zip(of_units, of_heads, strict=True)):
         prefix = f"model.layers.{number}."
         _keep_units(matrices, f"{prefix}mlp.", units_KK, units)
-        _keep_heads(matrices, f"{prefix}self_attn.", heads_KK, heads, cut.head_dim)
+        best = _keep_heads(matrices, f"{prefix}self_attn.", heads_KK, heads, size)
+        if of_pairs is not None:
+            keep_directions(matrices, f"{prefix}self_attn.", of_pairs[number][best], head_size)
     for name, value in matrices.items():
         if name in target:
             target[name].copy_(value)
@@ -215,12 +231,12 @@ def _keep_units(matrices: dict[str, Tensor], block: str, h_KK: Tensor, units: in
         matrices[f"{block}{name}.weight"] = matrices[f"{block}{name}.weight"][keep]
 
 
-def _keep_heads(matrices: dict[str, Tensor], block: str, h_KK: Tensor, heads: int, size: int) -> None:
-    """`heads`: of keys and values; `size`: rows of one head."""
+def _keep_heads(matrices: dict[str, Tensor], block: str, h_KK: Tensor, heads: int, size: int) -> Tensor:
+    """`heads`: of keys and values; `size`: rows of one head. Returns which are kept."""
     output, keys = matrices[f"{block}o_proj.weight"], matrices[f"{block}k_proj.weight"]
     all_heads = len(keys) // size
     if heads == all_heads:
-        return
+        return torch.arange(heads)
     of_columns = h_KK.diagonal() * output.double().square().sum(0)
     best = of_columns.view(all_heads, -1).sum(1).argsort(descending=True)[:heads].sort().values
     queries = torch.arange(output.shape[1]).view(all_heads, -1)[best].reshape(-1)
@@ -228,6 +244,7 @@ def _keep_heads(matrices: dict[str, Tensor], block: str, h_KK: Tensor, heads: in
     matrices[f"{block}o_proj.weight"] = _refitted(output, h_KK, queries)
     for name, keep in (("q_proj", queries), ("k_proj", rows), ("v_proj", rows)):
         matrices[f"{block}{name}.weight"] = matrices[f"{block}{name}.weight"][keep]
+    return best
 
 
 def _refitted(output: Tensor, h_KK: Tensor, keep: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from phase8.codecs import decoders
 from phase8.codecs.base import EncodedGroup, EncodedTensor, Importance, Progress, Stream, float16_bits
 from phase8.codecs.lattice.decode import parts_of
-from phase8.codecs.lattice.train import LatticeTrainable
+from phase8.codecs.lattice.train import LatticeTrainable, kept_part
 from phase8.errors import CodecError
 from phase8.lossless import contexts
 
@@ -65,8 +65,8 @@ def pack(
 
 
 def first_step(w: Tensor, config: LatticeConfig) -> float:
-    """The step that a matrix begins with."""
-    return float(np.float16(config.start_step * float(w.float().std(correction=0)))) or 2.0**-14
+    """The step that a matrix begins with; rows and columns of zeros do not count."""
+    return float(np.float16(config.start_step * float(kept_part(w).float().std(correction=0)))) or 2.0**-14
 
 
 class LatticeCodec:

@@ -56,6 +56,13 @@ def ideal_bits(count: Tensor, filled: Tensor, total: Tensor) -> Tensor:
     return (count * places + filled * (LN2 + more)) / LN2
 
 
+def kept_part(matrix: Tensor) -> Tensor:
+    """Without rows and columns of zeros alone, which a shape leaves out and which stay so (`phase8.train.heads`)."""
+    taken = matrix != 0
+    rows, columns = taken.any(1), taken.any(0)
+    return matrix if bool(rows.all() & columns.all()) or not rows.any() else matrix[rows][:, columns]
+
+
 class _Rounded(torch.autograd.Function):
     """w, ln step, the step as it is stored -> step round(w / step), straight-through."""
 
@@ -85,11 +92,11 @@ class _Stored(torch.autograd.Function):
 
 
 class _Price(torch.autograd.Function):
-    """Stored steps [S], then w of every matrix, then ln step of every matrix -> bits of all round(w / step); gradient
-    as the module's text says. What is one number a matrix is computed for all matrices at once."""
+    """Stored steps and numbers of integers [S], then w of every matrix, then ln step of every matrix -> bits of all
+    round(w / step); gradient as the module's text says. What is one number a matrix is computed for all at once."""
 
     @staticmethod
-    def forward(ctx: Any, steps_S: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, steps_S: Tensor, count_S: Tensor, *tensors: Tensor) -> Tensor:
         values = tensors[: len(tensors) // 2]
         us = [w / step for w, step in zip(values, steps_S.unbind(), strict=True)]
         sums, filled = [], []
@@ -97,7 +104,6 @@ class _Price(torch.autograd.Function):
             magnitude = u.round().abs_()
             sums.append(magnitude.sum(dtype=torch.float64))
             filled.append(magnitude.clamp_max_(1.0).sum(dtype=torch.float64))  # count_nonzero takes ten times as long
-        count_S = torch.stack([torch.full_like(steps_S[0], u.numel(), dtype=torch.float64) for u in us])
         total_S = torch.stack(sums)
         ctx.save_for_backward(steps_S, laplace_scale(total_S / count_S), *us)
         return ideal_bits(count_S, torch.stack(filled), total_S).sum().float()
@@ -114,7 +120,7 @@ class _Price(torch.autograd.Function):
             slope = (up - down).div_(up.add_(down).sub_(edge).neg_()).clamp_(-1.0, 1.0).mul_(rate)
             slopes.append(slope)
             pulls.append(-torch.dot(slope.reshape(-1), u.reshape(-1)).mul(step).reshape(()))
-        return None, *slopes, *pulls
+        return None, None, *slopes, *pulls
 
 
 class LatticeTrainable(BudgetTrainable, Trainable):
@@ -142,6 +148,8 @@ class LatticeTrainable(BudgetTrainable, Trainable):
         self.values = nn.ParameterList([nn.Parameter(part.clone()) for part in parts.values()])
         names = [*self._names, *self._shared]
         self.log_steps = nn.ParameterList([nn.Parameter(torch.tensor(math.log(steps[name]))) for name in names])
+        counts = [kept_part(part).numel() for part in parts.values()]
+        self.register_buffer("count_S", torch.tensor(counts, dtype=torch.float64), persistent=False)
 
     def weights(self) -> dict[str, Tensor]:
         """The stored parts, float32 [o, i], of every matrix."""
@@ -160,7 +168,7 @@ class LatticeTrainable(BudgetTrainable, Trainable):
     def bits(self) -> Tensor:
         """What the integers cost, by `ideal_bits`; differentiable as the module's text says."""
         logs = list(self.log_steps)[: len(self.values)]  # the sharing ones' steps come after
-        return _Price.apply(stored_step(torch.stack(logs)), *self.values, *logs)
+        return _Price.apply(stored_step(torch.stack(logs)), self.count_S, *self.values, *logs)
 
     def integers(self) -> dict[str, np.ndarray]:
         """The integers as they are now, int32 [o, i], under the steps as they are stored."""
@@ -182,7 +190,7 @@ class LatticeTrainable(BudgetTrainable, Trainable):
 
     def highest_steps(self, lr: float) -> list[float]:
         """See `BudgetTrainable`; a step moves in its logarithm."""
-        return [lr * root_mean_square(value) for value in self.values] + [lr] * len(self.log_steps)
+        return [lr * root_mean_square(kept_part(value)) for value in self.values] + [lr] * len(self.log_steps)
 
     @torch.no_grad()
     def cheapen(self, strength: float) -> int:
