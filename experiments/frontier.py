@@ -26,11 +26,11 @@ ROOT = Path(__file__).parent.parent
 
 @dataclass(frozen=True)
 class Point:
-    """What is run: `shape` are shares of width, units and heads."""
+    """What is run: `shape` are shares of width, units, heads and a head's channels."""
 
     name: str
     ratio: float
-    shape: tuple[float, float, float]
+    shape: tuple[float, float, float, float]
     steps: int
     seed: int = 0
     more: tuple[str, ...] = ()
@@ -38,20 +38,26 @@ class Point:
     @property
     def overrides(self) -> list[str]:
         """On the command line of `run.py`."""
-        width, units, heads = self.shape
+        width, units, heads, head_size = self.shape
         found = [f"hyper.target_ratio={self.ratio:g}", f"hyper.kept_width={width:g}", f"hyper.kept_units={units:g}"]
         found += [f"hyper.kept_heads={heads:g}"] if heads < 1 else []
+        found += [f"hyper.kept_head_size={head_size:g}"]
         return [*found, f"training.steps={self.steps}", *([f"seed={self.seed}"] if self.seed else []), *self.more]
 
 
 POINTS = (
-    Point("16x", 16.1, (1.0, 1.0, 1.0), 1500, more=("training.sequences=16384",)),
-    Point("40x", 40.2, (0.5, 0.5, 1.0), 10000),
-    Point("100x", 100.0, (0.375, 0.2727, 0.5), 32000),
+    Point("16x", 16.1, (1.0, 1.0, 1.0, 1.0), 1500, more=("training.sequences=16384",)),
+    Point("40x", 40.2, (0.53125, 0.5341, 1.0, 0.5), 10000),
+    Point("100x", 100.0, (0.375, 0.2727, 0.5, 1.0), 32000),
     Point(
-        "280x, width 40, 104 units, half the heads", 280.0, (0.1563, 0.1477, 0.5), 30000, more=("training.lr=0.014",)
+        "280x, width 48, 144 units, heads of 16 channels", 280.0, (0.1875, 0.2045, 1.0, 0.25), 80000,
+        more=("training.lr=0.02",),
     ),
-)
+    Point(
+        "280x, width 40, 104 units, half the heads", 280.0, (0.1563, 0.1477, 0.5, 1.0), 30000,
+        more=("training.lr=0.014",),
+    ),
+)  # fmt: skip
 
 
 def attempt_of(run_dir: Path) -> dict[str, Any] | None:

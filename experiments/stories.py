@@ -87,6 +87,8 @@ WAYS = {
     "width 48 of 64": Way(shape=Shape(width=0.75)),
     "width 32 of 64": Way(shape=Shape(width=0.5)),
     "half the heads": Way(shape=Shape(heads=0.5)),
+    "4 of 8 channels in each head": Way(shape=Shape(head_size=0.5)),
+    "width 32 of 64, 4 of 8 channels in each head": Way(shape=Shape(width=0.5, head_size=0.5)),
     "focus 0": _plan(focus=0.0),
     "at the budget from the start": _plan(ramp=0.0),
     "size falls over 0.7 of the steps": _plan(ramp=0.7),

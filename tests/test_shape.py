@@ -65,6 +65,17 @@ def test_what_fits_whole_is_kept_whole_and_a_choice_stands():
     }  # at least something
 
 
+def test_half_of_wide_heads_is_kept_where_the_budget_is_short():
+    wide = LlamaForCausalLM(
+        LlamaConfig(vocab_size=300, hidden_size=128, intermediate_size=256, num_hidden_layers=2,
+                    num_attention_heads=2, num_key_value_heads=2, head_dim=64)
+    )  # fmt: skip
+    assert suited(wide, 20_000, 2.5, head_size=None).of(wide)["head_size"] == 32
+    assert suited(wide, 10**9, 2.5, head_size=None) == Shape()
+    assert suited(network(), 10_000, 2.5, head_size=None).head_size == 1.0  # heads of 24
+    assert suited(wide, 20_000, 2.5, head_size=0.25).head_size == 0.25
+
+
 def test_another_layout_keeps_all_and_says_why(tiny_tokenizer):
     model = GPT2LMHeadModel(GPT2Config(vocab_size=258, n_positions=16, n_embd=16, n_layer=1, n_head=2))
     assert not suited(model, 100, 2.2).narrower

@@ -1,9 +1,11 @@
 """Which part of a network a trained stage keeps, and how large a part suits a budget.
 
 The same bytes can be few bits for each of many weights, or many for each of few. After some thousand steps the best is
-about two bits, on two models and at 40x and 100x (experiments/LOG.md, 2026-11-28): the embedded model at 40x, in equal
-time, ends at a divergence of 0.072 with 1.4 bits a weight, 0.061 with 1.9, 0.057 with 2.2 and 0.058 with 2.7. So
-`suited` keeps as many channels and units as leave each weight `bits`.
+two to three bits, on two models and at 40x and 100x (experiments/LOG.md, 2026-11-28): the embedded model at 40x, in
+equal time, ends at a divergence of 0.072 with 1.4 bits a weight, 0.061 with 1.9, 0.057 with 2.2 and 0.058 with 2.7;
+with half of each head's channels at 0.053 with 2.3 and 2.8. So `suited` keeps as many channels and units as leave each
+weight `bits`, and half of a head's channels where that is `LEAST_CHANNELS` or more: TinyStories' heads of 8 channels
+did not bear it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ from typing import Any
 from torch import nn
 
 from phase8.train.slicing import why_not
+
+LEAST_CHANNELS = 32
+"""Of a head, that half of them have to be to suffice."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,13 +67,18 @@ def suited(
     width: float | None = None,
     units: float | None = None,
     heads: float = 1.0,
-    head_size: float = 1.0,
+    head_size: float | None = 1.0,
     shared: int = 1,
 ) -> Shape:
-    """The shape whose weights have `bits` each in the budget; a share that is given stays, the others are one share.
+    """The shape whose weights have `bits` each in the budget; a share that is given stays. Width and units otherwise
+    are one share, and a head's channels as the module's text says.
 
-    A network that cannot be narrowed keeps all.
+    A network that cannot be narrowed, or whose weights all have their bits, keeps all.
     """
+    config, reason = network.config, why_not(network)
+
+    def fits(shape: Shape) -> bool:
+        return 8 * budget_bytes >= bits * stored_weights(config, shape)
 
     def shape(share: float) -> Shape:
         return Shape(
@@ -79,15 +89,16 @@ def suited(
             shared=shared,
         )
 
-    if (width is not None and units is not None) or why_not(network) is not None:
+    if head_size is None:
+        head_size = 1.0
+        if reason is None and not fits(shape(1.0)) and _head_size(config) // 2 >= LEAST_CHANNELS:
+            head_size = 0.5
+    if (width is not None and units is not None) or reason is not None or fits(shape(1.0)):
         return shape(1.0)
     low, high = 0.01, 1.0
-    if 8 * budget_bytes >= bits * stored_weights(network.config, shape(high)):
-        return shape(high)
     for _ in range(30):
         middle = (low + high) / 2
-        fits = 8 * budget_bytes >= bits * stored_weights(network.config, shape(middle))
-        low, high = (middle, high) if fits else (low, middle)
+        low, high = (middle, high) if fits(shape(middle)) else (low, middle)
     return shape(low)
 
 

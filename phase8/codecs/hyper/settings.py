@@ -87,12 +87,12 @@ class HyperConfig(StageSettings):
     leave each weight `kept_bits`."""
     kept_units: float | None = None
     """lattice: share of each feed-forward block's units that are kept; None likewise."""
-    kept_bits: float = 2.2
+    kept_bits: float = 2.5
     """lattice: what the choice of width and units aims at (`phase8.train.shape`)."""
     kept_heads: float = 1.0
     """lattice: share of each attention's key-value heads, with their queries, that are kept."""
-    kept_head_size: float = 1.0
-    """lattice: share of each kept head's channels that are kept."""
+    kept_head_size: float | None = None
+    """lattice: share of each kept head's channels that are kept; None: half of them where that leaves 32 or more."""
     shared_layers: int = 1
     """lattice: this many layers in a row share their integers, each with steps of its own; 1 shares nothing."""
     start_step: float = 0.6
@@ -127,12 +127,11 @@ class HyperConfig(StageSettings):
             where="hyper.side",
             fix="the published value is hyper.side=0.1; 0 chooses it from the data",
         )
-        for name in ("kept_width", "kept_units"):
+        for name in ("kept_width", "kept_units", "kept_head_size"):
             if getattr(self, name) is not None:
                 bounds(name, 0.01, 1.0, f"hyper.{name}=null chooses it")
-        bounds("kept_bits", 0.1, 16.0, "the default is 2.2")
+        bounds("kept_bits", 0.1, 16.0, "the default is 2.5")
         bounds("kept_heads", 0.01, 1.0, "the default is 1")
-        bounds("kept_head_size", 0.01, 1.0, "the default is 1")
         bounds("shared_layers", 1, 1024, "the default is 1, two layers share with 2")
         bounds("start_step", 0.01, 10.0, "the default is 0.6")
         bounds("inputs", 1, 32, "the default is 2")
