@@ -16,12 +16,18 @@ channels of the residual stream, B sequences of T tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 SEQUENCES = 8
 """Of text, whose scores choose the pairs."""
+
+
+def channels_of(config: Any) -> int:
+    """D, by a network's configuration."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 @torch.no_grad()

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from phase8.train.answers import kept_divergence
-from phase8.train.heads import TakingPart, taking_part
+from phase8.train.heads import TakingPart, channels_of, taking_part
 from phase8.train.slicing import why_not
 
 LONGEST = 512
@@ -69,7 +69,7 @@ class Llama:
         self._own, self._dtype = dict(network.named_parameters()), dtype
         self._rotary, self._eps, self._layers = network.model.rotary_emb, config.rms_norm_eps, config.num_hidden_layers
         self._H, self._G = config.num_attention_heads, config.num_key_value_heads
-        self._D = getattr(config, "head_dim", None) or config.hidden_size // self._H
+        self._D = channels_of(config)
         self._head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
 
     @torch.no_grad()

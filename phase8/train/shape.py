@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from phase8.train.heads import channels_of
 from phase8.train.slicing import why_not
 
 LEAST_CHANNELS = 32
@@ -46,7 +47,7 @@ class Shape:
             "width": _share(config.hidden_size, self.width),
             "units": _share(config.intermediate_size, self.units),
             "heads": _share(config.num_key_value_heads, self.heads),
-            "head_size": 2 * _share(_head_size(config) // 2, self.head_size),
+            "head_size": 2 * _share(channels_of(config) // 2, self.head_size),
         }
 
     def told(self, network: nn.Module) -> str:
@@ -55,7 +56,7 @@ class Shape:
         return (
             f"{kept['width']} of {config.hidden_size} channels, {kept['units']} of {config.intermediate_size} "
             f"feed-forward units, {kept['heads']} of {config.num_key_value_heads} key-value heads"
-            + (f" with {kept['head_size']} of {_head_size(config)} channels each" if self.head_size < 1.0 else "")
+            + (f" with {kept['head_size']} of {channels_of(config)} channels each" if self.head_size < 1.0 else "")
         )
 
 
@@ -91,7 +92,7 @@ def suited(
 
     if head_size is None:
         head_size = 1.0
-        if reason is None and not fits(shape(1.0)) and _head_size(config) // 2 >= LEAST_CHANNELS:
+        if reason is None and not fits(shape(1.0)) and channels_of(config) // 2 >= LEAST_CHANNELS:
             head_size = 0.5
     if (width is not None and units is not None) or reason is not None or fits(shape(1.0)):
         return shape(1.0)
@@ -105,15 +106,11 @@ def suited(
 def stored_weights(config: Any, shape: Shape) -> float:
     """How many weights of Llama's layout have integers of their own, by shares that are not rounded yet."""
     width, units = shape.width * config.hidden_size, shape.units * config.intermediate_size
-    size = shape.head_size * _head_size(config)
+    size = shape.head_size * channels_of(config)
     of_heads = shape.heads * size * (config.num_attention_heads + config.num_key_value_heads)
     layers = -(-config.num_hidden_layers // shape.shared)
     embeddings = 1 if config.tie_word_embeddings else 2
     return width * (embeddings * config.vocab_size + layers * (2 * of_heads + 3 * units))
-
-
-def _head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def _share(whole: int, share: float) -> int:

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from phase8.errors import ModelError
-from phase8.train.heads import keep_directions, pair_strengths
+from phase8.train.heads import channels_of, keep_directions, pair_strengths
 
 READS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 WRITES = ("o_proj", "down_proj")
@@ -103,7 +103,7 @@ def narrow(
         raise ModelError(f"the network cannot be narrowed: {reason}", where=type(network).__name__)
     all_heads = config.num_key_value_heads
     heads = all_heads if heads is None else heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = channels_of(config)
     head_size = size if head_size is None else head_size
     for what, kept, has in (
         ("width", width, config.hidden_size),
