@@ -225,6 +225,7 @@ def test_an_abort_keeps_the_last_artifact(source, tmp_path):
     def wish(event):
         if event.kind == "stage_complete" and event.stage == "seedlm":
             write_control(run_dir, "abort", "seen enough")
+            time.sleep(0.3)  # a look at the control file is rare, and a tiny model's stage short
 
     config = kills.settings("retry", run_dir, tmp_path / "cache")
     result = api.run_configured(config, source, console=False, listeners=[wish])
