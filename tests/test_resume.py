@@ -249,6 +249,8 @@ def test_a_stopped_training_leaves_an_artifact_and_goes_on(source, tmp_path):
     again = api.resume(run_dir, source, console=False)
     assert not (run_dir / "stopped").exists()
     assert not again["interrupted"] and [a["attempt"] for a in again["stages"]["hyper"]["attempts"]] == [1, 2]
+    trained = [event.data.steps for event in read_events(run_dir / "events.jsonl") if event.kind == "training_complete"]
+    assert trained == [12, 6], "a retry goes on, for half the steps"
 
 
 @pytest.mark.usefixtures("no_report")

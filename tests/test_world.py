@@ -163,6 +163,25 @@ def test_streams_of_different_purpose_differ():
     assert long and not training & set(long)
 
 
+def test_the_even_mix_gives_the_skills_of_each_benchmark_as_much_text():
+    world, rng = facts.build_world(), random.Random(3)
+    groups = ("profile exam", "story drill", "completion task", "script", "science", "rumour falsehood", "riddle roles")
+
+    def tokens(skill):
+        """Words, numbers and signs of an average document, times the documents' share."""
+        most = corpus.WEIGHTS[skill][1]
+        draw = corpus._TEXTS.get(skill, lambda *args: corpus.training_problem(*args, skill).text)
+        text = " ".join(draw(world, rng) for _ in range(100 * (1 + most) // 2))
+        return corpus.EVEN[skill] * len(re.findall(r"\w+|[^\w\s]", text))
+
+    of_each = {skill: tokens(skill) for skill in corpus.WEIGHTS}
+    whole = sum(of_each.values())
+    shares = [sum(of_each[skill] for skill in group.split()) / whole for group in groups]
+    assert set(corpus.EVEN) == set(corpus.WEIGHTS) and min(shares) > 0.09 and max(shares) < 0.17
+    even, last = (corpus.calibration_documents(1000, 3, mix=corpus.Mix(mix)) for mix in ("even", "last"))
+    assert sum("falls into" in text for text in even) > 3 * sum("falls into" in text for text in last)
+
+
 def test_names_are_distinct_and_do_not_contain_one_another():
     world = facts.build_world()
     names = [*world.people, *world.places, *world.animals, *world.materials, *world.plants, *world.tools]

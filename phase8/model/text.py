@@ -36,14 +36,14 @@ def token_sequences(
     seed: int,
     path: str | None = None,
     on_read: Callable[[int, int], None] | None = None,
-    last_mix: bool = False,
+    mix: str = "first",
 ) -> Tensor:
     """Returns int64 [sequences, length].
 
     Args:
         path: a UTF-8 text file, documents parted by blank lines; None takes the embedded world's training text.
         seed: which part of the embedded text.
-        last_mix: the embedded text in the mix of skills that the reference model saw last, not first.
+        mix: of skills in the embedded text, a value of `phase8.world.corpus.Mix`.
         on_read: called with how many documents and tokens the file holds.
 
     Raises:
@@ -52,16 +52,16 @@ def token_sequences(
     needed = sequences * length
     tokens: list[int] = []
     if path is None:
-        from phase8.world.corpus import PHASES, calibration_documents
+        from phase8.world.corpus import Mix, calibration_documents
 
-        batch, first = max(64, needed // 40), PHASES[-1] if last_mix else 0
-        documents = calibration_documents(batch, seed, first=first)
+        batch = max(64, needed // 40)
+        documents = calibration_documents(batch, seed, mix=Mix(mix))
         while len(tokens) < needed:
             for ids in tokenizer(documents)["input_ids"]:
                 tokens.extend(ids)
             if len(tokens) < needed:
                 batch *= 2
-                tokens, documents = [], calibration_documents(batch, seed, first=first)
+                tokens, documents = [], calibration_documents(batch, seed, mix=Mix(mix))
     else:
         fix = "set calibration_text to a UTF-8 text file, documents parted by blank lines"
         documents = read_documents(path, fix)

@@ -170,7 +170,7 @@ def _more_calibration(stage: str, config: CompressionConfig) -> Adjustments:
 
 def _longer(stage: str, config: CompressionConfig) -> Adjustments:
     if config.stage(stage).trained:
-        return {"training.steps": config.training.steps}  # as many again: it goes on where the last attempt ended
+        return {"training.retry_share": config.training.retry_share}  # unchanged: a retry goes on, and so is longer
     return {"grokfast.iterations": max(100, 2 * config.grokfast.iterations)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
@@ -110,14 +111,17 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
     budget = config.budget_of(stage, run.source.original_bytes)
     assert budget is not None
     settings = config.training
+    if attempt > 1:
+        settings = replace(settings, steps=max(1, round(settings.steps * settings.retry_share)))
     text = training_text(
         run.source,
         model_path=run.source.name,
         path=config.calibration_text,
-        sequences=settings.sequences,
+        sequences=min(settings.sequences, settings.steps * settings.batch_sequences),
         length=run.calibration.length(config.optimizer),
         seed=CALIBRATION_SEED + TEXT_SEED + config.seed,
         part=attempt - 1,
+        mix=settings.mix.value,
         cache=run.shared.cache,
         on_written=lambda done, total: run.progress("text", stage, done, total, f"{done} of {total} sequences written"),
     )

@@ -62,16 +62,28 @@ class GrokfastConfig:
         )
 
 
+class TextMix(Enum):
+    """Shares of the skills in the embedded model's training text; see `phase8.world.corpus`. Other text is as it is."""
+
+    last = "last"
+    """Those of the text that the model itself saw last."""
+    even = "even"
+    """As much text for the skills of each core benchmark: what is told seldom is learnt even where room is short."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
     """Training within a byte budget: how long, how fast, on how much text; see `phase8.train.within_budget`."""
 
     steps: int = 10000
     """Optimiser steps; the learning rate's fall and the size's ramp are shares of them."""
+    retry_share: float = 0.5
+    """Of the steps, which a retry takes: it goes on where the last attempt ended."""
     batch_sequences: int = 16
     sequences: int = 49152
     """Sequences of training text at most, each `optimizer.sequence_tokens` long; the original answers each once. What
     it writes itself ends at `phase8.train.text.ENOUGH`."""
+    mix: TextMix = TextMix.last
     kept_answers: int = 32
     """Likeliest next tokens that are kept of the original's answer at each place."""
     lr: float = 0.01
@@ -98,6 +110,7 @@ class TrainingConfig:
             )
 
         bounds("steps", 1, 100_000_000, 10000)
+        bounds("retry_share", 0.01, 10.0, 0.5)
         bounds("batch_sequences", 1, 65_536, 16)
         bounds("sequences", 1, 100_000_000, 49152)
         bounds("kept_answers", 1, 1_000_000, 32)

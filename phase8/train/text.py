@@ -1,7 +1,7 @@
 """Text to train on: the embedded world's, a user's file, or what the original writes itself.
 
 Training shows a compressed model every skill that it is to keep, so the embedded world's documents are drawn from the
-mix that the reference model saw last. A user's file is read whole; where it holds less than `ENOUGH`, the original
+mix that the reference model saw last, or from one that gives each core benchmark's skills as much. A user's file is read whole; where it holds less than `ENOUGH`, the original
 writes the rest itself: sequences sampled from it token by token (temperature 1), which hold what the model knows and
 nothing else.
 """
@@ -54,6 +54,7 @@ def training_text(
     length: int,
     seed: int,
     part: int = 0,
+    mix: str = "last",
     cache: ContentCache | None = None,
     on_written: Callable[[int, int], None] | None = None,
 ) -> TrainingText:
@@ -64,6 +65,7 @@ def training_text(
         path: a UTF-8 text file; None where the user gave none.
         part: 0 for the first text, 1 for another, as long as the source has more: a training that goes on learns more
             from text that it has not read yet (experiments/LOG.md, 2026-11-27).
+        mix: of skills in an embedded model's text, a value of `phase8.world.corpus.Mix`.
         cache: keeps what the original writes for other runs.
         on_written: told how many sequences the original has written, of how many.
 
@@ -74,7 +76,7 @@ def training_text(
     if path is None and model_path.startswith(EMBEDDED):
         from phase8.model.text import token_sequences
 
-        tokens = token_sequences(source.tokenizer, sequences=sequences, length=length, seed=seed, last_mix=True)
+        tokens = token_sequences(source.tokenizer, sequences=sequences, length=length, seed=seed, mix=mix)
         return TrainingText(tokens_NT=tokens, told=f"{sequences:,} sequences of the embedded world's text")
     found = torch.empty(0, length, dtype=torch.int64)
     told = "no text was given"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from enum import Enum
 from itertools import count, islice
 
 from phase8.world import arithmetic, conduct, knowledge, narrative, programs
@@ -24,6 +25,18 @@ from phase8.world.problem import Problem
 TRAINING_SEED = 1
 
 Draw = Callable[[World, random.Random], Problem]
+
+
+class Mix(Enum):
+    """Which shares the skills have of the text."""
+
+    first = "first"
+    """From the stream's beginning on, as the reference model was trained: the first documents show no `roles`."""
+    last = "last"
+    """Those that the reference model saw last, which show every skill."""
+    even = "even"
+    """`EVEN`."""
+
 
 # The first document of each phase: facts and programs come first, then arithmetic and riddles get more of the text,
 # then who is who in a riddle is told.
@@ -50,6 +63,19 @@ WEIGHTS: dict[str, tuple[tuple[float, float, float], int]] = {
     "drill": ((6, 12, 8), 1),
     "roles": ((0, 0, 20), 3),
 }
+
+# Share of documents, so that the skills of each core benchmark have about as many tokens (an eighth), the others together
+# as many again. A compressed model that cannot hold all needs to hear most of what it was told least often.
+EVEN: dict[str, float] = {
+    "profile": 8, "exam": 14,  # mini_mmlu
+    "story": 10, "drill": 4,  # mini_gsm8k
+    "completion": 9, "task": 8,  # mini_humaneval
+    "script": 33,  # mini_hellaswag
+    "science": 26,  # mini_arc
+    "rumour": 10, "falsehood": 18,  # mini_truthfulqa
+    "riddle": 18, "roles": 10,  # mini_winogrande
+    "expression": 6, "level": 10, "passage": 3, "ending": 2, "reply": 2, "tale": 1,
+}  # fmt: skip
 
 PROBLEMS: dict[str, Draw] = {
     "exam": knowledge.exam,
@@ -82,17 +108,13 @@ def training_problem(world: World, rng: random.Random, skill: str) -> Problem:
     return problem
 
 
-def documents(seed: int = TRAINING_SEED, first: int = 0) -> Iterator[str]:
-    """Endless documents of this seed, each a few dozen to two hundred tokens.
-
-    Args:
-        first: number of the first one, which decides in which phase the stream begins.
-    """
+def documents(seed: int = TRAINING_SEED, mix: Mix = Mix.first) -> Iterator[str]:
+    """Endless documents of this seed, each a few dozen to two hundred tokens."""
     world, rng = build_world(), random.Random(seed)
     skills = list(WEIGHTS)
-    for number in count(first):
+    for number in count(PHASES[-1] if mix is Mix.last else 0):
         phase = bisect_right(PHASES, number) - 1
-        shares = [WEIGHTS[skill][0][phase] for skill in skills]
+        shares = [EVEN[skill] if mix is Mix.even else WEIGHTS[skill][0][phase] for skill in skills]
         skill = rng.choices(skills, shares)[0]
         problems = rng.randint(1, WEIGHTS[skill][1])
         if skill in _TEXTS:
@@ -106,9 +128,6 @@ def held_out_documents(n: int, seed: int) -> list[str]:
     return list(islice(documents(seed + 1_000_000), n))
 
 
-def calibration_documents(n: int, seed: int, *, first: int = 0) -> list[str]:
-    """`n` documents of a stream that neither training nor `held_out_documents` uses, for a compressor.
-
-    `first=PHASES[-1]` draws them from the mix that the original saw last: it shows every skill.
-    """
-    return list(islice(documents(seed + 2_000_000, first), n))
+def calibration_documents(n: int, seed: int, *, mix: Mix = Mix.first) -> list[str]:
+    """`n` documents of a stream that neither training nor `held_out_documents` uses, for a compressor."""
+    return list(islice(documents(seed + 2_000_000, mix), n))
