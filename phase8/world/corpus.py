@@ -64,8 +64,8 @@ WEIGHTS: dict[str, tuple[tuple[float, float, float], int]] = {
     "roles": ((0, 0, 20), 3),
 }
 
-# Share of documents, so that the skills of each core benchmark have about as many tokens (an eighth), the others together
-# as many again. A compressed model that cannot hold all needs to hear most of what it was told least often.
+# Share of documents, so that the skills of each core benchmark have about as many tokens (an eighth), and the others
+# together as many again. A compressed model that cannot hold all needs to hear most of what it was told least often.
 EVEN: dict[str, float] = {
     "profile": 8, "exam": 14,  # mini_mmlu
     "story": 10, "drill": 4,  # mini_gsm8k
