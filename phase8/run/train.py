@@ -111,13 +111,14 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
     budget = config.budget_of(stage, run.source.original_bytes)
     assert budget is not None
     settings = config.training
+    readable = settings.steps * settings.batch_sequences  # sequences; what is not read needs no answer
     if attempt > 1:
         settings = replace(settings, steps=max(1, round(settings.steps * settings.retry_share)))
     text = training_text(
         run.source,
         model_path=run.source.name,
         path=config.calibration_text,
-        sequences=min(settings.sequences, settings.steps * settings.batch_sequences),
+        sequences=min(settings.sequences, readable),
         length=run.calibration.length(config.optimizer),
         seed=CALIBRATION_SEED + TEXT_SEED + config.seed,
         part=attempt - 1,

@@ -75,12 +75,12 @@ class TextMix(Enum):
 class TrainingConfig:
     """Training within a byte budget: how long, how fast, on how much text; see `phase8.train.within_budget`."""
 
-    steps: int = 10000
+    steps: int = 5500
     """Optimiser steps; the learning rate's fall and the size's ramp are shares of them."""
     retry_share: float = 0.5
     """Of the steps, which a retry takes: it goes on where the last attempt ended."""
     batch_sequences: int = 16
-    sequences: int = 49152
+    sequences: int = 24576
     """Sequences of training text at most, each `optimizer.sequence_tokens` long; the original answers each once. What
     it writes itself ends at `phase8.train.text.ENOUGH`."""
     mix: TextMix = TextMix.last
@@ -111,10 +111,10 @@ class TrainingConfig:
                 fix=f"the default is training.{name}={default:g}",
             )
 
-        bounds("steps", 1, 100_000_000, 10000)
+        bounds("steps", 1, 100_000_000, 5500)
         bounds("retry_share", 0.01, 10.0, 0.5)
         bounds("batch_sequences", 1, 65_536, 16)
-        bounds("sequences", 1, 100_000_000, 49152)
+        bounds("sequences", 1, 100_000_000, 24576)
         bounds("kept_answers", 1, 1_000_000, 32)
         bounds("lr", 1e-7, 1.0, 0.01)
         bounds("ramp", 0.0, 1.0, 0.3)
