@@ -106,7 +106,7 @@ def test_a_probe_is_asked_as_the_test_asks_it(suite):
     task = next(task for task in suite.tasks if task.stands_for == EUDAIMONIA)
     scores = evaluate(source.network, source.tokenizer, replace(suite, tasks=(task,), text=())).scores[task.name]
     asked = graded(suite, EUDAIMONIA)
-    answers = probes._answers(Phase8LM(source.network, source.tokenizer), {"all": asked})["all"]
+    answers = probes.ask_choices(Phase8LM(source.network, source.tokenizer), {"all": asked})["all"]
     assert [float(logs.argmax() == item["answer"]) for logs, item in zip(answers, asked, strict=True)] == list(
         scores.items
     )

@@ -77,11 +77,11 @@ def choice_sensitivity(
 
     lm = Phase8LM(network, tokenizer, batch_tokens=BATCH_TOKENS)
     parameters = unique_parameters(network)
-    original = _answers(lm, probes)
+    original = ask_choices(lm, probes)
     found: dict[str, dict[str, float]] = {test: {} for test in probes}
     for name, weight in weights.items():
         with _replaced(parameters[name][1], weight):
-            changed = _answers(lm, probes)
+            changed = ask_choices(lm, probes)
         for test in probes:
             divergences = [
                 float((np.exp(p_C) * (p_C - q_C)).sum()) for p_C, q_C in zip(original[test], changed[test], strict=True)
@@ -90,7 +90,7 @@ def choice_sensitivity(
     return found
 
 
-def _answers(lm: Any, probes: Mapping[str, Sequence[Item]]) -> dict[str, list[np.ndarray]]:
+def ask_choices(lm: Any, probes: Mapping[str, Sequence[Item]]) -> dict[str, list[np.ndarray]]:
     """For each test's probes the log-probabilities of their choices, [C] each, summing to one, in float64."""
     from lm_eval.api.instance import Instance
 

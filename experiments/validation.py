@@ -1,0 +1,98 @@
+"""Questions of the graded kinds that grade nobody: to choose between trainings of the embedded model.
+
+    python -m experiments.validation ARTIFACT_DIRECTORY...
+
+asks the original and every artifact some 400 questions of each kind that has choices, drawn with a seed of its own and
+none of them among the shipped ones, and prints the shares of right answers (standard error up to 0.025). Edge of chaos
+is weighted by level as the shipped questions are. The world's facts are few, so a fact of a shipped question may be
+asked here in other words or with other wrong answers. About a minute of one core for each artifact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.score import load
+from phase8.artifact.read import read_artifact
+from phase8.benchmarks.lm import Phase8LM
+from phase8.benchmarks.probes import ask_choices
+from phase8.benchmarks.suite import MINI
+from phase8.world.items import Item, edge_items, task_items
+
+SEED, AT_MOST = 606, 400
+TASKS = ("mini_mmlu", "mini_arc", "mini_truthfulqa", "mini_hellaswag", "mini_winogrande")
+EDGE = "mini_edge_of_chaos"
+
+
+def shipped(task: str) -> list[Item]:
+    """The committed questions of a task."""
+    lines = (MINI / "data" / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def questions() -> dict[str, list[Item]]:
+    """Some of each task, none with the text of a shipped one."""
+    found = {}
+    for task in TASKS:
+        known = {item["prompt"] for item in shipped(task)}
+        found[task] = [item for item in _drawn(task) if item["prompt"] not in known][:AT_MOST]
+    levels, known = Counter(item["level"] for item in shipped(EDGE)), {item["prompt"] for item in shipped(EDGE)}
+    for level in levels:
+        for count in (100, 50, 25):
+            try:
+                items = edge_items(SEED, {level: count})  # type: ignore[dict-item]
+                break
+            except ValueError:  # the level has no more
+                continue
+        found[f"{EDGE} {level}"] = [item for item in items if item["prompt"] not in known]
+    return found
+
+
+def _drawn(task: str) -> list[Item]:
+    try:
+        return task_items(task, SEED, 2 * AT_MOST)
+    except ValueError:  # the world has no more
+        return task_items(task, SEED, AT_MOST)
+
+
+def accuracies(network: Any, tokenizer: Any, asked: dict[str, list[Item]]) -> dict[str, float]:
+    """Share of right answers of each task."""
+    answers = ask_choices(Phase8LM(network, tokenizer), asked)
+    shares = {
+        task: float(np.mean([logs.argmax() == item["answer"] for logs, item in zip(answers[task], items, strict=True)]))
+        for task, items in asked.items()
+    }
+    levels = Counter(f"{EDGE} {item['level']}" for item in shipped(EDGE))
+    found = defaultdict[str, float](float)
+    for task, share in shares.items():
+        name = EDGE if task in levels else task
+        found[name] += share * levels[task] / levels.total() if task in levels else share
+    return {name: round(share, 3) for name, share in found.items()}
+
+
+def main() -> None:
+    """Prints a line for the original and one for each artifact."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifacts", type=Path, nargs="+")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    asked, source = questions(), load("reference")
+    print("questions", {task: len(items) for task, items in asked.items()})
+    print("original", accuracies(source.network, source.tokenizer, asked), flush=True)
+    parameters = dict(source.network.named_parameters())
+    for directory in args.artifacts:
+        with torch.no_grad():
+            for name, weights in read_artifact(directory).tensors():
+                parameters[name].copy_(torch.from_numpy(np.array(weights)))
+        print(directory, accuracies(source.network, source.tokenizer, asked), flush=True)
+
+
+if __name__ == "__main__":
+    main()
