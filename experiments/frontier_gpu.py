@@ -38,6 +38,7 @@ from phase8.train.settings import Precision
 from phase8.train.shape import Shape
 from phase8.train.whole import TrainedStage
 from phase8.train.within_budget import Plan, StepDone
+from phase8.world.mix import Mix
 
 LENGTH, BATCH, SEQUENCES, KEPT = 128, 64, 65536, 48
 TEXT_SEED, OTHER_TEXT_SEED = CALIBRATION_SEED + 1, CALIBRATION_SEED + 7_000
@@ -90,7 +91,7 @@ def prepare(place: Path, device: str) -> None:
     place.mkdir(parents=True, exist_ok=True)
     source = load_source("embedded:reference")
     begin = time.monotonic()
-    tokens = token_sequences(source.tokenizer, sequences=SEQUENCES, length=LENGTH, seed=TEXT_SEED, mix="last")
+    tokens = token_sequences(source.tokenizer, sequences=SEQUENCES, length=LENGTH, seed=TEXT_SEED, mix=Mix.last)
     torch.save(tokens, place / "tokens.pt")
     print(f"text: {time.monotonic() - begin:.0f} s", flush=True)
     network = source.network.to(device)
@@ -168,7 +169,7 @@ def train(number: int, points: Sequence[Point], place: Path, out: Path, end: flo
     directory = out / folder(point)
     artifact = write_artifact(directory, groups, source, stage="hyper")
     weights = {name: torch.from_numpy(value) for group in groups for name, value in decode(group)}
-    other = token_sequences(source.tokenizer, sequences=64, length=LENGTH, seed=OTHER_TEXT_SEED, mix="last")
+    other = token_sequences(source.tokenizer, sequences=64, length=LENGTH, seed=OTHER_TEXT_SEED, mix=Mix.last)
     divergence = mean_kl(source.network.to(device), {n: w.to(device) for n, w in weights.items()}, other.to(device))
     facts = {
         **asdict(point), "steps": steps, "stopped": stopped, "training_s": seconds, "divergence": divergence,

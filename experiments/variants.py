@@ -26,7 +26,10 @@ VARIANTS = {
     "as_printed": ["compressor=as_printed"],
     # Stages without training that no gate lets the whole run reach, on their own:
     "winding_alone": [
-        "seedlm.enabled=false", "vptq.enabled=false", "hyper.trajectory_type=ergodic", "hyper.target_ratio=null",
+        "seedlm.enabled=false",
+        "vptq.enabled=false",
+        "hyper.trajectory_type=ergodic",
+        "hyper.target_ratio=null",
     ],
     "as_printed_vptq_alone": ["compressor=as_printed", "seedlm.enabled=false", "hyper.enabled=false"],
     "as_printed_hyper_alone": ["compressor=as_printed", "seedlm.enabled=false", "vptq.enabled=false"],

@@ -20,6 +20,7 @@ import phase8.benchmarks
 from phase8.benchmarks.probes import PROBES_PER_RULE
 from phase8.errors import BenchmarkError
 from phase8.world import arithmetic, corpus, facts, items, problem, programs
+from phase8.world.mix import Mix
 from phase8.world.words import is_reserved
 
 MINI = Path(phase8.benchmarks.__file__).parent / "mini"
@@ -178,7 +179,7 @@ def test_the_even_mix_gives_the_skills_of_each_benchmark_as_much_text():
     whole = sum(of_each.values())
     shares = [sum(of_each[skill] for skill in group.split()) / whole for group in groups]
     assert set(corpus.EVEN) == set(corpus.WEIGHTS) and min(shares) > 0.09 and max(shares) < 0.17
-    even, last = (corpus.calibration_documents(1000, 3, mix=corpus.Mix(mix)) for mix in ("even", "last"))
+    even, last = (corpus.calibration_documents(1000, 3, mix=mix) for mix in (Mix.even, Mix.last))
     assert sum("falls into" in text for text in even) > 3 * sum("falls into" in text for text in last)
 
 

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from phase8.errors import ConfigError
 from phase8.files import read_bounded
+from phase8.world.mix import Mix
 
 MAX_TEXT_BYTES = 2**30
 LINE_END = re.compile("\r\n|[\r\n\x85\u2028]")
@@ -36,14 +37,14 @@ def token_sequences(
     seed: int,
     path: str | None = None,
     on_read: Callable[[int, int], None] | None = None,
-    mix: str = "first",
+    mix: Mix = Mix.first,
 ) -> Tensor:
     """Returns int64 [sequences, length].
 
     Args:
         path: a UTF-8 text file, documents parted by blank lines; None takes the embedded world's training text.
         seed: which part of the embedded text.
-        mix: of skills in the embedded text, a value of `phase8.world.corpus.Mix`.
+        mix: of skills in the embedded text.
         on_read: called with how many documents and tokens the file holds.
 
     Raises:
@@ -52,16 +53,16 @@ def token_sequences(
     needed = sequences * length
     tokens: list[int] = []
     if path is None:
-        from phase8.world.corpus import Mix, calibration_documents
+        from phase8.world.corpus import calibration_documents
 
         batch = max(64, needed // 40)
-        documents = calibration_documents(batch, seed, mix=Mix(mix))
+        documents = calibration_documents(batch, seed, mix=mix)
         while len(tokens) < needed:
             for ids in tokenizer(documents)["input_ids"]:
                 tokens.extend(ids)
             if len(tokens) < needed:
                 batch *= 2
-                tokens, documents = [], calibration_documents(batch, seed, mix=Mix(mix))
+                tokens, documents = [], calibration_documents(batch, seed, mix=mix)
     else:
         fix = "set calibration_text to a UTF-8 text file, documents parted by blank lines"
         documents = read_documents(path, fix)

@@ -122,7 +122,7 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
         length=run.calibration.length(config.optimizer),
         seed=CALIBRATION_SEED + TEXT_SEED + config.seed,
         part=attempt - 1,
-        mix=settings.mix.value,
+        mix=settings.mix,
         cache=run.shared.cache,
         on_written=lambda done, total: run.progress("text", stage, done, total, f"{done} of {total} sequences written"),
     )

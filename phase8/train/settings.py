@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from phase8.checks import require
+from phase8.world.mix import Mix
 
 
 class GrokfastVariant(Enum):
@@ -62,15 +63,6 @@ class GrokfastConfig:
         )
 
 
-class TextMix(Enum):
-    """Shares of the skills in the embedded model's training text; see `phase8.world.corpus`. Other text is as it is."""
-
-    last = "last"
-    """Those of the text that the model itself saw last."""
-    even = "even"
-    """As much text for the skills of each core benchmark: what is told seldom is learnt even where room is short."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingConfig:
     """Training within a byte budget: how long, how fast, on how much text; see `phase8.train.within_budget`."""
@@ -83,7 +75,8 @@ class TrainingConfig:
     sequences: int = 24576
     """Sequences of training text at most, each `optimizer.sequence_tokens` long; the original answers each once. What
     it writes itself ends at `phase8.train.text.ENOUGH`."""
-    mix: TextMix = TextMix.last
+    mix: Mix = Mix.last
+    """Of skills in the embedded model's text; other text is as it is."""
     kept_answers: int = 32
     """Likeliest next tokens that are kept of the original's answer at each place."""
     lr: float = 0.01

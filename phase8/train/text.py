@@ -24,6 +24,7 @@ from phase8.files import CACHE, write_atomic
 from phase8.model.latency import CACHES
 from phase8.model.source import EMBEDDED, SourceModel
 from phase8.model.text import read_documents
+from phase8.world.mix import Mix
 
 ENOUGH = 16_384
 """Sequences up to which the original writes: more is better, but writing takes many times as long as answering."""
@@ -54,7 +55,7 @@ def training_text(
     length: int,
     seed: int,
     part: int = 0,
-    mix: str = "last",
+    mix: Mix = Mix.last,
     cache: ContentCache | None = None,
     on_written: Callable[[int, int], None] | None = None,
 ) -> TrainingText:
@@ -65,7 +66,7 @@ def training_text(
         path: a UTF-8 text file; None where the user gave none.
         part: 0 for the first text, 1 for another, as long as the source has more: a training that goes on learns more
             from text that it has not read yet (experiments/LOG.md, 2026-11-27).
-        mix: of skills in an embedded model's text, a value of `phase8.world.corpus.Mix`.
+        mix: of skills in an embedded model's text.
         cache: keeps what the original writes for other runs.
         on_written: told how many sequences the original has written, of how many.
 

@@ -15,28 +15,16 @@ from __future__ import annotations
 import random
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from enum import Enum
 from itertools import count, islice
 
 from phase8.world import arithmetic, conduct, knowledge, narrative, programs
 from phase8.world.facts import World, build_world
+from phase8.world.mix import Mix
 from phase8.world.problem import Problem
 
 TRAINING_SEED = 1
 
 Draw = Callable[[World, random.Random], Problem]
-
-
-class Mix(Enum):
-    """Which shares the skills have of the text."""
-
-    first = "first"
-    """From the stream's beginning on, as the reference model was trained: the first documents show no `roles`."""
-    last = "last"
-    """Those that the reference model saw last, which show every skill."""
-    even = "even"
-    """`EVEN`."""
-
 
 # The first document of each phase: facts and programs come first, then arithmetic and riddles get more of the text,
 # then who is who in a riddle is told.
@@ -64,8 +52,8 @@ WEIGHTS: dict[str, tuple[tuple[float, float, float], int]] = {
     "roles": ((0, 0, 20), 3),
 }
 
-# Share of documents, so that the skills of each core benchmark have about as many tokens (an eighth), and the others
-# together as many again. A compressed model that cannot hold all needs to hear most of what it was told least often.
+# Of `Mix.even`: shares of documents, so that the skills of each core benchmark have about as many tokens (an eighth),
+# and the others together as many. A compressed model that cannot hold all needs to hear most of what is told least.
 EVEN: dict[str, float] = {
     "profile": 8, "exam": 14,  # mini_mmlu
     "story": 10, "drill": 4,  # mini_gsm8k
