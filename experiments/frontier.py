@@ -54,6 +54,10 @@ POINTS = (
         more=("training.lr=0.02",),
     ),
     Point(
+        "280x, even mix, emphasis 0.5, width 48, 176 units", 280.0, (0.1875, 0.25, 1.0, 0.25), 80000,
+        more=("training.lr=0.02", "training.mix=even", "training.emphasis=0.5"),
+    ),
+    Point(
         "280x, width 40, 104 units, half the heads", 280.0, (0.1563, 0.1477, 0.5, 1.0), 30000,
         more=("training.lr=0.014",),
     ),
