@@ -273,9 +273,9 @@ def test_a_manual_fallback_waits_for_an_answer(source, tmp_path, answer, stopped
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_every_signal_ends_the_run_in_order_and_once(name):
-    hung_up = signal.getsignal(signal.SIGHUP)
-    if hung_up is signal.SIG_IGN:  # the tests were started with nohup
-        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Tests started with nohup, or in a script's background, ignore signals, and a run then ignores them too.
+    usual = {"SIGINT": signal.default_int_handler}.get(name, signal.SIG_DFL)
+    inherited = signal.signal(getattr(signal, name), usual)
     before = signal.getsignal(getattr(signal, name))
     with EndOnSignal() as ending:
         with pytest.raises(KeyboardInterrupt):
@@ -284,7 +284,7 @@ def test_every_signal_ends_the_run_in_order_and_once(name):
             signal.raise_signal(getattr(signal, again))  # ignored: the result is being written
         assert ending.name == name
     assert signal.getsignal(getattr(signal, name)) is before
-    signal.signal(signal.SIGHUP, hung_up)
+    signal.signal(getattr(signal, name), inherited)
 
 
 def test_what_outlives_its_terminal_goes_on():
