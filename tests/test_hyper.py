@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from phase8.codecs import get_codec
 from phase8.codecs.base import EncodedTensor, Stream
 from phase8.codecs.hyper import encode_winding, ergodic, fourier, manifold, manifold_search, polynomial
+from phase8.codecs.hyper.decode import layout
 from phase8.codecs.matrices import HeldMatrix
 from phase8.config import Axis, HyperConfig, Trajectory, Winding
 from phase8.errors import ArtifactError, CodecError, ConfigError
+from phase8.limits import Limits
 from tests.hyper_cases import (
     CODEC,
     PUBLISHED,
@@ -305,3 +308,14 @@ def test_training_lowers_the_error_of_a_distorted_encoding(name: str) -> None:
 def test_impossible_settings(fields: dict) -> None:
     with pytest.raises(ConfigError):
         HyperConfig(**fields)
+
+
+@pytest.mark.parametrize("degree", [5, 8])  # as the design documents print them
+def test_one_polynomial_for_a_large_matrix_is_opened_with_the_usual_limits(degree):
+    """The smallest file for each weight that there is: counted too high, honest files would be refused."""
+    config = HyperConfig(trajectory_type=Trajectory.polynomial, degree=degree, block_size=0, target_ratio=None)
+    weights = {"embed": torch.randn(2048, 256, generator=torch.Generator().manual_seed(1))}
+    group = get_codec("hyper").encode(weights, config, importance={}, seed=0)
+    shapes = {"embed": (2048, 256)}
+    found = layout(group.settings, shapes)
+    assert found.operations <= Limits().operations_per_weight * 2048 * 256
