@@ -69,6 +69,7 @@ def test_a_run_that_has_not_ended_has_no_figures(tmp_path):
 
 
 def test_what_is_old_says_so_until_it_is_measured_anew(results):
+    (results / "old.json").write_text(json.dumps({"variants": "other settings"}))
     assert "## The variants (old)" in results_page.page() and "**These rows are old**" in results_page.page()
     (results / "old.json").write_text("{}")
     page = results_page.page()
