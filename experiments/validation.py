@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,28 +39,22 @@ def shipped(task: str) -> list[Item]:
 
 
 def questions() -> dict[str, list[Item]]:
-    """Some of each task, none with the text of a shipped one."""
-    found = {}
-    for task in TASKS:
-        known = {item["prompt"] for item in shipped(task)}
-        found[task] = [item for item in _drawn(task) if item["prompt"] not in known][:AT_MOST]
-    levels, known = Counter(item["level"] for item in shipped(EDGE)), {item["prompt"] for item in shipped(EDGE)}
-    for level in levels:
-        for count in (100, 50, 25):
-            try:
-                items = edge_items(SEED, {level: count})  # type: ignore[dict-item]
-                break
-            except ValueError:  # the level has no more
-                continue
-        found[f"{EDGE} {level}"] = [item for item in items if item["prompt"] not in known]
+    """Some of each task, none with the text of a shipped one; edge of chaos by level."""
+    found = {task: _others(task, lambda count, task=task: task_items(task, SEED, count), AT_MOST) for task in TASKS}
+    for level in sorted({item["level"] for item in shipped(EDGE)}):  # type: ignore[type-var]
+        found[f"{EDGE} {level}"] = _others(EDGE, lambda count, level=level: edge_items(SEED, {level: count}), 100)
     return found
 
 
-def _drawn(task: str) -> list[Item]:
-    try:
-        return task_items(task, SEED, 2 * AT_MOST)
-    except ValueError:  # the world has no more
-        return task_items(task, SEED, AT_MOST)
+def _others(task: str, draw: Callable[[int], list[Item]], at_most: int) -> list[Item]:
+    """What is drawn and not shipped; fewer questions where the world has no more."""
+    known = {item["prompt"] for item in shipped(task)}
+    for count in (2 * at_most, at_most, at_most // 2, at_most // 4):
+        try:
+            return [item for item in draw(count) if item["prompt"] not in known][:at_most]
+        except ValueError:
+            continue
+    return []
 
 
 def accuracies(network: Any, tokenizer: Any, asked: dict[str, list[Item]]) -> dict[str, float]:

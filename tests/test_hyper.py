@@ -311,7 +311,7 @@ def test_impossible_settings(fields: dict) -> None:
 
 
 @pytest.mark.parametrize("degree", [5, 8])  # as the design documents print them
-def test_one_polynomial_for_a_large_matrix_is_opened_with_the_usual_limits(degree):
+def test_one_polynomial_for_a_large_matrix_is_within_the_usual_limits(degree):
     """The smallest file for each weight that there is: counted too high, honest files would be refused."""
     config = HyperConfig(trajectory_type=Trajectory.polynomial, degree=degree, block_size=0, target_ratio=None)
     weights = {"embed": torch.randn(2048, 256, generator=torch.Generator().manual_seed(1))}

@@ -53,7 +53,7 @@ WEIGHTS: dict[str, tuple[tuple[float, float, float], int]] = {
 }
 
 # Of `Mix.even`: shares of documents, so that the skills of each core benchmark have about as many tokens (an eighth),
-# and the others together as many. A compressed model that cannot hold all needs to hear most of what is told least.
+# and the others together as many.
 EVEN: dict[str, float] = {
     "profile": 8, "exam": 14,  # mini_mmlu
     "story": 10, "drill": 4,  # mini_gsm8k

@@ -13,4 +13,4 @@ class Mix(Enum):
     last = "last"
     """Those that the reference model saw last, which show every skill."""
     even = "even"
-    """As much text for the skills of each core benchmark: what is told seldom is learnt even where room is short."""
+    """As much text for the skills of each core benchmark. At 280x it bought facts with skills (experiments/LOG.md)."""
