@@ -54,8 +54,8 @@ POINTS = (
         more=("training.lr=0.02",),
     ),
     Point(
-        "280x, even mix, emphasis 0.5, width 48, 176 units", 280.0, (0.1875, 0.25, 1.0, 0.25), 80000,
-        more=("training.lr=0.02", "training.mix=even", "training.emphasis=0.5"),
+        "280x, core mix, width 48, 224 units, heads of 16 channels", 280.0, (0.1875, 0.3182, 1.0, 0.25), 170000,
+        more=("training.lr=0.02", "training.ramp=0.15", "training.mix=core", "training.sequences=98304"),
     ),
     Point(
         "280x, width 40, 104 units, half the heads", 280.0, (0.1563, 0.1477, 0.5, 1.0), 30000,

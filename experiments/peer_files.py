@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-QPS = (-32, -28, -24, -20, -16)
+QPS = (-32, -28, -24, -20, -16, -12, -8)
 _CHILD = """
 import contextlib, sys
 import numpy as np

@@ -80,7 +80,7 @@ def read(raw: bytes) -> dict[str, np.ndarray]:
     (size,) = struct.unpack_from("<Q", raw)
     header, payload = json.loads(raw[8 : 8 + size]), raw[8 + size :]
     metadata = header["__metadata__"]
-    assert (metadata["format"], metadata["version"]) == ("phase8", "2")
+    assert (metadata["format"], metadata["version"]) == ("phase8", "3")
     assert header["payload"] == {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
     text = zlib.decompress(base64.b64decode(metadata["manifest"]))
     assert metadata["manifest_crc32"] == str(zlib.crc32(text))
@@ -378,9 +378,30 @@ def stretch(p: int) -> int:
     return round(256 * math.log((k + 0.5) / (4095.5 - k)))
 
 
-def read_places(asked: Decisions, d: int, o: int, i: int, w: list[list[int]], kept: dict) -> list[list[int]]:
+def read_left(asked: Decisions, n: int, last: dict, whole: list[list[int]]) -> list[int]:
+    """Which of n rows or columns are not all zero."""
+    before, last[n] = last.get(n), [1] * n
+    if ask_counted(asked, [int(before is None or 0 not in before)], whole) == [1]:
+        return last[n]
+    contexts, counts = [1 + one for one in before] if before else [0] * n, [[0, 0] for _ in range(3)]
+    last[n] = [one for at in range(0, n, 16) for one in ask_counted(asked, contexts[at : at + 16], counts)]
+    return last[n]
+
+
+def ask_counted(asked: Decisions, contexts: list[int], counts: list[list[int]]) -> list[int]:
+    chances = [2**16 * (2 * counts[c][0] + 1) // (2 * counts[c][1] + 2) for c in contexts]
+    found = [asked.ask(held(p, 8, 65528)) for p in chances]
+    for c, one in zip(contexts, found, strict=True):
+        counts[c][0] += one
+        counts[c][1] += 1
+    return found
+
+
+def read_places(asked: Decisions, d: int, o: int, columns_left: list[int], w: list[list[int]], kept: dict) -> list:
     u, m = held(2**17 // (256 * d), 4, 400), 256 * d
-    s = list(kept.get(i, [256 * d] * i))
+    whole = kept.setdefault(len(columns_left), [256 * d] * len(columns_left))
+    numbers = [j for j, left in enumerate(columns_left) if left]
+    s, i = [whole[j] for j in numbers], len(numbers)
     f, length, rows = list(s), max(64, math.ceil(i / 4)), []
     for row in range(o):
         b: list[int] = []
@@ -401,7 +422,8 @@ def read_places(asked: Decisions, d: int, o: int, i: int, w: list[list[int]], ke
         m += (2**16 * sum(b) // i - m) >> 5
         s, f = ([held(one, 32, 65504) for one in many] for many in (s, f))
         rows.append(b)
-    kept[i] = s
+    for j, one in zip(numbers, s, strict=True):
+        whole[j] = one
     return rows
 
 
@@ -410,11 +432,20 @@ def read_lattice(settings: dict, shared: dict) -> list[list[list[int]]]:
     own = [extent for extent in settings["extents"] if isinstance(extent, list)]
     blob = bytes(shared["codes"])
     asked = Decisions(blob[len(own) :])
-    w, kept = [[2**14] * 5 for _ in range(4)], {}
+    w, kept, last = [[2**14] * 5 for _ in range(4)], {}, {}
+    whole = [[0, 0], [0, 0]]
     yes, total = ({(level, n): 0 for level in range(2, 19) for n in range(24)} for _ in range(2))
     made = []
-    for d, (o, i) in zip(blob, own, strict=False):
-        places = read_places(asked, d, o, i, w, kept)
+    for d, (whole_o, whole_i) in zip(blob, own, strict=False):
+        matrix = [[0] * whole_i for _ in range(whole_o)]
+        made.append(matrix)
+        rows_left = read_left(asked, whole_o, last, whole)
+        columns_left = read_left(asked, whole_i, last, whole) if any(rows_left) else []
+        if not any(columns_left):
+            continue
+        of_row, of_column = ([n for n, left in enumerate(lot) if left] for lot in (rows_left, columns_left))
+        o, i = len(of_row), len(of_column)
+        places = read_places(asked, d, o, columns_left, w, kept)
         for counts in (yes, total):
             for key in counts:
                 counts[key] //= 4
@@ -440,10 +471,8 @@ def read_lattice(settings: dict, shared: dict) -> list[list[list[int]]]:
         for bit in reversed(range(16)):
             for n in large:
                 magnitudes[n] += asked.ask(2**15) << bit
-        matrix = [[0] * i for _ in range(o)]
         for (row, column), minus, magnitude in zip(cells, negative, magnitudes, strict=True):
-            matrix[row][column] = -magnitude if minus else magnitude
-        made.append(matrix)
+            matrix[of_row[row]][of_column[column]] = -magnitude if minus else magnitude
     assert asked.x == 0 and not asked.words
     numbers = [n for n, extent in enumerate(settings["extents"]) if isinstance(extent, list)]
     places_of = {n: k for k, n in enumerate(numbers)}

@@ -11,15 +11,22 @@ from hypothesis.extra import numpy as arrays
 from phase8.errors import ArtifactError, CodecError
 from phase8.lossless import contexts
 
-MATRICES = st.lists(
-    arrays.arrays(
-        np.int64,
-        st.tuples(st.integers(1, 9), st.integers(1, 70)),
-        elements=st.one_of(st.just(0), st.integers(-3, 3), st.integers(-contexts.LARGEST, contexts.LARGEST)),
-    ),
-    min_size=1,
-    max_size=4,
-)
+ANY = st.one_of(st.just(0), st.integers(-3, 3), st.integers(-contexts.LARGEST, contexts.LARGEST))
+
+
+@st.composite
+def matrix(draw) -> np.ndarray:
+    """Small, and often with rows and columns that are empty; widths and heights come again."""
+    shape = draw(st.sampled_from([(1, 1), (9, 70), (70, 9), (9, 9), (130, 3)])), draw(st.integers(1, 70))
+    values = draw(arrays.arrays(np.int64, draw(st.sampled_from([shape[0], (shape[1], 5)])), elements=ANY))
+    for axis in (0, 1):
+        if draw(st.booleans()):
+            kept = draw(arrays.arrays(bool, values.shape[axis]))
+            values = values * (kept[:, None] if axis == 0 else kept)
+    return values
+
+
+MATRICES = st.lists(matrix(), min_size=1, max_size=4)
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,6 +84,18 @@ def test_the_length_is_what_was_estimated():
     rng = np.random.default_rng(3)
     matrices = [sparse(rng, (100, 80), 0.2), sparse(rng, (40, 200), 0.05)]
     assert contexts.code_length_bits(matrices) == pytest.approx(8 * len(contexts.encode(matrices)), abs=64)
+
+
+def test_what_a_shape_leaves_out_of_heads_takes_next_to_nothing():
+    rng = np.random.default_rng(5)
+    whole, taken = [], []
+    for _ in range(4):  # queries, keys and values of 16 of 64 channels, and the output
+        pairs = np.isin(np.arange(256) % 32, rng.choice(32, 8, replace=False))
+        for rows in (pairs, pairs, np.arange(256) % 64 < 16):
+            q = sparse(rng, (256, 48), 0.4) * rows[:, None]
+            whole.append(q)
+            taken.append(q[rows])
+    assert len(contexts.encode(whole)) < len(contexts.encode(taken)) + 12 * 256 / 8  # a bit a row
 
 
 def test_a_matrix_of_zeros_takes_next_to_nothing():

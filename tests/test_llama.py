@@ -89,6 +89,28 @@ def test_what_is_zero_in_a_head_takes_no_part(kind):
             assert not mine[(weight == 0)].any() or "layers.0" in name
 
 
+@pytest.mark.parametrize("block", ["self_attn.v_proj self_attn.o_proj", "mlp.up_proj mlp.down_proj"])
+def test_a_block_of_zeros_is_passed_by(block, monkeypatch):
+    made = network(**KINDS["shared keys, own head"])
+    zero = {f"model.layers.1.{name}.weight" for name in block.split()}
+    tokens = torch.randint(90, (3, 11), generator=torch.Generator().manual_seed(1))
+    answers, rows = collect_answers(made, tokens, kept=12), torch.arange(3)
+    weights = {name: (w * (name not in zero)).requires_grad_() for name, w in made.named_parameters()}
+    logits = functional_call(made, weights, (), {"input_ids": tokens}, tie_weights=True).logits
+    expected = answers.divergence(rows, logits)
+    gradient = torch.autograd.grad(expected.sum(), list(weights.values()))
+    normed = []
+    norm = llama._Pass._norm
+    monkeypatch.setattr(llama._Pass, "_norm", lambda run, name, x: normed.append(name) or norm(run, name, x))
+    of_each, found = Llama(made, torch.float32).divergence(
+        {name: w.detach() for name, w in weights.items()}, tokens, *answers.of(rows, CPU), share=1.0
+    )
+    assert torch.allclose(of_each, expected.detach(), rtol=1e-4, atol=1e-5)
+    for name, mine, theirs in zip(weights, found, gradient, strict=True):
+        assert torch.allclose(mine, theirs, rtol=1e-3, atol=2e-5 * float(theirs.abs().max())), name
+    assert len(normed) == 2 * made.config.num_hidden_layers  # of 2 a layer and the last one, all but the block's
+
+
 def test_tensors_that_are_not_given_are_the_networks():
     made = network(**KINDS["shared keys, own head"])
     tokens = torch.randint(90, (3, 7), generator=torch.Generator().manual_seed(1))

@@ -164,23 +164,30 @@ def test_streams_of_different_purpose_differ():
     assert long and not training & set(long)
 
 
-def test_the_even_mix_gives_the_skills_of_each_benchmark_as_much_text():
+def test_the_core_mix_keeps_the_share_of_skills_and_raises_that_of_facts_as_they_are_asked():
     world, rng = facts.build_world(), random.Random(3)
-    groups = ("profile exam", "story drill", "completion task", "script", "science", "rumour falsehood", "riddle roles")
 
-    def tokens(skill):
-        """Words, numbers and signs of an average document, times the documents' share."""
+    def length(skill):
+        """Words, numbers and signs of an average document."""
         most = corpus.WEIGHTS[skill][1]
         draw = corpus._TEXTS.get(skill, lambda *args: corpus.training_problem(*args, skill).text)
-        text = " ".join(draw(world, rng) for _ in range(100 * (1 + most) // 2))
-        return corpus.EVEN[skill] * len(re.findall(r"\w+|[^\w\s]", text))
+        return len(re.findall(r"\w+|[^\w\s]", " ".join(draw(world, rng) for _ in range(50 * (1 + most)))))
 
-    of_each = {skill: tokens(skill) for skill in corpus.WEIGHTS}
-    whole = sum(of_each.values())
-    shares = [sum(of_each[skill] for skill in group.split()) / whole for group in groups]
-    assert set(corpus.EVEN) == set(corpus.WEIGHTS) and min(shares) > 0.09 and max(shares) < 0.17
-    even, last = (corpus.calibration_documents(1000, 3, mix=mix) for mix in (Mix.even, Mix.last))
-    assert sum("falls into" in text for text in even) > 3 * sum("falls into" in text for text in last)
+    lengths = {skill: length(skill) for skill in corpus.WEIGHTS}
+
+    def share(skills, documents):
+        tokens = {skill: documents[skill] * lengths[skill] for skill in corpus.WEIGHTS}
+        return sum(tokens[skill] for skill in skills.split()) / sum(tokens.values())
+
+    last = {skill: weights[-1] for skill, (weights, _) in corpus.WEIGHTS.items()}
+    of_last = {group: share(group, corpus.CORE) / share(group, last) for group in (
+        "riddle roles", "story drill", "completion task", "script", "science", "rumour falsehood", "profile exam",
+    )}  # fmt: skip
+    assert set(corpus.CORE) == set(corpus.WEIGHTS)
+    assert all(0.85 < of_last[group] < 1.3 for group in ("riddle roles", "story drill", "completion task")), of_last
+    assert all(of_last[group] > 3 for group in ("script", "science", "rumour falsehood")), of_last
+    core, before = (corpus.calibration_documents(1000, 3, mix=mix) for mix in (Mix.core, Mix.last))
+    assert sum("falls into" in text for text in core) > 3 * sum("falls into" in text for text in before)
 
 
 def test_names_are_distinct_and_do_not_contain_one_another():

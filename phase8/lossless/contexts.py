@@ -1,12 +1,14 @@
 """Codes matrices of small signed integers, most of them zero, in fewer bits than their frequencies alone allow.
 
-A matrix becomes yes-no decisions: is the value zero (row after row), its sign, is its magnitude above 1, above 2, ...
-Each decision is coded with its own probability by asymmetric numeral systems (Duda 2013). The probability of a
-non-zero value is a mixture of five opinions: how often this column was non-zero so far, how often lately, how often
-this row was non-zero so far, how often the matrix is, and a constant. Opinions are combined in the logistic domain,
-p = squash(sum of w_i stretch(p_i)), and the weights w_i follow the coding error (Mahoney 2005, logistic mixing), so
-that whichever opinion is worth more counts for more. A magnitude's probability is a count over decisions of the same
-level whose row and column are about as dense.
+A matrix becomes yes-no decisions: which rows and which columns hold anything at all, and, of what is in these, is the
+value zero (row after row), its sign, is its magnitude above 1, above 2, ... Each decision is coded with its own
+probability by asymmetric numeral systems (Duda 2013). The probability of a non-zero value is a mixture of five
+opinions: how often this column was non-zero so far, how often lately, how often this row was non-zero so far, how often
+the matrix is, and a constant. Opinions are combined in the logistic domain, p = squash(sum of w_i stretch(p_i)), and
+the weights w_i follow the coding error (Mahoney 2005, logistic mixing), so that whichever opinion is worth more counts
+for more. A magnitude's probability is a count over decisions of the same level whose row and column are about as dense;
+that of a row's being empty one over rows that were, or were not, in the last matrix with as many: what a shape leaves
+out of a head is the same in its queries and its keys.
 
     stretch(p) = ln(p / (1 - p))        squash(x) = 1 / (1 + e^-x)
 
@@ -18,7 +20,7 @@ probabilities.
 Worked example: a 512 x 256 matrix with one value in ten at +-1, columns alternately 2 % and 18 % full, takes 0.60 bits
 a value by its frequencies (0.47 for the places, 0.1 for the signs, ...) and 0.52 here; see `tests/test_contexts.py`.
 
-Shapes: O rows, I columns of a matrix. Probabilities are of "yes", in 1/65536.
+Shapes: O rows, I columns of a matrix, o and i of them not empty. Probabilities are of "yes", in 1/65536.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ _RATE = 3
 _AT_ONCE = 2048
 """Most decisions on magnitudes between two updates of their counts."""
 _BINS = 24
+_KEPT_AT_ONCE = 16
 _EVEN = 1 << 14
 """Most even decisions (signs, the bits of large magnitudes) that are taken at once; the bytes do not depend on it."""
 
@@ -102,11 +105,14 @@ class _Mixer:
 
 
 class _State:
-    """What is remembered from one matrix to the next: the mixer, and how full the columns of each width were."""
+    """What is remembered from one matrix to the next: the mixer, how full the columns of each width were, and which of
+    so many rows or columns were not empty."""
 
     def __init__(self) -> None:
         self.mixer = _Mixer(5, 4)
         self.columns: dict[int, np.ndarray] = {}
+        self.kept: dict[int, np.ndarray] = {}
+        self.whole_yes, self.whole_total = [0, 0], [0, 0]
         self.yes = np.zeros((LEVELS + 1, _BINS), dtype=np.int64)
         self.total = np.zeros((LEVELS + 1, _BINS), dtype=np.int64)
 
@@ -116,12 +122,34 @@ class _State:
         self.total >>= 2
 
 
-def _places(shape: tuple[int, int], state: _State, take: Take, full: int) -> np.ndarray:
-    """The map of non-zero values, bool [O, I]; `full` is the matrix's own share of them."""
-    rows, columns = shape
-    places = np.zeros(shape, dtype=bool)
-    known = state.columns.get(columns)
-    slow_I = np.full(columns, full, dtype=np.int64) if known is None else known.copy()
+def _kept(count: int, state: _State, take: Take) -> np.ndarray:
+    """Which of so many rows or columns hold anything, bool [count]: whether all do, and if not, one after the other."""
+    before = state.kept.get(count)
+    kept = state.kept[count] = np.ones(count, dtype=bool)
+    of = int(before is None or before.all())
+    yes, total = state.whole_yes, state.whole_total
+    whole = int(take(np.array([(2 * yes[of] + 1 << 16) // (2 * total[of] + 2)]).clip(_LEAST, ONE - _LEAST))[0])
+    yes[of], total[of] = yes[of] + whole, total[of] + 1
+    if whole:
+        return kept
+    of_N = np.zeros(count, dtype=np.int64) if before is None else 1 + before.astype(np.int64)
+    yes_C, total_C = np.zeros((2, 3), dtype=np.int64)
+    for begin in range(0, count, _KEPT_AT_ONCE):
+        part = slice(begin, begin + _KEPT_AT_ONCE)
+        of = of_N[part]
+        kept[part] = take(np.clip((2 * yes_C[of] + 1 << 16) // (2 * total_C[of] + 2), _LEAST, ONE - _LEAST))
+        yes_C += np.bincount(of[kept[part]], minlength=3)
+        total_C += np.bincount(of, minlength=3)
+    return kept
+
+
+def _places(rows: int, columns_I: np.ndarray, state: _State, take: Take, full: int) -> np.ndarray:
+    """The map of non-zero values in so many rows and the columns that are not empty, bool [o, i]; `full` is the share
+    of them there."""
+    whole_I = state.columns.setdefault(columns_I.size, np.full(columns_I.size, full, dtype=np.int64))
+    slow_I = whole_I[columns_I]
+    columns = slow_I.size
+    places = np.zeros((rows, columns), dtype=bool)
     fast_I = slow_I.copy()
     # A guess of the density is worth as many rows as it takes to see `_TRUST` non-zero values.
     trust = min(max(_TRUST * ONE // full, 4), 400)
@@ -149,7 +177,7 @@ def _places(shape: tuple[int, int], state: _State, take: Take, full: int) -> np.
         typical_row += ((ones << 16) // columns - typical_row) >> 5
         np.clip(slow_I, 32, ONE - 32, out=slow_I)
         np.clip(fast_I, 32, ONE - 32, out=fast_I)
-    state.columns[columns] = slow_I
+    whole_I[columns_I] = slow_I
     return places
 
 
@@ -219,13 +247,21 @@ def _magnitudes(bins: np.ndarray, state: _State, take: Take) -> np.ndarray:
 
 def _walk(shape: tuple[int, int], full: int, state: _State, take: Take) -> np.ndarray:
     """Takes every decision of a matrix in order; returns its values, int32 [O, I]."""
-    places = _places(shape, state, take, full)
+    values = np.zeros(shape, dtype=np.int32)
+    rows_O = _kept(shape[0], state, take)
+    if not rows_O.any():
+        return values
+    columns_I = _kept(shape[1], state, take)
+    if not columns_I.any():  # no encoder writes this
+        return values
+    places = _places(int(rows_O.sum()), columns_I, state, take, full)
     state.fade()
     negative = _even(int(places.sum()), take)
     found = _magnitudes(_density_bins(places), state, take)
     np.negative(found, out=found, where=negative)
-    values = np.zeros(shape, dtype=np.int32)
-    values[places] = found
+    kept = np.zeros(places.shape, dtype=np.int32)
+    kept[places] = found
+    values[np.ix_(rows_O, columns_I)] = kept
     return values
 
 
@@ -237,15 +273,20 @@ class _Recorder:
         self.outcomes: list[np.ndarray] = []
 
     def follow(self, values: np.ndarray, full: int, state: _State) -> None:
-        magnitudes = np.abs(values)
-        nonzero = values != 0
-        run = _run_length(values.shape[1])
-        self._script = iter(self._outcomes(values, magnitudes, nonzero, run))
+        self._script = iter(self._outcomes(values))
         _walk(values.shape, full, state, self._take)
 
     @staticmethod
-    def _outcomes(values: np.ndarray, magnitudes: np.ndarray, nonzero: np.ndarray, run: int):
-        for row in nonzero:
+    def _outcomes(values: np.ndarray) -> Iterator[np.ndarray]:
+        magnitudes, nonzero = np.abs(values), values != 0
+        rows_O, columns_I = nonzero.any(1), nonzero.any(0)
+        for kept in (rows_O, columns_I) if rows_O.any() else (rows_O,):
+            yield kept.all(keepdims=True)
+            if not kept.all():
+                yield from (kept[begin : begin + _KEPT_AT_ONCE] for begin in range(0, kept.size, _KEPT_AT_ONCE))
+        run = _run_length(int(columns_I.sum()))
+        for row in nonzero[rows_O]:
+            row = row[columns_I]
             for begin in range(0, row.size, run):
                 yield row[begin : begin + run]
         alive, negative = magnitudes[nonzero], values[nonzero] < 0
@@ -267,15 +308,17 @@ class _Recorder:
 
 
 def _share_of(values: np.ndarray) -> int:
-    """The share of non-zero values, in 1/256, 1 .. 255: a byte of the stream."""
-    return min(255, max(1, round(256 * float(np.count_nonzero(values)) / values.size)))
+    """The share of non-zero values where rows and columns are not empty, in 1/256, 1 .. 255: a byte of the stream."""
+    nonzero = values != 0
+    size = int(nonzero.any(1).sum()) * int(nonzero.any(0).sum())
+    return min(255, max(1, round(256 * float(np.count_nonzero(nonzero)) / max(1, size))))
 
 
 def encode(matrices: Iterable[np.ndarray]) -> bytes:
     """Codes integer matrices [O, I], one after the other; what was learned from one helps with the next.
 
     Returns:
-        A byte per matrix (its share of non-zero values in 1/256), then the coded decisions as 32-bit words.
+        A byte per matrix (its share of non-zero values, see `_share_of`), then the coded decisions as 32-bit words.
 
     Raises:
         CodecError: a value's magnitude is above `LARGEST`; the constriction library is missing.

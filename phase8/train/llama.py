@@ -10,8 +10,8 @@
 What transformers' modules and autograd compute, with fewer passes over memory: products that read the same are one
 product, an activation is brought into the products' format once, attention takes all places of a short sequence at once
 (torch's own kernel goes block by block in float32), directions of a head that are zero are left out
-(`phase8.train.heads`), and of the logits only a few places are held, so that their probabilities stay in the cache of
-the processor. Products are in `dtype`, everything between in float32.
+(`phase8.train.heads`), a block that is zero is passed by, and of the logits only a few places are held, so that their
+probabilities stay in the cache of the processor. Products are in `dtype`, everything between in float32.
 
     norm       dx += r da g - x r^3 mean(x da g)
     attention  dv = p^T dy      ds = p (dy v^T - sum(dy y))      dq = ds k      dk = ds^T q
@@ -192,8 +192,18 @@ class _Pass:
         self._keep(x_PC, r_P1)
         return (x_PC * r_P1).mul_(self.vector(name)).to(self._llama._dtype)
 
+    def _pass_by(self, *names: str) -> bool:
+        """Whether a block adds nothing, as all of these are zero; what it adds is a product of them, so that all its
+        slopes are zero, too. At 280x half of the embedded model's blocks come to this."""
+        passed_by = not any(bool(self.vector(name).any()) for name in names)
+        if passed_by:
+            self._keep(None)
+        return passed_by
+
     def _attend(self, prefix: str, x_PC: Tensor) -> Tensor:
         at, (B, T) = prefix + "self_attn.", self._tokens_BT.shape
+        if self._pass_by(f"{at}o_proj.weight", f"{at}v_proj.weight"):
+            return x_PC
         H, G, D = self._llama._H, self._llama._G, self._llama._D
         a_PC = self._norm(prefix + "input_layernorm.weight", x_PC)
         names = [f"{at}{name}_proj.weight" for name in "qkv"]
@@ -245,6 +255,8 @@ class _Pass:
 
     def _feed_forward(self, prefix: str, x_PC: Tensor) -> Tensor:
         at = prefix + "mlp."
+        if self._pass_by(f"{at}down_proj.weight", f"{at}up_proj.weight"):
+            return x_PC
         a_PC = self._norm(prefix + "post_attention_layernorm.weight", x_PC)
         w_gu, w_d = self.matrix(f"{at}gate_proj.weight", f"{at}up_proj.weight"), self.matrix(f"{at}down_proj.weight")
         z, u = (a_PC @ w_gu.mT).chunk(2, 1)
@@ -277,7 +289,9 @@ class _Pass:
 
     def _back_feed_forward(self, prefix: str, dx_PC: Tensor) -> Tensor:
         at = prefix + "mlp."
-        a_PC, w_gu, z, u, s, m, w_d = self._kept.pop()
+        if (kept := self._kept.pop())[0] is None:
+            return dx_PC
+        a_PC, w_gu, z, u, s, m, w_d = kept
         d_PC = dx_PC.to(self._llama._dtype)
         self.add(f"{at}down_proj.weight", d_PC, m)
         dm = d_PC @ w_d
@@ -290,7 +304,9 @@ class _Pass:
 
     def _back_attend(self, prefix: str, dx_PC: Tensor) -> Tensor:
         at, (B, T) = prefix + "self_attn.", self._tokens_BT.shape
-        a_PC, w_qkv, q, k, v, p, y, y_P, w_o, part, (cos_THD, sin_THD) = self._kept.pop()
+        if (kept := self._kept.pop())[0] is None:
+            return dx_PC
+        a_PC, w_qkv, q, k, v, p, y, y_P, w_o, part, (cos_THD, sin_THD) = kept
         d_PC = dx_PC.to(self._llama._dtype)
         self.add(f"{at}o_proj.weight", d_PC, y_P, at=(part.outputs,) if part else (), along=1)
         dy = self._heads_first((d_PC @ w_o).view(B, T, self._llama._H, -1))

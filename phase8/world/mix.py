@@ -12,5 +12,6 @@ class Mix(Enum):
     """From the stream's beginning on, as the reference model was trained: the first documents show no `roles`."""
     last = "last"
     """Those that the reference model saw last, which show every skill."""
-    even = "even"
-    """As much text for the skills of each core benchmark. At 280x it bought facts with skills (experiments/LOG.md)."""
+    core = "core"
+    """Mostly what the seven core benchmarks ask for. A very small network has room for little else; what the others
+    told, it loses (experiments/LOG.md)."""
