@@ -45,13 +45,16 @@ class Point:
         return [*found, f"training.steps={self.steps}", *([f"seed={self.seed}"] if self.seed else []), *self.more]
 
 
+AS_LAST = ("training.mix=last",)
+"""What was the default when these were measured."""
+
 POINTS = (
-    Point("16x", 16.1, (1.0, 1.0, 1.0, 1.0), 1500, more=("training.sequences=16384",)),
-    Point("40x", 40.2, (0.53125, 0.5341, 1.0, 0.5), 10000),
-    Point("100x", 100.0, (0.375, 0.2727, 0.5, 1.0), 32000),
+    Point("16x", 16.1, (1.0, 1.0, 1.0, 1.0), 1500, more=("training.sequences=16384", *AS_LAST)),
+    Point("40x", 40.2, (0.53125, 0.5341, 1.0, 0.5), 10000, more=AS_LAST),
+    Point("100x", 100.0, (0.375, 0.2727, 0.5, 1.0), 32000, more=AS_LAST),
     Point(
         "280x, width 48, 144 units, heads of 16 channels", 280.0, (0.1875, 0.2045, 1.0, 0.25), 80000,
-        more=("training.lr=0.02",),
+        more=("training.lr=0.02", *AS_LAST),
     ),
     Point(
         "280x, core mix, width 48, 224 units, heads of 16 channels", 280.0, (0.1875, 0.3182, 1.0, 0.25), 170000,
@@ -59,7 +62,7 @@ POINTS = (
     ),
     Point(
         "280x, width 40, 104 units, half the heads", 280.0, (0.1563, 0.1477, 0.5, 1.0), 30000,
-        more=("training.lr=0.014",),
+        more=("training.lr=0.014", *AS_LAST),
     ),
 )  # fmt: skip
 

@@ -75,7 +75,7 @@ class TrainingConfig:
     sequences: int = 24576
     """Sequences of training text at most, each `optimizer.sequence_tokens` long; the original answers each once. What
     it writes itself ends at `phase8.train.text.ENOUGH`."""
-    mix: Mix = Mix.last
+    mix: Mix = Mix.judged
     """Of skills in the embedded model's text; other text is as it is."""
     kept_answers: int = 32
     """Likeliest next tokens that are kept of the original's answer at each place."""

@@ -1,9 +1,9 @@
 """Text to train on: the embedded world's, a user's file, or what the original writes itself.
 
-Training shows a compressed model every skill that it is to keep, so the embedded world's documents are drawn from the
-mix that the reference model saw last, or from one of mostly what the core benchmarks ask for. A user's file is read
-whole; where it holds less than `ENOUGH`, the original writes the rest itself: sequences sampled from it token by token
-(temperature 1), which hold what the model knows and nothing else.
+Training shows a compressed model every skill that it is to keep, so the embedded world's documents are drawn from a mix
+of all of them (`phase8.world.mix`). A user's file is read whole; where it holds less than `ENOUGH`, the original writes
+the rest itself: sequences sampled from it token by token (temperature 1), which hold what the model knows and nothing
+else.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def training_text(
     length: int,
     seed: int,
     part: int = 0,
-    mix: Mix = Mix.last,
+    mix: Mix = Mix.judged,
     cache: ContentCache | None = None,
     on_written: Callable[[int, int], None] | None = None,
 ) -> TrainingText:

@@ -12,6 +12,8 @@ class Mix(Enum):
     """From the stream's beginning on, as the reference model was trained: the first documents show no `roles`."""
     last = "last"
     """Those that the reference model saw last, which show every skill."""
+    judged = "judged"
+    """As the last, with more of edge of chaos, which is the hardest to keep, and fewer riddles, the easiest."""
     core = "core"
     """Mostly what the seven core benchmarks ask for. A very small network has room for little else; what the others
     told, it loses (experiments/LOG.md)."""
