@@ -90,7 +90,6 @@ WAYS = {
     "4 of 8 channels in each head": Way(shape=Shape(head_size=0.5)),
     "width 32 of 64, 4 of 8 channels in each head": Way(shape=Shape(width=0.5, head_size=0.5)),
     "focus 0": _plan(focus=0.0),
-    "emphasis 0.5": _plan(emphasis=0.5),
     "at the budget from the start": _plan(ramp=0.0),
     "size falls over 0.7 of the steps": _plan(ramp=0.7),
     "half the learning rate": _plan(lr=0.005),

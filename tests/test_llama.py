@@ -40,8 +40,8 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("in_cache", "emphasis"), [(1 << 19, 0.0), (200, 0.5)])  # all logits at once, two places
-def test_divergence_and_gradient_are_those_of_autograd(kind, in_cache, emphasis, monkeypatch):
+@pytest.mark.parametrize("in_cache", [1 << 19, 200])  # all logits at once, two places
+def test_divergence_and_gradient_are_those_of_autograd(kind, in_cache, monkeypatch):
     monkeypatch.setattr(llama, "LOGITS_IN_CACHE", in_cache)
     made = network(**KINDS[kind])
     tokens = torch.randint(90, (5, 11), generator=torch.Generator().manual_seed(1))
@@ -52,14 +52,12 @@ def test_divergence_and_gradient_are_those_of_autograd(kind, in_cache, emphasis,
         for name, w in made.named_parameters()
     }
     logits = functional_call(made, weights, (), {"input_ids": tokens[rows]}, tie_weights=True).logits
-    expected = answers.divergence(rows, logits, emphasis)
+    expected = answers.divergence(rows, logits)
     gradient = torch.autograd.grad(0.7 * expected.sum(), list(weights.values()))
 
     assert why_not_written_out(made, 11, CPU) is None
     given = {name: w.detach() for name, w in weights.items()}
-    of_each, found = Llama(made, torch.float32).divergence(
-        given, tokens[rows], *answers.of(rows, CPU), share=0.7, emphasis=emphasis
-    )
+    of_each, found = Llama(made, torch.float32).divergence(given, tokens[rows], *answers.of(rows, CPU), share=0.7)
     assert torch.allclose(of_each, expected.detach(), rtol=1e-4, atol=1e-5)
     for name, mine, theirs in zip(weights, found, gradient, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-3, atol=2e-5 * float(theirs.abs().max())), name

@@ -68,28 +68,25 @@ class Answers:
         index = rows.to(device, non_blocking=True)
         return self._on_gpu[0][index].float(), self._on_gpu[1][index].long()
 
-    def divergence(self, rows: Tensor, logits_BTV: Tensor, emphasis: float = 0.0) -> Tensor:
+    def divergence(self, rows: Tensor, logits_BTV: Tensor) -> Tensor:
         """Mean KL(original || network) of each sequence, float32 [B], in nats per token; differentiable.
 
         Args:
             rows: numbers of the sequences, int64 [B].
             logits_BTV: the network's answers to them.
-            emphasis: of the slope, as `kept_divergence` says.
         """
         theirs, tokens = self.of(rows, logits_BTV.device)
-        return _KeptDivergence.apply(logits_BTV.float(), theirs, tokens, emphasis)
+        return _KeptDivergence.apply(logits_BTV.float(), theirs, tokens)
 
 
 def _from_tensors(log_p_NTK: Tensor, token_NTK: Tensor) -> Answers:
     return Answers(log_p_NTK.numpy(), token_NTK.numpy())
 
 
-def kept_divergence(q_V: Tensor, theirs_K: Tensor, tokens_K: Tensor, emphasis: float = 0.0) -> tuple[Tensor, Tensor]:
+def kept_divergence(q_V: Tensor, theirs_K: Tensor, tokens_K: Tensor) -> tuple[Tensor, Tensor]:
     """KL of each place over K + 1 outcomes, as the module's text says, and its slope by the logits.
 
         dKL / d ln q_k = c_k = -p_k + q_k r / s          dKL / d logit_j = c_j - q_j sum_k c_k
-
-    With an emphasis e the slope is that of KL^(1 + e) / (1 + e): places that are far off count for more.
 
     Written out, since autograd goes over the V logits of every place some ten times.
 
@@ -104,8 +101,6 @@ def kept_divergence(q_V: Tensor, theirs_K: Tensor, tokens_K: Tensor, emphasis: f
     places = rest * (rest.log() - at_least.log()) + (p * (theirs_K - q.clamp_min(LEAST).log())).sum(-1)
     steered = torch.where(our_rest > TINY, rest / at_least, 0.0)
     c = (q * steered[..., None]).sub_(p)
-    if emphasis:
-        c.mul_(places.clamp_min(0.0).pow(emphasis)[..., None])
     return places, q_V.mul_(-c.sum(-1, keepdim=True)).scatter_add_(-1, tokens_K, c)
 
 
@@ -113,13 +108,13 @@ class _KeptDivergence(torch.autograd.Function):
     """Logits, the original's log-probabilities and their tokens -> mean KL of each sequence."""
 
     @staticmethod
-    def forward(ctx: Any, logits_BTV: Tensor, theirs_BTK: Tensor, tokens_BTK: Tensor, emphasis: float) -> Tensor:
-        places_BT, ctx.slope_BTV = kept_divergence(torch.softmax(logits_BTV, -1), theirs_BTK, tokens_BTK, emphasis)
+    def forward(ctx: Any, logits_BTV: Tensor, theirs_BTK: Tensor, tokens_BTK: Tensor) -> Tensor:
+        places_BT, ctx.slope_BTV = kept_divergence(torch.softmax(logits_BTV, -1), theirs_BTK, tokens_BTK)
         return places_BT.mean(-1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        return ctx.slope_BTV * (grad[:, None, None] / ctx.slope_BTV.shape[1]), None, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        return ctx.slope_BTV * (grad[:, None, None] / ctx.slope_BTV.shape[1]), None, None
 
 
 def answers_key(model_hash: str, tokens_NT: Tensor, kept: int, *, bfloat16: bool = False) -> str:

@@ -87,8 +87,6 @@ class TrainingConfig:
     """Share of the steps, the last ones, over which the learning rate falls to zero."""
     focus: float = 0.6
     """After a first reading, sequences are drawn in proportion to their last divergence to this power; 0: all alike."""
-    emphasis: float = 0.0
-    """The loss is KL^(1 + emphasis) of each token: what is far off counts for more."""
     checkpoint_every: int = 100
     """Steps between two checkpoints from which a killed run goes on."""
     grokfast: bool = False
@@ -113,7 +111,6 @@ class TrainingConfig:
         bounds("ramp", 0.0, 1.0, 0.3)
         bounds("fall", 0.0, 1.0, 0.75)
         bounds("focus", 0.0, 4.0, 0.6)
-        bounds("emphasis", 0.0, 4.0, 0.0)
         bounds("checkpoint_every", 1, 100_000_000, 100)
 
 

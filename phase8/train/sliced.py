@@ -35,7 +35,6 @@ class SlicedBatch:
         answers: the original's.
         bfloat16: format of the matrix products.
         slices: how many, and `apply` runs them: see `phase8.train.threads.side_by_side`.
-        emphasis: of the gradient, as `phase8.train.answers.kept_divergence` says.
     """
 
     def __init__(
@@ -47,9 +46,7 @@ class SlicedBatch:
         bfloat16: bool,
         slices: int,
         apply: Apply,
-        emphasis: float = 0.0,
     ) -> None:
-        self._emphasis = emphasis
         self._answers, self._device, self._bfloat16, self._apply = answers, device, bfloat16, apply
         self._networks = [network, *(_twin(network) for _ in range(slices - 1))]
         self._places = unique_parameters(network)
@@ -83,13 +80,13 @@ class SlicedBatch:
         ) -> tuple[Tensor, tuple[Tensor, ...]]:
             if self._llama is not None:
                 theirs = self._answers.of(numbers, self._device)
-                return self._llama.divergence(leaves, tokens, *theirs, share=1 / len(rows), emphasis=self._emphasis)
+                return self._llama.divergence(leaves, tokens, *theirs, share=1 / len(rows))
             with torch.enable_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
                 asked = {"input_ids": tokens.to(self._device), "use_cache": False}
                 logits = functional_call(
                     self._networks[number], self._in_place(leaves), (), asked, tie_weights=True
                 ).logits
-                of_each = self._answers.divergence(numbers, logits, self._emphasis)
+                of_each = self._answers.divergence(numbers, logits)
                 mean = of_each.sum() / len(rows)
             return of_each.detach(), torch.autograd.grad(mean, list(leaves.values()))
 

@@ -325,7 +325,6 @@ def plan_of(settings: TrainingConfig, grokfast: GrokfastConfig, precision: Preci
         ramp=settings.ramp,
         fall=settings.fall,
         focus=settings.focus,
-        emphasis=settings.emphasis,
         grokfast=replace(grokfast, enabled=settings.grokfast),
         precision=precision,
         seed=seed,

@@ -72,8 +72,6 @@ class Plan:
     focus: float = 0.6
     """After every sequence was seen once, sequences are drawn in proportion to their last divergence to this power:
     what is known already is shown less. 0 draws all alike."""
-    emphasis: float = 0.0
-    """The loss is KL^(1 + emphasis) of each token: what is far off counts for more."""
     precision: Precision = Precision.auto
     seed: int = 0
     checkpoint_every: int = 200
@@ -178,15 +176,8 @@ def _train(
     device = share.device
     bfloat16 = takes_bfloat16(plan.precision, device)
     with quiet(), side_by_side(device) as (slices, apply):
-        batch = SlicedBatch(
-            on_device(network, device),
-            answers,
-            device=device,
-            bfloat16=bfloat16,
-            slices=slices,
-            apply=apply,
-            emphasis=plan.emphasis,
-        )
+        network = on_device(network, device)
+        batch = SlicedBatch(network, answers, device=device, bfloat16=bfloat16, slices=slices, apply=apply)
         module = _Training(share, batch, trainable, vectors, tokens_NT, budget_bytes, plan, on_step, checkpoint)
         done = module.resume()
         share.compare(lambda: module.state(moments=False).tensors | {"done": torch.tensor(done)})
