@@ -240,6 +240,14 @@ def _lattice_thin(draw: Draw) -> list[Group]:
     return [_lattice(np.array([int(draw.integers(1, 256))]), [extent], [extent], 1)]
 
 
+def _lattice_wide(draw: Draw) -> list[Group]:
+    """Two rows of very many columns, all but one of them empty, which is told column by column."""
+    integers = np.zeros((2, _around(draw, 2**14, 2**19)), dtype=np.int64)
+    integers[0, draw.integers(integers.shape[1])] = 1
+    codes = np.frombuffer(contexts.encode([integers]), dtype=np.uint8)
+    return [_lattice(codes, [integers.shape], [integers.shape])]
+
+
 def _lattice_parts(draw: Draw) -> list[Group]:
     """A part of one integer in a matrix of millions; with a step of NaN, infinity, 0 or less, or an ordinary one."""
     shape = _matrix(draw, _around(draw, 2**22, 2**28))
@@ -323,6 +331,7 @@ FAMILIES: dict[str, Callable[[Draw], list[Group]]] = {
     "lattice: large integers": _lattice_large_integers,
     "lattice: hundreds of matrices": _lattice_many_matrices,
     "lattice: thin matrices": _lattice_thin,
+    "lattice: wide matrices": _lattice_wide,
     "lattice: parts of claimed matrices": _lattice_parts,
     "lattice: integers of no matrix": _lattice_wrong_owners,
     "lattice: integers of one, again and again": _lattice_of_one_matrix,

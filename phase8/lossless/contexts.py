@@ -424,14 +424,17 @@ def decode(blob: bytes | memoryview, shapes: Sequence[tuple[int, int]]) -> list[
 def microseconds(shapes: Sequence[tuple[int, int]], coded_bytes: int) -> int:
     """About how long decoding takes at most, before it begins.
 
-    Every run of columns, however short, costs numpy's calls, and so does every level of magnitudes of a matrix. A value
+    Every run of columns, however short, costs numpy's calls, and so do every level of magnitudes of a matrix and every
+    part of the lists of what is kept. A value
     may be asked for 17 levels and 16 bits more, but a coder that has been read to its end says "no" for ever: a sign
     takes a bit of the stream, and so does each of the 16.
     """
     stored = sum(rows * columns for rows, columns in shapes)
     bits = 8 * coded_bytes
     runs = sum(rows * -(-columns // _run_length(columns)) for rows, columns in shapes)
-    return 1000 * len(shapes) + 60 * runs + stored // 4 + 4 * min(stored, bits) + 3 * min(stored, bits // 17)
+    listed = sum(rows + columns for rows, columns in shapes)
+    calls = 1000 * len(shapes) + 60 * runs + 4 * listed
+    return calls + stored // 4 + 4 * min(stored, bits) + 3 * min(stored, bits // 17)
 
 
 def numbers_held(shape: tuple[int, int]) -> int:
