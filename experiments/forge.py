@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from phase8.artifact.check import pool_sizes
-from phase8.artifact.read import parse
+from phase8.artifact.read import VERSION, parse
 from phase8.codecs import decoders
 from phase8.errors import ArtifactError
 from phase8.files import write_atomic
@@ -109,7 +109,7 @@ def put_together(groups: list[Group], value: Callable[[str, int], int], note: An
     manifest = {"stage": "hyper", "source": source, "files": [], "groups": listed, "pools": pools}
     text = json.dumps(manifest, separators=(",", ":")).encode()
     metadata = {
-        "format": "phase8", "version": "2", "manifest": base64.b64encode(zlib.compress(text, 9)).decode(),
+        "format": "phase8", "version": str(VERSION), "manifest": base64.b64encode(zlib.compress(text, 9)).decode(),
         "manifest_crc32": str(zlib.crc32(text)),
     }  # fmt: skip
     entry = {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
