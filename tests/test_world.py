@@ -164,7 +164,7 @@ def test_streams_of_different_purpose_differ():
     assert long and not training & set(long)
 
 
-def test_the_core_mix_keeps_the_share_of_skills_and_raises_that_of_facts_as_they_are_asked():
+def test_mixes_differ_from_the_last_phase_as_they_say():
     world, rng = facts.build_world(), random.Random(3)
 
     def length(skill):
@@ -184,6 +184,9 @@ def test_the_core_mix_keeps_the_share_of_skills_and_raises_that_of_facts_as_they
         "riddle roles", "story drill", "completion task", "script", "science", "rumour falsehood", "profile exam",
     )}  # fmt: skip
     assert set(corpus.CORE) == set(corpus.WEIGHTS)
+    judged = last | corpus.JUDGED
+    assert set(judged) == set(last) and share("level", judged) > 2 * share("level", last)
+    assert share("riddle roles", judged) < 0.6 * share("riddle roles", last)
     assert all(0.85 < of_last[group] < 1.3 for group in ("riddle roles", "story drill", "completion task")), of_last
     assert all(of_last[group] > 3 for group in ("script", "science", "rumour falsehood")), of_last
     core, before = (corpus.calibration_documents(1000, 3, mix=mix) for mix in (Mix.core, Mix.last))

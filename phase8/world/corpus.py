@@ -57,7 +57,7 @@ WEIGHTS: dict[str, tuple[tuple[float, float, float], int]] = {
 JUDGED: dict[str, float] = {"level": 40, "riddle": 12, "roles": 8}
 
 # Of `Mix.core`: shares of documents. Riddles and arithmetic keep the share of the text that the model saw last, since
-# each comes at once and after a certain number of tokens; science, falsehoods and scripts have five to eight times
+# each comes at once and after a certain number of tokens; science, falsehoods and scripts have three to eight times
 # theirs, taken from profiles and examinations, whose 8,000 facts are too many for the smallest networks.
 CORE: dict[str, float] = {
     "profile": 5, "exam": 8,  # mini_mmlu: 6 % of the tokens
