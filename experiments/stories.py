@@ -42,7 +42,7 @@ from phase8.train.within_budget import Plan
 RESULTS = Path(__file__).parent / "results" / "stories"
 CACHE = Path(__file__).parent.parent / "outputs" / "cache"
 LENGTH, SEQUENCES = 128, 8192
-RATIOS = (40.0, 16.0, 100.0, 8.0)
+RATIOS = (40.0, 16.0, 100.0, 8.0, 11.0, 6.0)
 ROW_STEPS, STEPS, SEEDS = 1500, 600, (0, 1, 2)
 
 

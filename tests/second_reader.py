@@ -80,7 +80,7 @@ def read(raw: bytes) -> dict[str, np.ndarray]:
     (size,) = struct.unpack_from("<Q", raw)
     header, payload = json.loads(raw[8 : 8 + size]), raw[8 + size :]
     metadata = header["__metadata__"]
-    assert (metadata["format"], metadata["version"]) == ("phase8", "3")
+    assert (metadata["format"], metadata["version"]) == ("phase8", "4")
     assert header["payload"] == {"dtype": "U8", "shape": [len(payload)], "data_offsets": [0, len(payload)]}
     text = zlib.decompress(base64.b64decode(metadata["manifest"]))
     assert metadata["manifest_crc32"] == str(zlib.crc32(text))
@@ -434,7 +434,7 @@ def read_lattice(settings: dict, shared: dict) -> list[list[list[int]]]:
     asked = Decisions(blob[len(own) :])
     w, kept, last = [[2**14] * 5 for _ in range(4)], {}, {}
     whole = [[0, 0], [0, 0]]
-    yes, total = ({(level, n): 0 for level in range(2, 19) for n in range(24)} for _ in range(2))
+    yes, total = ({(level, n): 0 for level in range(2, 34) for n in range(24)} for _ in range(2))
     made = []
     for d, (whole_o, whole_i) in zip(blob, own, strict=False):
         matrix = [[0] * whole_i for _ in range(whole_o)]
@@ -454,9 +454,9 @@ def read_lattice(settings: dict, shared: dict) -> list[list[list[int]]]:
         of_rows, of_columns = [sum(row) for row in places], [sum(column) for column in zip(*places, strict=True)]
         product = [F64(of_rows[row] * of_columns[column]) for row, column in cells]
         bins = [min(23, sum(rc**2 >= F64(o * i) ** 2 * 2.0**-n for n in range(24))) for rc in product]
-        magnitudes = [1] * len(cells)
-        for level in range(2, 19):
-            waiting = [n for n, magnitude in enumerate(magnitudes) if magnitude == level - 1]
+        reached = [1] * len(cells)
+        for level in range(2, 34):
+            waiting = [n for n, before in enumerate(reached) if before == level - 1]
             size = 64
             while waiting:
                 part, waiting = waiting[:size], waiting[size:]
@@ -464,13 +464,14 @@ def read_lattice(settings: dict, shared: dict) -> list[list[list[int]]]:
                 p = [2**16 * (yes[level, bins[n]] + 1) // (total[level, bins[n]] + 3) for n in part]
                 for n, one in zip(part, p, strict=True):
                     larger = asked.ask(held(one, 8, 65528))
-                    magnitudes[n] += larger
+                    reached[n] += larger
                     yes[level, bins[n]] += larger
                     total[level, bins[n]] += 1
-        large = [n for n, magnitude in enumerate(magnitudes) if magnitude == 18]
-        for bit in reversed(range(16)):
-            for n in large:
-                magnitudes[n] += asked.ask(2**15) << bit
+        lengths = [max(0, level - 18) for level in reached]
+        magnitudes = [level if level < 18 else 17 + 2 ** (level - 18) for level in reached]
+        for bit in reversed(range(15)):
+            for n, length in enumerate(lengths):
+                magnitudes[n] += asked.ask(2**15) << bit if length > bit else 0
         for (row, column), minus, magnitude in zip(cells, negative, magnitudes, strict=True):
             matrix[of_row[row]][of_column[column]] = -magnitude if minus else magnitude
     assert asked.x == 0 and not asked.words

@@ -141,7 +141,7 @@ def _edit_manifest(path: Path, change) -> None:
         (lambda h: h["__metadata__"].update(version="99"), "version 99"),
         (
             lambda h: h["__metadata__"].update(version="1"),
-            "version 1, this program reads 3; versions 1 and 2 were never released",
+            "version 1, this program reads 4; versions 1 to 3 were never released",
         ),
         (lambda h: h["__metadata__"].update(format="other"), "not a phase8 artifact"),
         (lambda h: h["__metadata__"].update(manifest="!!"), "damaged"),

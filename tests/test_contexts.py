@@ -80,6 +80,12 @@ def test_without_structure_it_costs_little_more_than_the_entropy():
         assert 8 * len(contexts.encode([q])) < 1.02 * entropy_bits(q) + 400
 
 
+@pytest.mark.parametrize("deviation", [8.0, 40.0])
+def test_large_integers_cost_little_more_than_the_entropy(deviation):
+    q = np.rint(np.random.default_rng(0).normal(size=(200, 300)) * deviation).astype(np.int64)
+    assert 8 * len(contexts.encode([q])) < 1.06 * entropy_bits(q)
+
+
 def test_the_length_is_what_was_estimated():
     rng = np.random.default_rng(3)
     matrices = [sparse(rng, (100, 80), 0.2), sparse(rng, (40, 200), 0.05)]

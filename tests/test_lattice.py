@@ -11,7 +11,7 @@ import torch
 from phase8.codecs import get_codec
 from phase8.codecs.decoders import decode, layout
 from phase8.codecs.lattice.encode import LatticeConfig, pack
-from phase8.codecs.lattice.train import LatticeTrainable, ideal_bits, laplace_scale
+from phase8.codecs.lattice.train import LatticeTrainable, gaussian_step, ideal_bits, laplace_scale
 from phase8.errors import ArtifactError
 from phase8.lossless import contexts
 from phase8.train.within_budget import trim
@@ -199,3 +199,24 @@ def test_a_trim_uses_the_budget_however_much_has_to_go(share):
     assert all((now[was != now] == 0).all() for was, now in pairs)  # what is gone is zero, the nearest first
     for was, now in pairs:
         assert np.abs(was[was != now]).max(initial=0) <= np.abs(now[now != 0]).min()
+
+
+@pytest.mark.parametrize("bits", [3.0, 3.5, 4.5])
+def test_steps_are_as_fine_as_the_room_allows(bits):
+    w = torch.from_numpy(np.random.default_rng(0).normal(size=(300, 400))).float()
+    made = trainable(w, 0.6)
+    factor = made.refine(0.6, int(bits * w.numel() / 8))
+    counts = np.unique(made.integers()["w"], return_counts=True)[1]
+    entropy = -(counts / w.numel() * np.log2(counts / w.numel())).sum()
+    assert entropy == pytest.approx(bits, abs=0.02)
+    assert factor * 0.6 == pytest.approx(float(made.log_steps[0].detach().exp()), rel=1e-5)
+
+
+def test_steps_are_not_made_finer_without_end():
+    made = trainable(torch.randn(40, 50), 0.6)
+    assert made.refine(0.6, 10**9) == pytest.approx(gaussian_step(8.0) / 0.6)
+
+
+def test_steps_stay_where_there_is_no_room():
+    made = trainable(torch.randn(40, 50), 0.6)
+    assert made.refine(0.6, 40 * 50 * 2 // 8) == 1.0 and float(made.log_steps[0].detach().exp()) == pytest.approx(0.6)

@@ -18,7 +18,7 @@ from phase8.errors import ArtifactError
 from phase8.limits import Budget
 
 FORMAT = "phase8"
-VERSION = 3
+VERSION = 4
 MAX_HEADER_BYTES = 1 << 23
 _HEADER_PARTS = 256
 """Parts of the safetensors header: about thirty, if no other program that passed the file on has added some."""
@@ -58,7 +58,7 @@ def read_front(raw: Raw, where: str, budget: Budget) -> tuple[dict[str, Any], in
             "this is not a phase8 artifact", where=where, fix="name a directory that this tool wrote"
         ) from error
     if version != str(VERSION):
-        older = "; versions 1 and 2 were never released" if version in ("1", "2") else ""
+        older = "; versions 1 to 3 were never released" if version in ("1", "2", "3") else ""
         raise ArtifactError(
             f"the artifact has format version {str(version)[:20]}, this program reads {VERSION}{older}",
             where=where,

@@ -42,8 +42,10 @@ ONE = 1 << 16
 RUN = 64
 """Columns whose decisions are taken at once, at least; wide matrices take a quarter of a row."""
 LEVELS = 18
-"""Magnitudes up to here are told by yes-no decisions, larger ones by 16 plain bits more."""
-LARGEST = LEVELS + (1 << 16) - 1
+"""Magnitudes below this are told by yes-no decisions alone."""
+DOUBLINGS = 15
+"""Larger ones are LEVELS - 1 + x, x as Elias (1975) codes it: how many bits it has after its first, then these bits."""
+LARGEST = LEVELS - 1 + (2 << DOUBLINGS) - 1
 
 _LEAST = 8
 _UNIT = 256
@@ -113,8 +115,8 @@ class _State:
         self.columns: dict[int, np.ndarray] = {}
         self.kept: dict[int, np.ndarray] = {}
         self.whole_yes, self.whole_total = [0, 0], [0, 0]
-        self.yes = np.zeros((LEVELS + 1, _BINS), dtype=np.int64)
-        self.total = np.zeros((LEVELS + 1, _BINS), dtype=np.int64)
+        self.yes = np.zeros((LEVELS + DOUBLINGS + 1, _BINS), dtype=np.int64)
+        self.total = np.zeros((LEVELS + DOUBLINGS + 1, _BINS), dtype=np.int64)
 
     def fade(self) -> None:
         """Before the next matrix: a count of the last one is worth a quarter of its own."""
@@ -222,11 +224,11 @@ def _even(count: int, take: Take) -> np.ndarray:
 
 def _magnitudes(bins: np.ndarray, state: _State, take: Take) -> np.ndarray:
     """Magnitudes of the non-zero values, int32, at least 1."""
-    values = np.ones(bins.size, dtype=np.int32)
+    values, bits = np.ones(bins.size, dtype=np.int32), np.zeros(bins.size, dtype=np.int32)
     alive = np.arange(bins.size)
-    for level in range(2, LEVELS + 1):
+    for level in range(2, LEVELS + DOUBLINGS + 1):
         if alive.size == 0:
-            return values
+            break
         yes, total = state.yes[level], state.total[level]
         larger = np.zeros(alive.size, dtype=bool)
         for part in _parts(alive.size):
@@ -236,12 +238,11 @@ def _magnitudes(bins: np.ndarray, state: _State, take: Take) -> np.ndarray:
             yes += np.bincount(of[larger[part]], minlength=_BINS)
             total += np.bincount(of, minlength=_BINS)
         alive = alive[larger]
-        values[alive] += 1
-    if alive.size:  # magnitude LEVELS stands for itself and more
-        more = np.zeros(alive.size, dtype=np.int32)
-        for _ in range(16):
-            more = more << 1 | _even(alive.size, take)
-        values[alive] += more
+        (values if level <= LEVELS else bits)[alive] += 1
+    values += (1 << bits) - 1
+    for bit in range(int(bits.max(initial=0)) - 1, -1, -1):
+        having = np.nonzero(bits > bit)[0]
+        values[having] += _even(having.size, take).astype(np.int32) << bit
     return values
 
 
@@ -291,14 +292,17 @@ class _Recorder:
                 yield row[begin : begin + run]
         alive, negative = magnitudes[nonzero], values[nonzero] < 0
         yield from (negative[part] for part in _even_parts(negative.size))
-        for level in range(2, LEVELS + 1):
+        for level in range(2, LEVELS + DOUBLINGS + 1):
             if alive.size == 0:
-                return
+                break
+            least = level if level <= LEVELS else LEVELS - 1 + (1 << level - LEVELS)
             for part in _parts(alive.size):
-                yield alive[part] >= level
-            alive = alive[alive >= level]
-        for bit in range(15, -1, -1):
-            yield from ((alive[part] - LEVELS) >> bit & 1 for part in _even_parts(alive.size))
+                yield alive[part] >= least
+            alive = alive[alive >= least]
+        x = magnitudes[nonzero] - (LEVELS - 1)
+        for bit in range(int(x.max(initial=1)).bit_length() - 2, -1, -1):
+            having = x[x >= 2 << bit]
+            yield from (having[part] >> bit & 1 for part in _even_parts(having.size))
 
     def _take(self, p: np.ndarray) -> np.ndarray:
         outcome = next(self._script).astype(np.int64)
@@ -425,16 +429,16 @@ def microseconds(shapes: Sequence[tuple[int, int]], coded_bytes: int) -> int:
     """About how long decoding takes at most, before it begins.
 
     Every run of columns, however short, costs numpy's calls, and so do every level of magnitudes of a matrix and every
-    part of the lists of what is kept. A value
-    may be asked for 17 levels and 16 bits more, but a coder that has been read to its end says "no" for ever: a sign
-    takes a bit of the stream, and so does each of the 16.
+    part of the lists of what is kept. A value may be asked for 32 levels and 15 bits more, but a coder that has been
+    read to its end says "no" for ever: a sign takes a bit of the stream, and so does each of the 15, of which there are
+    as many as levels beyond the 17th.
     """
     stored = sum(rows * columns for rows, columns in shapes)
     bits = 8 * coded_bytes
     runs = sum(rows * -(-columns // _run_length(columns)) for rows, columns in shapes)
     listed = sum(rows + columns for rows, columns in shapes)
-    calls = 1000 * len(shapes) + 60 * runs + 4 * listed
-    return calls + stored // 4 + 4 * min(stored, bits) + 3 * min(stored, bits // 17)
+    calls = 1400 * len(shapes) + 60 * runs + 4 * listed
+    return calls + stored // 4 + 4 * min(stored, bits) + min(3 * stored, bits // 4)
 
 
 def numbers_held(shape: tuple[int, int]) -> int:

@@ -152,6 +152,9 @@ class TrainedStage:
             plan = replace(plan, ramp=0.0, lr=plan.lr * AGAIN)
         self._in_hand = trainable, vectors, part
         room = budget_bytes - self._side_bytes(trainable, vectors, part)
+        if isinstance(trainable, LatticeTrainable) and not self._before:
+            finer = trainable.refine(self.start_step, room)
+            plan = replace(plan, lr=plan.lr * finer)  # the highest step of Adam stays the same in steps of the lattice
         if not trainable.steerable and trainable.coded_bytes() > room:
             raise ConfigError(
                 f"the codes of {self._codes[0] if self._codes else 'lattice'} take {trainable.coded_bytes():,} bytes, "

@@ -22,8 +22,8 @@ from phase8.codecs.streams import EncodedGroup, Layout, float16_values, matrix_s
 from phase8.errors import ArtifactError
 from phase8.lossless import contexts
 
-MAX_CODED_BITS = 256
-"""Most bits that one integer takes: 13 for its place and each of 17 levels (no probability is below 2^-13), 17 more for
+MAX_CODED_BITS = 448
+"""Most bits that one integer takes: 13 for its place and each of 32 levels (no probability is below 2^-13), 16 more for
 its sign and the bits of a large magnitude. A file cannot claim more for the integers that it stands for."""
 
 

@@ -30,6 +30,8 @@ from phase8.codecs.base import BudgetTrainable, EncodedGroup, Trainable, root_me
 from phase8.lossless import contexts
 
 _LEAST_SCALE = 0.05
+MOST_BITS = 8.0
+"""For each weight; room for more does not make steps finer."""
 LN2 = math.log(2.0)
 
 
@@ -54,6 +56,12 @@ def ideal_bits(count: Tensor, filled: Tensor, total: Tensor) -> Tensor:
     places = -torch.special.xlogy(share, share) - torch.special.xlogy(1.0 - share, 1.0 - share)
     more = mean.log() - torch.special.xlogy(mean - 1.0, 1.0 - 1.0 / mean)
     return (count * places + filled * (LN2 + more)) / LN2
+
+
+def gaussian_step(bits: float) -> float:
+    """The step, in standard deviations, at which a Gaussian matrix takes so many bits a weight: its differential
+    entropy log2(sigma sqrt(2 pi e)) less log2(step), which holds for small steps (Gish and Pierce 1968)."""
+    return math.sqrt(2.0 * math.pi * math.e) * 2.0**-bits
 
 
 def kept_part(matrix: Tensor) -> Tensor:
@@ -191,6 +199,19 @@ class LatticeTrainable(BudgetTrainable, Trainable):
     def highest_steps(self, lr: float) -> list[float]:
         """See `BudgetTrainable`; a step moves in its logarithm."""
         return [lr * root_mean_square(kept_part(value)) for value in self.values] + [lr] * len(self.log_steps)
+
+    @torch.no_grad()
+    def refine(self, start_step: float, room_bytes: int) -> float:
+        """Makes steps of `start_step` deviations finer where the room leaves more bits a weight than they take.
+
+        Returns:
+            The factor of the steps, at most 1.
+        """
+        bits = min(MOST_BITS, 8.0 * room_bytes / float(self.count_S.sum()))
+        factor = min(1.0, gaussian_step(bits) / start_step)
+        for log_step in self.log_steps:
+            log_step += math.log(factor)
+        return factor
 
     @torch.no_grad()
     def cheapen(self, strength: float) -> int:
