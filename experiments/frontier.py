@@ -49,6 +49,8 @@ AS_LAST = ("training.mix=last",)
 """What was the default when these were measured."""
 
 POINTS = (
+    Point("6.6x", 6.6, (1.0, 1.0, 1.0, 1.0), 1500, more=("training.sequences=16384",)),
+    Point("8x", 8.0, (1.0, 1.0, 1.0, 1.0), 1500, more=("training.sequences=16384",)),
     Point("16x", 16.1, (1.0, 1.0, 1.0, 1.0), 1500, more=("training.sequences=16384", *AS_LAST)),
     Point("40x", 40.2, (0.53125, 0.5341, 1.0, 0.5), 10000, more=AS_LAST),
     Point("100x", 100.0, (0.375, 0.2727, 0.5, 1.0), 32000, more=AS_LAST),
