@@ -57,8 +57,8 @@ WEIGHTS: dict[str, tuple[tuple[float, float, float], int]] = {
 JUDGED: dict[str, float] = {"level": 40, "riddle": 12, "roles": 8}
 
 # Of `Mix.core`: shares of documents. Riddles and arithmetic keep the share of the text that the model saw last, since
-# each comes at once and after a certain number of tokens; science, falsehoods and scripts have three to eight times
-# theirs, taken from profiles and examinations, whose 8,000 facts are too many for the smallest networks.
+# with two thirds of it much of them is lost (experiments/LOG.md); science, falsehoods and scripts have three to eight
+# times theirs, taken from profiles and examinations, whose 8,000 facts are too many for the smallest networks.
 CORE: dict[str, float] = {
     "profile": 5, "exam": 8,  # mini_mmlu: 6 % of the tokens
     "story": 16, "drill": 7,  # mini_gsm8k: 18 %
