@@ -265,6 +265,18 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(source, tokens, tmp_path):
     assert contents(found.groups, source, stage="hyper") == contents(whole.groups, source, stage="hyper")
 
 
+def test_a_checkpoint_of_another_plan_is_not_gone_on_from_and_a_note_says_so(source, tokens, tmp_path):
+    made = stage(source, tokens, width=0.5, units=1.0)
+    budget = made.smallest_bytes() + 2000
+    made.run(budget, PLAN, checkpoint=tmp_path)
+    steps = []
+    again = stage(source, tokens, width=0.5, units=1.0)
+    longer = dataclasses.replace(PLAN, steps=PLAN.steps + 1)
+    found = again.run(budget + 100, longer, on_step=lambda done: steps.append(done.step), checkpoint=tmp_path)
+    assert steps[0] == 1
+    assert found.notes[-1] == "training began anew, its checkpoint is of another plan and another budget"
+
+
 def test_a_stopped_training_leaves_what_it_had_within_the_budget(source, tokens):
     made = stage(source, tokens)
     budget = made.smallest_bytes() + 1500

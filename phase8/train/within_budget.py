@@ -390,7 +390,7 @@ class _Training(lightning.LightningModule):
     def resume(self) -> int:
         """Takes up a checkpoint of the same plan and budget, if there is one; returns how many steps are done.
 
-        One that is damaged is noted, and the training begins anew.
+        With any other, or one that is damaged, the training begins anew, and a note says so.
         """
         self._first = 0
         shapes = {f"value.{i}": tuple(p.shape) for i, p in enumerate(self.parameters_())}
@@ -400,8 +400,12 @@ class _Training(lightning.LightningModule):
         except ArtifactError as error:
             self.note = f"training began anew, its checkpoint cannot be used: {error.what}"
             return 0
+        if found is None:
+            return 0
         mine = {"plan": repr(self.plan), "budget": self._budget_bytes}
-        if found is None or any(found.values.get(name) != value for name, value in mine.items()):
+        others = [name for name, value in mine.items() if found.values.get(name) != value]
+        if others:
+            self.note = f"training began anew, its checkpoint is of another {' and another '.join(others)}"
             return 0
         self._load(found)
         self.setbacks, self.slower = found.values["setbacks"], found.values["slower"]

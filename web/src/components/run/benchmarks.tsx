@@ -174,7 +174,7 @@ export function Benchmarks({ view, name }: { view: Settled; name: string }) {
                     <td className="cell num text-right font-medium" data-figure="retention">
                       {percent(row.retention)}
                     </td>
-                    <td className={`cell whitespace-nowrap font-medium ${row.tone}`}>{row.status}</td>
+                    <td className={`cell font-medium ${row.tone}`}>{row.status}</td>
                   </tr>
                   {shown &&
                     parts.map((part) => (

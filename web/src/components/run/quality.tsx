@@ -29,7 +29,12 @@ export function Quality({ view }: { view: Settled }) {
   return (
     <div className="grid gap-4 md:grid-cols-[15rem_1fr]">
       <div>
-        <Gauge value={value} floor={view.limits.cumulative} interval={pair(metrics.core_retention_interval)} />
+        <Gauge
+          value={value}
+          untouched={untouched}
+          floor={view.limits.cumulative}
+          interval={pair(metrics.core_retention_interval)}
+        />
         <p className="mt-1 flex flex-wrap justify-center gap-x-1.5 text-[0.85rem] text-soft">
           core retention of
           {untouched ? (
@@ -73,8 +78,20 @@ function arc(from: number, to: number, radius: number): string {
   return `M${x0.toFixed(2)} ${y0.toFixed(2)}A${radius} ${radius} 0 0 1 ${x1.toFixed(2)} ${y1.toFixed(2)}`;
 }
 
-function Gauge({ value, floor, interval }: { value: number | null; floor: number; interval: [number, number] | null }) {
-  const state = grade(value, floor);
+/** The retention on a half circle; of an untouched model it is 100 % by definition, and no praise is due. */
+function Gauge({
+  value,
+  untouched,
+  floor,
+  interval,
+}: {
+  value: number | null;
+  untouched: boolean;
+  floor: number;
+  interval: [number, number] | null;
+}) {
+  const state = untouched ? "none" : grade(value, floor);
+  const verdict = untouched ? "not compressed" : GRADES[state];
   const [mx0, my0] = at(floor, 68);
   const [mx1, my1] = at(floor, 96);
   const [tx, ty] = at(floor, 107);
@@ -85,7 +102,7 @@ function Gauge({ value, floor, interval }: { value: number | null; floor: number
       aria-valuemin={0}
       aria-valuemax={100}
       aria-valuenow={value === null ? 0 : Math.min(100, 100 * value)}
-      aria-valuetext={`${percent(value)}, ${GRADES[state]}; threshold ${percent(floor, 0)}`}
+      aria-valuetext={`${percent(value)}, ${verdict}; threshold ${percent(floor, 0)}`}
       className="relative mx-auto max-w-60"
       data-figure="retention"
     >
@@ -101,7 +118,7 @@ function Gauge({ value, floor, interval }: { value: number | null; floor: number
       </svg>
       <div className="absolute inset-x-0 bottom-0 mr-[11%] text-center" aria-hidden="true">
         <p className="num text-2xl font-semibold">{percent(value)}</p>
-        <p className={`text-[0.8rem] font-medium ${TONES[state]}`}>{GRADES[state]}</p>
+        <p className={`text-[0.8rem] font-medium ${TONES[state]}`}>{verdict}</p>
       </div>
       {interval !== null && (
         <p className="sr-only">
