@@ -46,7 +46,15 @@ interface SizePoint {
 export function sizePoints(view: Settled): SizePoint[] {
   const points: SizePoint[] = [];
   if (view.originalBytes !== null) {
-    points.push({ key: "input", label: "Input", stage: BASELINE, bytes: view.originalBytes, ratio: 1, kept: true, named: true });
+    points.push({
+      key: "input",
+      label: "Input",
+      stage: BASELINE,
+      bytes: view.originalBytes,
+      ratio: 1,
+      kept: true,
+      named: true,
+    });
   }
   for (const { stage, attempt, several } of attempts(view)) {
     if (attempt.bytes === null || attempt.ratio === null) continue;
