@@ -52,12 +52,14 @@ def test_divergence_and_gradient_are_those_of_autograd(kind, in_cache, monkeypat
         for name, w in made.named_parameters()
     }
     logits = functional_call(made, weights, (), {"input_ids": tokens[rows]}, tie_weights=True).logits
-    expected = answers.divergence(rows, logits)
+    expected = answers.divergence(rows, logits, 0.5)
     gradient = torch.autograd.grad(0.7 * expected.sum(), list(weights.values()))
 
     assert why_not_written_out(made, 11, CPU) is None
     given = {name: w.detach() for name, w in weights.items()}
-    of_each, found = Llama(made, torch.float32).divergence(given, tokens[rows], *answers.of(rows, CPU), share=0.7)
+    of_each, found = Llama(made, torch.float32).divergence(
+        given, tokens[rows], *answers.of(rows, CPU), share=0.7, certainty=0.5
+    )
     assert torch.allclose(of_each, expected.detach(), rtol=1e-4, atol=1e-5)
     for name, mine, theirs in zip(weights, found, gradient, strict=True):
         assert torch.allclose(mine, theirs, rtol=1e-3, atol=2e-5 * float(theirs.abs().max())), name

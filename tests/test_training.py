@@ -86,18 +86,21 @@ def test_with_few_answers_kept_it_is_never_more(tiny_network, tokens):
         assert (found <= whole + 2e-3).all() and (found > 0).all()
 
 
+@pytest.mark.parametrize("certainty", [0.0, 1.5])
 @pytest.mark.parametrize("spread", [1.0, 4.0, 30.0])  # 30: much is too small for float32
-def test_the_gradient_that_is_written_out_is_that_of_the_formula(tiny_network, tokens, spread):
+def test_the_gradient_that_is_written_out_is_that_of_the_formula(tiny_network, tokens, spread, certainty):
     answers, rows = collect_answers(tiny_network, tokens, kept=8), torch.arange(6)
     logits = (spread * torch.randn(6, 12, 258, generator=torch.Generator().manual_seed(1))).requires_grad_()
     shares = torch.arange(1.0, 7.0)
-    (found,) = torch.autograd.grad((shares * answers.divergence(rows, logits)).sum(), logits)
+    (found,) = torch.autograd.grad((shares * answers.divergence(rows, logits, certainty)).sum(), logits)
 
     exact = logits.detach().double().requires_grad_()
     theirs, kept = answers.of(rows, logits.device)
     ours, p = exact.log_softmax(-1).gather(-1, kept), theirs.double().exp()
     rest, our_rest = (1 - p.sum(-1)).clamp_min(1e-6), (1 - ours.exp().sum(-1)).clamp_min(1e-6)
     by_place = (p * (theirs - ours)).sum(-1) + rest * (rest / our_rest).log()
+    entropy = -(p * theirs).sum(-1) - rest * rest.log()
+    by_place = by_place * (-certainty * entropy).exp()
     (expected,) = torch.autograd.grad((shares * by_place.mean(-1)).sum(), exact)
     assert torch.allclose(found.double(), expected, atol=2e-6, rtol=2e-3)
 

@@ -8,6 +8,9 @@ between the original and a network is then that over K + 1 outcomes,
 never more than the full one (the rest is one outcome). With K = 48 of 2,048 tokens the embedded model's likeliest hold
 99 % of its probability. N sequences of T tokens take 4 N T K bytes.
 
+A place counts w = exp(-c H), with H the entropy of the original's K + 1 outcomes. At certainty c = 0 all count alike;
+above it those count for more where the original is sure, as it is of answers and is not of names drawn by chance.
+
 Shapes: N sequences, T tokens, V vocabulary, K kept answers, B sequences of a batch.
 """
 
@@ -68,25 +71,26 @@ class Answers:
         index = rows.to(device, non_blocking=True)
         return self._on_gpu[0][index].float(), self._on_gpu[1][index].long()
 
-    def divergence(self, rows: Tensor, logits_BTV: Tensor) -> Tensor:
-        """Mean KL(original || network) of each sequence, float32 [B], in nats per token; differentiable.
+    def divergence(self, rows: Tensor, logits_BTV: Tensor, certainty: float = 0.0) -> Tensor:
+        """Mean w KL(original || network) of each sequence, float32 [B], in nats per token; differentiable.
 
         Args:
             rows: numbers of the sequences, int64 [B].
             logits_BTV: the network's answers to them.
+            certainty: c of the module's text.
         """
         theirs, tokens = self.of(rows, logits_BTV.device)
-        return _KeptDivergence.apply(logits_BTV.float(), theirs, tokens)
+        return _KeptDivergence.apply(logits_BTV.float(), theirs, tokens, certainty)
 
 
 def _from_tensors(log_p_NTK: Tensor, token_NTK: Tensor) -> Answers:
     return Answers(log_p_NTK.numpy(), token_NTK.numpy())
 
 
-def kept_divergence(q_V: Tensor, theirs_K: Tensor, tokens_K: Tensor) -> tuple[Tensor, Tensor]:
-    """KL of each place over K + 1 outcomes, as the module's text says, and its slope by the logits.
+def kept_divergence(q_V: Tensor, theirs_K: Tensor, tokens_K: Tensor, certainty: float = 0.0) -> tuple[Tensor, Tensor]:
+    """w KL of each place over K + 1 outcomes, as the module's text says, and its slope by the logits.
 
-        dKL / d ln q_k = c_k = -p_k + q_k r / s          dKL / d logit_j = c_j - q_j sum_k c_k
+        dKL / d ln q_k = d_k = -p_k + q_k r / s          dKL / d logit_j = d_j - q_j sum_k d_k
 
     Written out, since autograd goes over the V logits of every place some ten times.
 
@@ -94,27 +98,31 @@ def kept_divergence(q_V: Tensor, theirs_K: Tensor, tokens_K: Tensor) -> tuple[Te
         q_V: the network's probabilities, float32 [..., V]; the slope takes their memory.
         theirs_K: the original's log-probabilities, [..., K].
         tokens_K: of which tokens.
+        certainty: c of the module's text.
     """
     q, p = q_V.gather(-1, tokens_K), theirs_K.exp()
     rest, our_rest = (1.0 - p.sum(-1)).clamp_min(TINY), 1.0 - q.sum(-1)
     at_least = our_rest.clamp_min(TINY)
     places = rest * (rest.log() - at_least.log()) + (p * (theirs_K - q.clamp_min(LEAST).log())).sum(-1)
     steered = torch.where(our_rest > TINY, rest / at_least, 0.0)
-    c = (q * steered[..., None]).sub_(p)
-    return places, q_V.mul_(-c.sum(-1, keepdim=True)).scatter_add_(-1, tokens_K, c)
+    d = (q * steered[..., None]).sub_(p)
+    if certainty:
+        counts = (certainty * ((p * theirs_K).sum(-1) + rest * rest.log())).exp()
+        places, d = places * counts, d.mul_(counts[..., None])
+    return places, q_V.mul_(-d.sum(-1, keepdim=True)).scatter_add_(-1, tokens_K, d)
 
 
 class _KeptDivergence(torch.autograd.Function):
-    """Logits, the original's log-probabilities and their tokens -> mean KL of each sequence."""
+    """Logits, the original's log-probabilities and their tokens, certainty -> mean w KL of each sequence."""
 
     @staticmethod
-    def forward(ctx: Any, logits_BTV: Tensor, theirs_BTK: Tensor, tokens_BTK: Tensor) -> Tensor:
-        places_BT, ctx.slope_BTV = kept_divergence(torch.softmax(logits_BTV, -1), theirs_BTK, tokens_BTK)
+    def forward(ctx: Any, logits_BTV: Tensor, theirs_BTK: Tensor, tokens_BTK: Tensor, certainty: float) -> Tensor:
+        places_BT, ctx.slope_BTV = kept_divergence(torch.softmax(logits_BTV, -1), theirs_BTK, tokens_BTK, certainty)
         return places_BT.mean(-1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        return ctx.slope_BTV * (grad[:, None, None] / ctx.slope_BTV.shape[1]), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return ctx.slope_BTV * (grad[:, None, None] / ctx.slope_BTV.shape[1]), None, None, None
 
 
 def answers_key(model_hash: str, tokens_NT: Tensor, kept: int, *, bfloat16: bool = False) -> str:

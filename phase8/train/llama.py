@@ -89,12 +89,14 @@ class Llama:
         answers_BTK: Tensor,
         *,
         share: float,
+        certainty: float = 0.0,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """KL(original || network) of each sequence, float32 [B], and the gradient of `share` times their sum.
+        """w KL(original || network) of each sequence, float32 [B], and the gradient of `share` times their sum.
 
         Args:
             weights: tensors put in for the network's, by name; in whose order the gradients come, in float32.
             theirs_BTK: the original's log-probabilities of its likeliest tokens, and `answers_BTK` which they are.
+            certainty: of w, see `phase8.train.answers`.
         """
         run = _Pass(self, weights, tokens_BT)
         h_PC, head_VC = run.forward(), run.matrix(self._head)
@@ -104,7 +106,7 @@ class Llama:
         for first in range(0, len(h_PC), few):
             some = slice(first, first + few)
             q_PV = torch.softmax(h_PC[some] @ head_VC.mT, -1, dtype=torch.float32)
-            of_place_P[some], slope = kept_divergence(q_PV, theirs_PK[some], answers_PK[some])
+            of_place_P[some], slope = kept_divergence(q_PV, theirs_PK[some], answers_PK[some], certainty)
             slope_PV[some] = slope.mul_(share / tokens_BT.shape[1])
         run.add(self._head, slope_PV, h_PC)
         run.backward(slope_PV @ head_VC)

@@ -87,6 +87,9 @@ class TrainingConfig:
     """Share of the steps, the last ones, over which the learning rate falls to zero."""
     focus: float = 0.6
     """After a first reading, sequences are drawn in proportion to their last divergence to this power; 0: all alike."""
+    certainty: float = 0.0
+    """A token counts exp(-certainty H), with H the entropy of the original's answer, in nats: what the original is sure
+    of counts for more. 0: all alike, the best for bits per byte."""
     checkpoint_every: int = 100
     """Steps between two checkpoints from which a killed run goes on."""
     grokfast: bool = False
@@ -111,6 +114,7 @@ class TrainingConfig:
         bounds("ramp", 0.0, 1.0, 0.3)
         bounds("fall", 0.0, 1.0, 0.75)
         bounds("focus", 0.0, 4.0, 0.6)
+        bounds("certainty", 0.0, 16.0, 0.0)
         bounds("checkpoint_every", 1, 100_000_000, 100)
 
 

@@ -34,6 +34,7 @@ class SlicedBatch:
             in by name, which no two threads may do to one module at once).
         answers: the original's.
         bfloat16: format of the matrix products.
+        certainty: how much more a place counts where the original is sure, see `phase8.train.answers`.
         slices: how many, and `apply` runs them: see `phase8.train.threads.side_by_side`.
     """
 
@@ -46,7 +47,9 @@ class SlicedBatch:
         bfloat16: bool,
         slices: int,
         apply: Apply,
+        certainty: float = 0.0,
     ) -> None:
+        self._certainty = certainty
         self._answers, self._device, self._bfloat16, self._apply = answers, device, bfloat16, apply
         self._networks = [network, *(_twin(network) for _ in range(slices - 1))]
         self._places = unique_parameters(network)
@@ -80,13 +83,13 @@ class SlicedBatch:
         ) -> tuple[Tensor, tuple[Tensor, ...]]:
             if self._llama is not None:
                 theirs = self._answers.of(numbers, self._device)
-                return self._llama.divergence(leaves, tokens, *theirs, share=1 / len(rows))
+                return self._llama.divergence(leaves, tokens, *theirs, share=1 / len(rows), certainty=self._certainty)
             with torch.enable_grad(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
                 asked = {"input_ids": tokens.to(self._device), "use_cache": False}
                 logits = functional_call(
                     self._networks[number], self._in_place(leaves), (), asked, tie_weights=True
                 ).logits
-                of_each = self._answers.divergence(numbers, logits)
+                of_each = self._answers.divergence(numbers, logits, self._certainty)
                 mean = of_each.sum() / len(rows)
             return of_each.detach(), torch.autograd.grad(mean, list(leaves.values()))
 

@@ -328,6 +328,7 @@ def plan_of(settings: TrainingConfig, grokfast: GrokfastConfig, precision: Preci
         ramp=settings.ramp,
         fall=settings.fall,
         focus=settings.focus,
+        certainty=settings.certainty,
         grokfast=replace(grokfast, enabled=settings.grokfast),
         precision=precision,
         seed=seed,

@@ -72,6 +72,8 @@ class Plan:
     focus: float = 0.6
     """After every sequence was seen once, sequences are drawn in proportion to their last divergence to this power:
     what is known already is shown less. 0 draws all alike."""
+    certainty: float = 0.0
+    """A token counts exp(-certainty H), H the entropy of the original's answer: what it is sure of counts for more."""
     precision: Precision = Precision.auto
     seed: int = 0
     checkpoint_every: int = 200
@@ -89,7 +91,7 @@ class StepDone:
     step: int
     steps: int
     loss: float
-    """Mean KL of the batch, nats per token."""
+    """Mean KL of the batch, nats per token, weighed by certainty."""
     estimated_bytes: float
     budget_bytes: int
     seconds_left: float
@@ -177,7 +179,15 @@ def _train(
     bfloat16 = takes_bfloat16(plan.precision, device)
     with quiet(), side_by_side(device) as (slices, apply):
         network = on_device(network, device)
-        batch = SlicedBatch(network, answers, device=device, bfloat16=bfloat16, slices=slices, apply=apply)
+        batch = SlicedBatch(
+            network,
+            answers,
+            device=device,
+            bfloat16=bfloat16,
+            slices=slices,
+            apply=apply,
+            certainty=plan.certainty,
+        )
         module = _Training(share, batch, trainable, vectors, tokens_NT, budget_bytes, plan, on_step, checkpoint)
         done = module.resume()
         share.compare(lambda: module.state(moments=False).tensors | {"done": torch.tensor(done)})
