@@ -15,5 +15,5 @@ class Mix(Enum):
     judged = "judged"
     """As the last, with more of edge of chaos, which is the hardest to keep, and fewer riddles, the easiest."""
     core = "core"
-    """Mostly what the seven core benchmarks ask for. A very small network has room for little else; what the others
-    told, it loses (experiments/LOG.md)."""
+    """For very small networks: what six of the seven core benchmarks ask for, and nothing else; mini_mmlu's facts are
+    too many for such a network. What is not told it loses (experiments/LOG.md)."""
