@@ -2,10 +2,11 @@
 
     python -m experiments.validation ARTIFACT_DIRECTORY...
 
-asks the original and every artifact some 400 questions of each kind that has choices, drawn with a seed of its own and
-none of them among the shipped ones, and prints the shares of right answers (standard error up to 0.025). Edge of chaos
-is weighted by level as the shipped questions are. The world's facts are few, so a fact of a shipped question may be
-asked here in other words or with other wrong answers. About a minute of one core for each artifact.
+asks the original and every artifact some 400 questions of each kind that has choices, and 200 whose answer is written,
+drawn with a seed of its own and none of them among the shipped ones, and prints the shares of right answers (standard
+error up to 0.025 and 0.035). Edge of chaos is weighted by level as the shipped questions are. A program is right here
+where it is the original's text word for word: nothing is run. The world's facts are few, so a fact of a shipped
+question may be asked here in other words or with other wrong answers. Two minutes of one core for each artifact.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lm_eval.api.instance import Instance
 
 from experiments.score import load
 from phase8.artifact.read import read_artifact
@@ -27,9 +29,11 @@ from phase8.benchmarks.probes import ask_choices
 from phase8.benchmarks.suite import MINI
 from phase8.world.items import Item, edge_items, task_items
 
-SEED, AT_MOST = 606, 400
+SEED, AT_MOST, WRITTEN_AT_MOST = 606, 400, 200
 TASKS = ("mini_mmlu", "mini_arc", "mini_truthfulqa", "mini_hellaswag", "mini_winogrande")
 EDGE = "mini_edge_of_chaos"
+WRITTEN = {"mini_gsm8k": (80, ["\n"]), "mini_humaneval": (64, ["\n\n", "\ndef", "\n#"])}
+"""Tokens at most, and what ends an answer."""
 
 
 def shipped(task: str) -> list[Item]:
@@ -43,6 +47,8 @@ def questions() -> dict[str, list[Item]]:
     found = {task: _others(task, lambda count, task=task: task_items(task, SEED, count), AT_MOST) for task in TASKS}
     for level in sorted({item["level"] for item in shipped(EDGE)}):  # type: ignore[type-var]
         found[f"{EDGE} {level}"] = _others(EDGE, lambda count, level=level: edge_items(SEED, {level: count}), 100)
+    for task in WRITTEN:
+        found[task] = _others(task, lambda count, task=task: task_items(task, SEED, count), WRITTEN_AT_MOST)
     return found
 
 
@@ -59,17 +65,35 @@ def _others(task: str, draw: Callable[[int], list[Item]], at_most: int) -> list[
 
 def accuracies(network: Any, tokenizer: Any, asked: dict[str, list[Item]]) -> dict[str, float]:
     """Share of right answers of each task."""
-    answers = ask_choices(Phase8LM(network, tokenizer), asked)
+    lm = Phase8LM(network, tokenizer)
+    chosen = {task: items for task, items in asked.items() if task not in WRITTEN}
+    answers = ask_choices(lm, chosen)
     shares = {
         task: float(np.mean([logs.argmax() == item["answer"] for logs, item in zip(answers[task], items, strict=True)]))
-        for task, items in asked.items()
+        for task, items in chosen.items()
     }
+    shares |= {task: _written(lm, task, asked[task]) for task in WRITTEN}
     levels = Counter(f"{EDGE} {item['level']}" for item in shipped(EDGE))
     found = defaultdict[str, float](float)
     for task, share in shares.items():
         name = EDGE if task in levels else task
         found[name] += share * levels[task] / levels.total() if task in levels else share
     return {name: round(share, 3) for name, share in found.items()}
+
+
+def _written(lm: Phase8LM, task: str, items: list[Item]) -> float:
+    """Share of answers that end in the right number, or are the right text."""
+    most, ends = WRITTEN[task]
+    asked = [
+        Instance("generate_until", {}, (item["prompt"], {"until": ends, "max_gen_toks": most}), number)
+        for number, item in enumerate(items)
+    ]
+    right = [str(item["number"] if "number" in item else item["target"]).strip() for item in items]
+    return float(
+        np.mean(
+            [text.rpartition("####")[2].strip() == r for text, r in zip(lm.generate_until(asked), right, strict=True)]
+        )
+    )
 
 
 def main() -> None:
