@@ -22,7 +22,8 @@ from phase8.errors import ConfigError, DeviceError, ModelError
 from phase8.run.machine import check_device
 from phase8.train import parallel
 from phase8.train.collect import collect_answers
-from phase8.train.within_budget import Plan, train_within_budget, trim
+from phase8.train.trim import trim
+from phase8.train.within_budget import Plan, train_within_budget
 from tests.ddp_cases import Astray, Failing, Sick
 
 PLAN = Plan(

@@ -14,7 +14,7 @@ from phase8.codecs.lattice.encode import LatticeConfig, pack
 from phase8.codecs.lattice.train import LatticeTrainable, gaussian_step, ideal_bits, laplace_scale
 from phase8.errors import ArtifactError
 from phase8.lossless import contexts
-from phase8.train.within_budget import trim
+from phase8.train.trim import trim
 
 
 def test_a_group_decodes_to_step_times_integer_and_zeros_around():

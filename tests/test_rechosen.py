@@ -16,8 +16,9 @@ from phase8.errors import CodecError, ConfigError
 from phase8.model.source import ExpertFile, source_from_network
 from phase8.train.settings import Precision
 from phase8.train.shape import Shape
+from phase8.train.trim import trim
 from phase8.train.whole import TrainedStage
-from phase8.train.within_budget import Plan, trim
+from phase8.train.within_budget import Plan
 
 VPTQ = VPTQConfig(vector_dim=4, codebook_size=16, num_codebooks=2)
 

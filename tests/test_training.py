@@ -15,6 +15,7 @@ from phase8.codecs.decoders import decode
 from phase8.config import GrokfastConfig, Precision
 from phase8.errors import ConfigError, ModelError
 from phase8.model.source import ExpertFile, source_from_network
+from phase8.train import within_budget
 from phase8.train.answers import answers_key, load_answers, save_answers
 from phase8.train.collect import collect_answers
 from phase8.train.price import Price
@@ -348,6 +349,25 @@ def test_a_loss_that_is_no_number_goes_back_and_slower(source, tokens, monkeypat
     outcome = made.run(made.smallest_bytes() + 4000, PLAN).outcome
     assert outcome.setbacks == 1 and not outcome.diverged
     assert all(map(math.isfinite, outcome.losses))
+
+
+@pytest.mark.parametrize(("times", "setbacks"), [(10.0, 1), (2.0, 0)])
+def test_a_loss_that_blows_up_goes_back_to_the_last_good_point(source, tokens, monkeypatch, times, setbacks):
+    right, calls = SlicedBatch.divergence, []
+
+    def for_a_while(self, weights, tokens, rows):
+        calls.append({name: weight.detach().clone() for name, weight in weights.items()})
+        mean, of_each = right(self, weights, tokens, rows)
+        return mean, of_each * (times if 30 < len(calls) <= 40 else 1.0)
+
+    monkeypatch.setattr(SlicedBatch, "divergence", for_a_while)
+    monkeypatch.setattr(within_budget, "SNAPSHOT_EVERY", 10)
+    made = stage(source, tokens)
+    plan = dataclasses.replace(PLAN, steps=60, ramp=0.1, focus=0.0)
+    outcome = made.run(made.smallest_bytes() + 4000, plan).outcome
+    assert outcome.setbacks == setbacks and not outcome.diverged
+    went_back = all(torch.equal(before, calls[40][name]) for name, before in calls[30].items())
+    assert went_back == bool(setbacks)  # the 41st step begins where the 31st began
 
 
 def test_another_part_of_the_text_is_other_text(source, tmp_path):

@@ -36,7 +36,8 @@ from phase8.train.settings import GrokfastConfig, Precision, TrainingConfig
 from phase8.train.shape import Shape
 from phase8.train.slicing import Narrow, narrow, why_not
 from phase8.train.threads import on_device
-from phase8.train.within_budget import Outcome, Plan, StepDone, train_within_budget, trim
+from phase8.train.trim import trim
+from phase8.train.within_budget import Outcome, Plan, StepDone, train_within_budget
 
 AGAIN = 0.5
 """The learning rate of a training that goes on from an earlier one, as a share of the first's."""

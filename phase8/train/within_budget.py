@@ -9,9 +9,9 @@ learning rate to zero over the last `fall` of them: most of the divergence goes 
 coder makes of the codes is measured a few times and corrects the estimate; whatever is over the budget at the end is
 for `trim`, which takes cheaper codes, so that the file is never larger than was asked for.
 
-A loss that is not finite takes the training back to its last good point with half the learning rate, twice; after that
-it stops there. The same seed on the same machine gives the same bytes, also where the training was interrupted and
-goes on from a checkpoint.
+A loss that is not finite, or one that has grown `BLOWN_UP`-fold since the size reached the budget, takes the training
+back to its last good point with half the learning rate, twice; after that it stops there. The same seed on the same
+machine gives the same bytes, also where the training was interrupted and goes on from a checkpoint.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from phase8.codecs.base import BudgetTrainable, root_mean_square
-from phase8.errors import ArtifactError, CodecError
+from phase8.errors import ArtifactError
 from phase8.train.answers import TINY, Answers
 from phase8.train.checkpoint import State, read_checkpoint, write_checkpoint
 from phase8.train.grokfast import GrokfastFilter
@@ -48,13 +48,13 @@ MEASURED_AT = (0.0, 0.35, 0.6, 0.85, 0.97)
 MARGIN = 0.9995
 """Of the budget is aimed at, so that little has to be trimmed."""
 SNAPSHOT_EVERY = 50
+"""Steps whose mean loss says whether the point behind them is one to go back to."""
+BLOWN_UP = 3.0
+"""Times the lowest mean loss, from which a training is taken not to recover: seen at 280x, from 0.09 to 3.6 within 800
+steps, and half of it still there 50,000 steps later."""
+GOOD = 1.25
+"""Times the lowest mean loss, up to which a point is one to go back to."""
 SETBACKS = 2
-STRONGEST = 64.0
-"""Of a change to cheaper codes; see `BudgetTrainable.cheapen`."""
-CODED_AT_MOST = 24
-"""Times that `trim` asks the real coder."""
-ENOUGH = 0.9995
-"""Of the budget, at which it stops."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +228,7 @@ class _Training(lightning.LightningModule):
         self.price = Price(start_bits=self.bits, budget_bits=self._wanted_bits(), ramp=plan.ramp)
         self._unmeasured = [share for share in MEASURED_AT if share < 1.0]
         self._snapshot: State | None = None
+        self._lowest = math.inf
         self._lost = False
         # DDP looks for parameters that a step does not need, and warns where there is none.
         self.not_needed = nn.Parameter(torch.zeros(())) if share.count > 1 else None
@@ -284,8 +285,7 @@ class _Training(lightning.LightningModule):
         with torch.no_grad():
             self.trainable.choose_again(self.done, self.plan.steps, self.price.value)
         if self.done % SNAPSHOT_EVERY == 0:
-            self._snapshot = snapshot = self.state(moments=False)
-            self._share.compare(lambda: snapshot.tensors)
+            self._look_back()
         due = self.done % self.plan.checkpoint_every == 0 and self.done < self.plan.steps
         if self._directory is not None and self._share.first and due:
             self.save()
@@ -348,6 +348,7 @@ class _Training(lightning.LightningModule):
             "done": self.done,
             "bits": self.bits,
             "coded_share": self.coded_share,
+            "lowest": self._lowest,
             "unmeasured": list(self._unmeasured),
             "setbacks": self.setbacks,
             "slower": self.slower,
@@ -366,6 +367,7 @@ class _Training(lightning.LightningModule):
         self.trainable.load_codes({name[6:]: v for name, v in tensors.items() if name.startswith("codes.")})
         self.done, self.bits, self.coded_share = values["done"], values["bits"], values["coded_share"]
         self._unmeasured, self.losses = list(values["unmeasured"]), list(values["losses"])
+        self._lowest = values.get("lowest", math.inf)
         self.price = Price(**values["price"])
         self.seen_N = tensors["seen"].clone()
         self._filter.load({int(k[7:]): v for k, v in tensors.items() if k.startswith("filter.")})
@@ -381,6 +383,18 @@ class _Training(lightning.LightningModule):
             names = ("step", "exp_avg", "exp_avg_sq")
             if f"exp_avg.{i}" in tensors:
                 self._optimizer.state[parameter] = {name: tensors[f"{name}.{i}"].clone() for name in names}
+
+    def _look_back(self) -> None:
+        """Remembers this point if it is a good one; goes back to the last good one if the loss has blown up."""
+        mean = math.fsum(self.losses[-SNAPSHOT_EVERY:]) / max(1, len(self.losses[-SNAPSHOT_EVERY:]))
+        if self.done <= self.plan.ramp * self.plan.steps:
+            self._lowest = mean  # a falling size may cost any divergence
+        if mean > BLOWN_UP * self._lowest:
+            self._step_back()
+        elif mean <= GOOD * self._lowest:
+            self._lowest = min(mean, self._lowest)
+            self._snapshot = snapshot = self.state(moments=False)
+            self._share.compare(lambda: snapshot.tensors)
 
     def _step_back(self) -> None:
         self.setbacks += 1
@@ -421,79 +435,3 @@ class _Training(lightning.LightningModule):
         self.setbacks, self.slower = found.values["setbacks"], found.values["slower"]
         self._first = self.done
         return self.done
-
-
-@torch.no_grad()
-def trim(trainable: BudgetTrainable, budget_bytes: int) -> tuple[int, int]:
-    """Takes cheaper codes until they fit, as few as that takes; a lattice sets the integers nearest to zero to zero.
-
-    The estimate says how strong a change is needed, the real coder how far that was off: far, where most of the codes
-    have to change, as when a training was stopped early.
-
-    Returns:
-        Bytes of the codes, and how many were changed.
-
-    Raises:
-        CodecError: the cheapest codes do not fit.
-    """
-    kept = [parameter.detach().clone() for parameter in trainable.parameters()], trainable.codes()
-    size = trainable.coded_bytes()
-    if size <= budget_bytes:
-        return size, 0
-    share = size / (float(trainable.bits()) / 8)
-    low, high, found = 0.0, STRONGEST, None
-    for left in reversed(range(CODED_AT_MOST)):
-        last_hope = found is None and left == 0
-        if last_hope:
-            strength = STRONGEST
-        elif found is not None and left % 2:  # lest the estimate come nearer from one side alone
-            strength = (low + high) / 2
-        else:
-            strength = _strength(trainable, kept, budget_bytes / share, low, high)
-        changed = trainable.cheapen(strength)
-        size = trainable.coded_bytes()
-        share = size / (float(trainable.bits()) / 8)
-        if size > budget_bytes:
-            if strength == STRONGEST:
-                break
-            low = strength
-        else:
-            high, found = strength, (size, changed)
-            if size >= ENOUGH * budget_bytes:
-                return found
-        _restore(trainable, *kept)
-    if found is None:
-        raise CodecError(
-            f"the codes take {size:,} bytes where {budget_bytes:,} are allowed", where="training",
-            fix="choose settings with fewer bits a weight, or allow more bytes",
-        )  # fmt: skip
-    trainable.cheapen(high)
-    return found
-
-
-def _strength(
-    trainable: BudgetTrainable,
-    kept: tuple[list[Tensor], Mapping[str, Tensor]],
-    wanted: float,
-    low: float,
-    high: float,
-) -> float:
-    """The gentlest change, between one that is too weak and one that is strong enough, whose estimate fits; halfway
-    where that is no news."""
-    weak, strong = low, high
-    for _ in range(24):
-        middle = (weak + strong) / 2
-        trainable.cheapen(middle)
-        fits = float(trainable.bits()) / 8 <= wanted
-        weak, strong = (weak, middle) if fits else (middle, strong)
-        _restore(trainable, *kept)
-    least = 1e-3 * (high - low)
-    if high < STRONGEST and not low + least < strong < high - least:
-        return (low + high) / 2
-    return strong
-
-
-def _restore(trainable: BudgetTrainable, parameters: list[Tensor], codes: Mapping[str, Tensor]) -> None:
-    for parameter, saved in zip(trainable.parameters(), parameters, strict=True):
-        parameter.copy_(saved)
-    trainable.load_codes(codes)
