@@ -59,7 +59,8 @@ POINTS = (
         more=("training.lr=0.02", *AS_LAST),
     ),
     Point(
-        "280x, core mix, width 48, 224 units, heads of 16 channels", 280.0, (0.1875, 0.3182, 1.0, 0.25), 80000,
+        "280x, core mix that tells nothing else, width 48, 224 units, heads of 16 channels", 280.0,
+        (0.1875, 0.3182, 1.0, 0.25), 120000,
         more=("training.lr=0.02", "training.ramp=0.15", "training.mix=core", "training.sequences=98304"),
     ),
     Point(
