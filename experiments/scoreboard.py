@@ -143,8 +143,8 @@ bytes or fewer, and more of what it keeps. `experiments/LOG.md` says what was tr
 5. Intervals are 95 %: over items for one row, the spread of seeds where a row has several. Differences inside them are
    none.
 6. **A line of the plot goes through the best file at each size, by that plot's measure.** At 280x these are two files:
-   the one that keeps most of the core scores was told only what the core benchmarks ask, and pays with 2.17 bits per
-   byte (`training.mix=core`), off the second plot.
+   the one that keeps most of the core scores was told only what the core benchmarks ask (`training.mix=core`), and pays
+   in bits per byte, off the second plot.
 """
 
 
