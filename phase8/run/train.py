@@ -172,7 +172,9 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
         run.log("warning", f"{stage}: {note}", stage)
     if outcome.setbacks:
         run.log(
-            "warning", f"{stage}: the loss was not a number {outcome.setbacks} times; trained on more slowly", stage
+            "warning",
+            f"{stage}: the loss was no number, or blew up, {outcome.setbacks} times; trained on more slowly",
+            stage,
         )
     run.tell(
         TrainingComplete(

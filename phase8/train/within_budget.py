@@ -50,8 +50,8 @@ MARGIN = 0.9995
 SNAPSHOT_EVERY = 50
 """Steps whose mean loss says whether the point behind them is one to go back to."""
 BLOWN_UP = 3.0
-"""Times the lowest mean loss, from which a training is taken not to recover: seen at 280x, from 0.09 to 3.6 within 800
-steps, and half of it still there 50,000 steps later."""
+"""Times the lowest mean loss, from which a training is taken not to recover: one at 280x went from 0.09 to 3.6 within
+3,500 steps and was at 0.76 after 45,000 more."""
 GOOD = 1.25
 """Times the lowest mean loss, up to which a point is one to go back to."""
 SETBACKS = 2
@@ -91,7 +91,7 @@ class StepDone:
     step: int
     steps: int
     loss: float
-    """Mean KL of the batch, nats per token, weighed by certainty."""
+    """Mean KL of the batch, nats per token, weighted by certainty."""
     estimated_bytes: float
     budget_bytes: int
     seconds_left: float
@@ -387,8 +387,9 @@ class _Training(lightning.LightningModule):
     def _look_back(self) -> None:
         """Remembers this point if it is a good one; goes back to the last good one if the loss has blown up."""
         mean = math.fsum(self.losses[-SNAPSHOT_EVERY:]) / max(1, len(self.losses[-SNAPSHOT_EVERY:]))
-        if self.done <= self.plan.ramp * self.plan.steps:
-            self._lowest = mean  # a falling size may cost any divergence
+        first_reading = len(self._tokens) / self.plan.batch_sequences if self.plan.focus else 0.0
+        if self.done <= max(self.plan.ramp * self.plan.steps, first_reading):
+            self._lowest = mean  # a falling size may cost any divergence, and what is drawn after it is harder
         if mean > BLOWN_UP * self._lowest:
             self._step_back()
         elif mean <= GOOD * self._lowest:
