@@ -386,6 +386,8 @@ class _Training(lightning.LightningModule):
 
     def _look_back(self) -> None:
         """Remembers this point if it is a good one; goes back to the last good one if the loss has blown up."""
+        here = self.state(moments=False)
+        self._share.compare(lambda: here.tensors)
         mean = math.fsum(self.losses[-SNAPSHOT_EVERY:]) / max(1, len(self.losses[-SNAPSHOT_EVERY:]))
         first_reading = len(self._tokens) / self.plan.batch_sequences if self.plan.focus else 0.0
         if self.done <= max(self.plan.ramp * self.plan.steps, first_reading):
@@ -393,9 +395,8 @@ class _Training(lightning.LightningModule):
         if mean > BLOWN_UP * self._lowest:
             self._step_back()
         elif mean <= GOOD * self._lowest:
-            self._lowest = min(mean, self._lowest)
-            self._snapshot = snapshot = self.state(moments=False)
-            self._share.compare(lambda: snapshot.tensors)
+            here.values["lowest"] = self._lowest = min(mean, self._lowest)
+            self._snapshot = here
 
     def _step_back(self) -> None:
         self.setbacks += 1
