@@ -351,8 +351,8 @@ def test_a_loss_that_is_no_number_goes_back_and_slower(source, tokens, monkeypat
     assert all(map(math.isfinite, outcome.losses))
 
 
-@pytest.mark.parametrize(("times", "setbacks"), [(10.0, 1), (2.0, 0)])
-def test_a_loss_that_blows_up_goes_back_to_the_last_good_point(source, tokens, monkeypatch, times, setbacks):
+@pytest.mark.parametrize(("times", "floor", "setbacks"), [(10.0, 1e-3, 1), (2.0, 1e-3, 0), (10.0, 100.0, 0)])
+def test_a_loss_that_blows_up_goes_back_to_the_last_good_point(source, tokens, monkeypatch, times, floor, setbacks):
     right, calls = SlicedBatch.divergence, []
 
     def for_a_while(self, weights, tokens, rows):
@@ -362,6 +362,7 @@ def test_a_loss_that_blows_up_goes_back_to_the_last_good_point(source, tokens, m
 
     monkeypatch.setattr(SlicedBatch, "divergence", for_a_while)
     monkeypatch.setattr(within_budget, "SNAPSHOT_EVERY", 10)
+    monkeypatch.setattr(within_budget, "LEAST_LOSS", floor)
     made = stage(source, tokens)
     plan = dataclasses.replace(PLAN, steps=60, ramp=0.1, focus=0.0)
     outcome = made.run(made.smallest_bytes() + 4000, plan).outcome

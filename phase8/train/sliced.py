@@ -34,8 +34,8 @@ class SlicedBatch:
             in by name, which no two threads may do to one module at once).
         answers: the original's.
         bfloat16: format of the matrix products.
-        certainty: how much more a place counts where the original is sure, see `phase8.train.answers`.
         slices: how many, and `apply` runs them: see `phase8.train.threads.side_by_side`.
+        certainty: how much more a place counts where the original is sure, see `phase8.train.answers`.
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class SlicedBatch:
         apply: Apply,
         certainty: float = 0.0,
     ) -> None:
-        self._certainty = certainty
         self._answers, self._device, self._bfloat16, self._apply = answers, device, bfloat16, apply
+        self._certainty = certainty
         self._networks = [network, *(_twin(network) for _ in range(slices - 1))]
         self._places = unique_parameters(network)
         written_out = why_not_written_out(network, answers.length, device) is None

@@ -54,6 +54,8 @@ BLOWN_UP = 3.0
 3,500 steps and was at 0.76 after 45,000 more."""
 GOOD = 1.25
 """Times the lowest mean loss, up to which a point is one to go back to."""
+LEAST_LOSS = 1e-3
+"""Nats per token, below which a loss grows by noise alone; rounding can make it negative."""
 SETBACKS = 2
 
 
@@ -392,9 +394,10 @@ class _Training(lightning.LightningModule):
         first_reading = len(self._tokens) / self.plan.batch_sequences if self.plan.focus else 0.0
         if self.done <= max(self.plan.ramp * self.plan.steps, first_reading):
             self._lowest = mean  # a falling size may cost any divergence, and what is drawn after it is harder
-        if mean > BLOWN_UP * self._lowest:
+        lowest = max(self._lowest, LEAST_LOSS)
+        if mean > BLOWN_UP * lowest:
             self._step_back()
-        elif mean <= GOOD * self._lowest:
+        elif mean <= GOOD * lowest:
             here.values["lowest"] = self._lowest = min(mean, self._lowest)
             self._snapshot = here
 
