@@ -11,10 +11,11 @@ What transformers' modules and autograd compute, with fewer passes over memory: 
 product, an activation is brought into the products' format once, attention takes all places of a short sequence at once
 (torch's own kernel goes block by block in float32), directions of a head that are zero are left out
 (`phase8.train.heads`), a block that is zero is passed by, and of the logits only a few places are held, so that their
-probabilities stay in the cache of the processor. Products are in `dtype`, everything between in float32.
+probabilities stay in the cache of the processor. Products are in `dtype`, what is between them is computed in float32;
+attention's scores and probabilities, the most numbers of all, are also kept in `dtype`, as products read and write them.
 
     norm       dx += r da g - x r^3 mean(x da g)
-    attention  dv = p^T dy      ds = p (dy v^T - sum(dy y))      dq = ds k      dk = ds^T q
+    attention  dv = p^T dy      dp = dy v^T      ds = p (dp - sum(dp p))      dq = ds k      dk = ds^T q
     head       dh = s W         dW = s^T h                       s = dKL / dlogits (`phase8.train.answers`)
 
 Shapes: B sequences of T tokens, P = B T places, C channels, H heads of D channels, G key-value heads of n = H / G
@@ -132,7 +133,8 @@ class _Pass:
         cos, sin = llama._rotary(torch.empty(1, dtype=torch.float32), torch.arange(length)[None])
         scales = torch.tensor([llama._D**-0.5] * llama._H + [1.0] * llama._G)[:, None]  # queries, keys
         self._cos_THD, self._sin_THD = (table[0, :, None, : llama._D // 2] * scales for table in (cos, sin))
-        self._later_TT = torch.full((length, length), -torch.inf).triu_(1).repeat(llama._H // llama._G, 1)
+        later_TT = torch.full((length, length), -torch.inf, dtype=llama._dtype).triu_(1)
+        self._later_TT = later_TT.repeat(llama._H // llama._G, 1)
 
     def _keep(self, *what: Any) -> None:
         if not self._forward_alone:
@@ -214,12 +216,11 @@ class _Pass:
         qk, v = (a_PC @ w_qkv.mT).split([turning, len(w_qkv) - turning], 1)
         q, k = self._turned(qk.view(B, T, H + G, -1), *turn).split([H, G], 2)
         q, k, v = (self._heads_first(x) for x in (q, k, v.view(B, T, G, -1)))
-        p = torch.softmax((q @ k.mT).float().add_(self._later_TT), -1).to(q.dtype)
-        y = p @ v
-        y_P = self._heads_last(y).reshape(B * T, -1)
+        p = torch.softmax(torch.baddbmm(self._later_TT, q, k.mT), -1)
+        y_P = self._heads_last(p @ v).reshape(B * T, -1)
         w_o = self.vector(f"{at}o_proj.weight")
         w_o = (w_o[:, part.outputs] if part else w_o).to(self._llama._dtype)
-        self._keep(a_PC, w_qkv, q, k, v, p, y, y_P, w_o, part, turn)
+        self._keep(a_PC, w_qkv, q, k, v, p, y_P, w_o, part, turn)
         return x_PC + y_P @ w_o.mT
 
     def _turn(self, part: TakingPart | None) -> tuple[Tensor, Tensor]:
@@ -306,12 +307,11 @@ class _Pass:
         at, (B, T) = prefix + "self_attn.", self._tokens_BT.shape
         if (kept := self._kept.pop())[0] is None:
             return dx_PC
-        a_PC, w_qkv, q, k, v, p, y, y_P, w_o, part, (cos_THD, sin_THD) = kept
+        a_PC, w_qkv, q, k, v, p, y_P, w_o, part, (cos_THD, sin_THD) = kept
         d_PC = dx_PC.to(self._llama._dtype)
         self.add(f"{at}o_proj.weight", d_PC, y_P, at=(part.outputs,) if part else (), along=1)
         dy = self._heads_first((d_PC @ w_o).view(B, T, self._llama._H, -1))
-        along = (dy.float() * y).sum(-1, keepdim=True)
-        ds = (dy @ v.mT).float().sub_(along).mul_(p).to(q.dtype)
+        ds = torch.ops.aten._softmax_backward_data(dy @ v.mT, p, -1, p.dtype)
         d_qk = torch.cat([self._heads_last(ds @ k), self._heads_last(ds.mT @ q)], 2)
         d_qk = self._turned(d_qk, cos_THD, -sin_THD).to(v.dtype)
         d_qkv = torch.cat([d.flatten(0, 1).flatten(1) for d in (d_qk, self._heads_last(p.mT @ dy))], 1)

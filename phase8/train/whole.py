@@ -41,6 +41,10 @@ from phase8.train.within_budget import Outcome, Plan, StepDone, train_within_bud
 
 AGAIN = 0.5
 """The learning rate of a training that goes on from an earlier one, as a share of the first's."""
+FINER = 2.5
+"""Power of the steps' factor by which the learning rate is lowered where the budget leaves room for finer steps. At 6.6x,
+400 steps in float32, whose factor is 0.24: a divergence of 2.5e-3 after training with power 1, where rounding alone gives
+2.0e-3 in the same bytes, and 0.8e-3 with 2.6; with 3.5 it falls too slowly (experiments/LOG.md, 2026-11-29)."""
 NARROWING_SEQUENCES = 128
 """Sequences of text that choose the kept directions and units."""
 
@@ -155,7 +159,7 @@ class TrainedStage:
         room = budget_bytes - self._side_bytes(trainable, vectors, part)
         if isinstance(trainable, LatticeTrainable) and not self._before:
             finer = trainable.refine(self.start_step, room)
-            plan = replace(plan, lr=plan.lr * finer)  # the highest step of Adam stays the same in steps of the lattice
+            plan = replace(plan, lr=plan.lr * finer**FINER)
         if not trainable.steerable and trainable.coded_bytes() > room:
             raise ConfigError(
                 f"the codes of {self._codes[0] if self._codes else 'lattice'} take {trainable.coded_bytes():,} bytes, "

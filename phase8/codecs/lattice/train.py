@@ -32,6 +32,8 @@ from phase8.lossless import contexts
 _LEAST_SCALE = 0.05
 MOST_BITS = 8.0
 """For each weight; room for more does not make steps finer."""
+REFINED = 2
+"""Times that the real coder is asked for the step that suits the room."""
 LN2 = math.log(2.0)
 
 
@@ -204,13 +206,21 @@ class LatticeTrainable(BudgetTrainable, Trainable):
     def refine(self, start_step: float, room_bytes: int) -> float:
         """Makes steps of `start_step` deviations finer where the room leaves more bits a weight than they take.
 
+        Begins with the step that suits Gaussian weights, then asks the real coder: a bit more a weight is half a step.
+
         Returns:
             The factor of the steps, at most 1.
         """
-        bits = min(MOST_BITS, 8.0 * room_bytes / float(self.count_S.sum()))
-        factor = min(1.0, gaussian_step(bits) / start_step)
-        for log_step in self.log_steps:
-            log_step += math.log(factor)
+        count = float(self.count_S.sum())
+        bits = min(MOST_BITS, 8.0 * room_bytes / count)
+        factor, begun = gaussian_step(bits) / start_step, [float(log_step) for log_step in self.log_steps]
+        for asked in range(REFINED + 1):
+            factor = min(1.0, factor)
+            for log_step, begin in zip(self.log_steps, begun, strict=True):
+                log_step.fill_(begin + math.log(factor))
+            if factor == 1.0 or asked == REFINED:
+                break
+            factor *= 2.0 ** (self.coded_bits() / count - bits)
         return factor
 
     @torch.no_grad()
