@@ -11,7 +11,7 @@ import torch
 from phase8.codecs import get_codec
 from phase8.codecs.decoders import decode, layout
 from phase8.codecs.lattice.encode import LatticeConfig, pack
-from phase8.codecs.lattice.train import LatticeTrainable, gaussian_step, ideal_bits, laplace_scale
+from phase8.codecs.lattice.train import LatticeTrainable, ideal_bits, laplace_scale
 from phase8.errors import ArtifactError
 from phase8.lossless import contexts
 from phase8.train.trim import trim

@@ -12,7 +12,7 @@ product, an activation is brought into the products' format once, attention take
 (torch's own kernel goes block by block in float32), directions of a head that are zero are left out
 (`phase8.train.heads`), a block that is zero is passed by, and of the logits only a few places are held, so that their
 probabilities stay in the cache of the processor. Products are in `dtype`, what is between them is computed in float32;
-attention's scores and probabilities, the most numbers of all, are also kept in `dtype`, as products read and write them.
+attention's scores and probabilities, the most numbers of all, are kept in `dtype`, as products read and write them.
 
     norm       dx += r da g - x r^3 mean(x da g)
     attention  dv = p^T dy      dp = dy v^T      ds = p (dp - sum(dp p))      dq = ds k      dk = ds^T q

@@ -42,9 +42,9 @@ from phase8.train.within_budget import Outcome, Plan, StepDone, train_within_bud
 AGAIN = 0.5
 """The learning rate of a training that goes on from an earlier one, as a share of the first's."""
 FINER = 2.5
-"""Power of the steps' factor by which the learning rate is lowered where the budget leaves room for finer steps. At 6.6x,
-400 steps in float32, whose factor is 0.24: a divergence of 2.5e-3 after training with power 1, where rounding alone gives
-2.0e-3 in the same bytes, and 0.8e-3 with 2.6; with 3.5 it falls too slowly (experiments/LOG.md, 2026-11-29)."""
+"""Power of the steps' factor by which the learning rate is lowered where the budget leaves room for finer steps: 0.24
+at 6.6x. There, after 400 steps, power 1 ends at a divergence of 2.5e-3 (rounding alone: 2.0e-3 in a few bytes more),
+2.6 at 0.77e-3, and 3.5 falls too slowly (experiments/LOG.md, 2026-11-29)."""
 NARROWING_SEQUENCES = 128
 """Sequences of text that choose the kept directions and units."""
 
