@@ -49,7 +49,7 @@ AS_LAST = ("training.mix=last",)
 """What was the default when these were measured."""
 
 POINTS = (
-    Point("6.6x", 6.6, (1.0, 1.0, 1.0, 1.0), 1500, more=("training.sequences=16384",)),
+    Point("6.6x", 6.6, (1.0, 1.0, 1.0, 1.0), 1600, more=("training.lr=0.004", "training.sequences=16384", *AS_LAST)),
     Point("8x", 8.0, (1.0, 1.0, 1.0, 1.0), 1500, more=("training.sequences=16384",)),
     Point("16x", 16.1, (1.0, 1.0, 1.0, 1.0), 1500, more=("training.sequences=16384", *AS_LAST)),
     Point("40x", 40.2, (0.53125, 0.5341, 1.0, 0.5), 10000, more=AS_LAST),
