@@ -59,9 +59,12 @@ POINTS = (
         more=("training.lr=0.02", *AS_LAST),
     ),
     Point(
-        "280x, core mix that tells nothing else, width 48, 224 units, heads of 16 channels", 280.0,
-        (0.1875, 0.3182, 1.0, 0.25), 120000,
-        more=("training.lr=0.02", "training.ramp=0.15", "training.mix=core", "training.sequences=98304"),
+        "280x, core mix with habits, certainty 1, width 48, 224 units, heads of 16 channels", 280.0,
+        (0.1875, 0.3182, 1.0, 0.25), 62000,
+        more=(
+            "training.ramp=0.15", "training.mix=core", "training.sequences=98304",
+            "training.lr=0.014", "training.certainty=1",
+        ),
     ),
     Point(
         "280x, width 40, 104 units, half the heads", 280.0, (0.1563, 0.1477, 0.5, 1.0), 30000,
