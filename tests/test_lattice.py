@@ -208,6 +208,7 @@ def test_steps_are_as_fine_as_the_room_allows(bits, law):
     made, room = trainable(w, 0.6 * float(w.std())), int(bits * 300 * 400 / 8)
     factor = made.refine(0.6, room)
     assert made.coded_bytes() == pytest.approx(room, rel=0.005)
+    assert (factor == pytest.approx(made.finer(0.6, room), rel=0.03)) is (law == "normal")  # what a retry goes by
     assert factor * 0.6 * float(w.std()) == pytest.approx(float(made.log_steps[0].detach().exp()), rel=1e-3)
 
 

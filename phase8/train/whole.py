@@ -153,13 +153,13 @@ class TrainedStage:
             own = dict(network.named_parameters())
             for name in self._coded_names():
                 own[name].data = torch.empty(0, 0)
-        if self._before:
-            plan = replace(plan, ramp=0.0, lr=plan.lr * AGAIN)
         self._in_hand = trainable, vectors, part
         room = budget_bytes - self._side_bytes(trainable, vectors, part)
-        if isinstance(trainable, LatticeTrainable) and not self._before:
-            finer = trainable.refine(self.start_step, room)
-            plan = replace(plan, lr=plan.lr * finer**FINER)
+        if isinstance(trainable, LatticeTrainable):
+            fit = trainable.finer if self._before else trainable.refine
+            plan = replace(plan, lr=plan.lr * fit(self.start_step, room) ** FINER)
+        if self._before:
+            plan = replace(plan, ramp=0.0, lr=plan.lr * AGAIN)
         if not trainable.steerable and trainable.coded_bytes() > room:
             raise ConfigError(
                 f"the codes of {self._codes[0] if self._codes else 'lattice'} take {trainable.coded_bytes():,} bytes, "

@@ -202,6 +202,15 @@ class LatticeTrainable(BudgetTrainable, Trainable):
         """See `BudgetTrainable`; a step moves in its logarithm."""
         return [lr * root_mean_square(kept_part(value)) for value in self.values] + [lr] * len(self.log_steps)
 
+    def _bits(self, room_bytes: int) -> float:
+        """For each weight."""
+        return min(MOST_BITS, 8.0 * room_bytes / float(self.count_S.sum()))
+
+    def finer(self, start_step: float, room_bytes: int) -> float:
+        """By which factor, at most 1, steps of `start_step` deviations are too coarse for the room, if the weights are
+        Gaussian."""
+        return min(1.0, gaussian_step(self._bits(room_bytes)) / start_step)
+
     @torch.no_grad()
     def refine(self, start_step: float, room_bytes: int) -> float:
         """Makes steps of `start_step` deviations finer where the room leaves more bits a weight than they take.
@@ -211,16 +220,14 @@ class LatticeTrainable(BudgetTrainable, Trainable):
         Returns:
             The factor of the steps, at most 1.
         """
-        count = float(self.count_S.sum())
-        bits = min(MOST_BITS, 8.0 * room_bytes / count)
-        factor, begun = gaussian_step(bits) / start_step, [float(log_step) for log_step in self.log_steps]
+        factor, begun = self.finer(start_step, room_bytes), [float(log_step) for log_step in self.log_steps]
         for asked in range(REFINED + 1):
-            factor = min(1.0, factor)
             for log_step, begin in zip(self.log_steps, begun, strict=True):
                 log_step.fill_(begin + math.log(factor))
             if factor == 1.0 or asked == REFINED:
                 break
-            factor *= 2.0 ** (self.coded_bits() / count - bits)
+            too_few = self._bits(room_bytes) - self.coded_bits() / float(self.count_S.sum())
+            factor = min(1.0, factor * 2.0**-too_few)
         return factor
 
     @torch.no_grad()
