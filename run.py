@@ -156,7 +156,8 @@ def main(composed: DictConfig) -> dict[str, float] | None:
 
 
 def resumed(arguments: list[str]) -> bool:
-    """Goes on with a run where `resume=RUN_DIR` is given; Hydra has no part in it, for the run keeps its settings.
+    """Goes on with a run where `resume=RUN_DIR` is given; Hydra has no part in it, for the run keeps its settings. It
+    may train longer than it was to: `training.steps=N`.
 
     Raises:
         Phase8Error: there is nothing to go on with, or something else is given too.
@@ -165,16 +166,18 @@ def resumed(arguments: list[str]) -> bool:
     if not asked:
         return False
     verbose = DETAILS in arguments
-    arguments = [word for word in arguments if word != DETAILS]
-    if len(arguments) > 1:
+    others = [word for word in arguments if word not in (DETAILS, asked[0])]
+    longer = [word for word in others if re.fullmatch(r"training\.steps=[0-9]{1,9}", word)]
+    if others != longer[:1]:
         raise ConfigError(
             "a resumed run keeps its settings",
-            where=" ".join(word for word in arguments if word != asked[0]),
-            fix=f"give {asked[0]} alone, or start a new run",
+            where=" ".join(others),
+            fix=f"give {asked[0]} alone, or with a greater training.steps=N, or start a new run",
         )
     from phase8.api import resume
 
-    result = resume(asked[0].removeprefix("resume="), verbose=verbose)
+    steps = int(longer[0].removeprefix("training.steps=")) if longer else None
+    result = resume(asked[0].removeprefix("resume="), verbose=verbose, training_steps=steps)
     ENDED.append(True)
     if result["interrupted"]:
         sys.exit(INTERRUPTED)

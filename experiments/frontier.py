@@ -95,9 +95,6 @@ def row_of(point: Point, run_dir: Path, attempt: dict[str, Any]) -> dict[str, An
     """The scoreboard's row, from what the run wrote."""
     events = [json.loads(line) for line in (run_dir / "events.jsonl").read_text().splitlines()]
     steps = [e["data"]["step"] for e in events if e["kind"] == "training_progress"]
-    training_s = sum(
-        e["data"]["seconds"] for e in events if e["kind"] == "step_complete" and e["data"]["step"] == "optimise"
-    )
     config = _settings(run_dir)
     tokens = max(steps) * config["training"]["batch_sequences"] * config["optimizer"]["sequence_tokens"]
     row = {
@@ -113,7 +110,7 @@ def row_of(point: Point, run_dir: Path, attempt: dict[str, Any]) -> dict[str, An
         "bits_per_byte": attempt["bits_per_byte"],
         "seed": point.seed,
         "trained_tokens": tokens,
-        "training_s": training_s,
+        "training_s": _training_seconds(events),
         "command": f"python run.py experiment=frontier {' '.join(point.overrides)}",
     }
     for name, field in (
@@ -123,6 +120,17 @@ def row_of(point: Point, run_dir: Path, attempt: dict[str, Any]) -> dict[str, An
         low, high = attempt[f"{field}_interval"]
         row |= {f"{name}_low": low, f"{name}_high": high}
     return row
+
+
+def _training_seconds(events: list[dict[str, Any]]) -> float:
+    """Of every process that trained, until it ended or was stopped; the original's answers count."""
+    seconds, begun, last = 0.0, None, 0.0
+    for event in events:
+        if event["data"].get("step") in ("answers", "optimise") and event["kind"] != "step_complete":
+            begun, last = begun or event["time"], event["time"]
+        elif begun is not None and event["kind"] in ("step_complete", "run_resumed"):
+            seconds, begun = seconds + (event["time"] if event["kind"] == "step_complete" else last) - begun, None
+    return seconds if begun is None else seconds + last - begun
 
 
 def _settings(run_dir: Path) -> Any:

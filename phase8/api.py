@@ -70,6 +70,7 @@ def resume(
     console: bool = True,
     verbose: bool = False,
     listeners: Sequence[Listener] = (),
+    training_steps: int | None = None,
 ) -> dict[str, Any]:
     """Goes on with a run that was killed or ended early, with its own settings; see `phase8.run.journal`.
 
@@ -78,12 +79,15 @@ def resume(
         source: the model, where it came from memory.
         console, listeners: as in `run_configured`; listeners that have a `view` are fed the events so far.
         verbose: the terminal tells details, whatever the run's settings say.
+        training_steps: a greater `training.steps` than the run's, for what is still to be trained or was stopped in
+            training: the learning rate's fall and the size's ramp are shares of it from there on.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        Phase8Error: there is no run to go on with, it has ended, another process is at it, or its model has changed.
+        Phase8Error: there is no run to go on with, it has ended, another process is at it, its model has changed, or
+            `training_steps` are no more than it has.
     """
     from phase8.run.journal import Journal
 
@@ -109,12 +113,26 @@ def resume(
         except yaml.YAMLError as error:
             raise ConfigError(f"not YAML: {error}", where=str(run_dir / "config.yaml"), fix="restore it") from error
         config = CompressionConfig.from_dict(settings)
+        if training_steps is not None:
+            config = _longer(config, training_steps)
+            write_atomic(run_dir / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
         config = replace(
             config,
             paths=replace(config.paths, output_dir=str(run_dir)),
             logger=replace(config.logger, verbose=config.logger.verbose or verbose),
         )
         return _run(config, source, events, journal, ending, console, listeners, past)
+
+
+def _longer(config: CompressionConfig, steps: int) -> CompressionConfig:
+    """The same settings with more steps of training."""
+    if steps <= config.training.steps:
+        raise ConfigError(
+            f"training.steps={steps} is no more than the run's {config.training.steps}",
+            where="a resumed run trains as long as it was to, or longer",
+            fix="give more steps, or none",
+        )
+    return replace(config, training=replace(config.training, steps=steps))
 
 
 def _run(

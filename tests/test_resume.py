@@ -126,8 +126,12 @@ def test_what_cannot_be_gone_on_with_is_refused(source, tmp_path):
         api.resume(run_dir, source, console=False)
     with pytest.raises(Exception, match="cannot read the event log"):
         api.resume(tmp_path / "nothing", source, console=False)
-    api.resume(run_dir, source, console=False)
+    steps = settings.training.steps
+    with pytest.raises(ConfigError, match="no more than the run's"):
+        api.resume(run_dir, source, console=False, training_steps=steps)
+    api.resume(run_dir, source, console=False, training_steps=steps + 1)
     assert json.loads((run_dir / "result.json").read_text())["interrupted"] is False
+    assert yaml.safe_load((run_dir / "config.yaml").read_text())["training"]["steps"] == steps + 1
     with pytest.raises(ConfigError, match="come to its end"):
         api.resume(run_dir, source, console=False)
 
@@ -296,8 +300,9 @@ def test_what_outlives_its_terminal_goes_on():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_resume_on_the_command_line_takes_no_settings(tmp_path):
-    ended = run_here(ROOT / "run.py", f"resume={tmp_path}", "seed=3")
+@pytest.mark.parametrize("more", [["seed=3"], ["training.steps=9", "seed=3"], ["training.steps=9", "training.steps=8"]])
+def test_resume_on_the_command_line_takes_more_steps_and_no_other_setting(more, tmp_path):
+    ended = run_here(ROOT / "run.py", f"resume={tmp_path}", *more)
     assert ended.returncode == 2 and "a resumed run keeps its settings" in ended.stderr
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from experiments import peer_lattices, scoreboard
+from experiments import frontier, peer_lattices, scoreboard
 from experiments.scoreboard import NO_TRAINING, OURS_TRAINED, add_row, as_markdown, best, merged, read_rows
 from phase8.codecs.base import Importance
 from phase8.errors import ConfigError
@@ -33,6 +33,20 @@ def test_a_row_of_equal_key_is_replaced_and_the_file_stays_sorted(tmp_path):
         ("reference", 16.0, 0.9),
         ("tinystories", 8.0, None),
     ]
+
+
+def test_a_rows_training_time_is_that_of_every_process():
+    def event(time, kind, **data):
+        return {"time": time, "kind": kind, "data": data}
+
+    events = [
+        event(10.0, "activity", step="answers"), event(20.0, "activity", step="optimise"),
+        event(50.0, "activity", step="optimise"),  # killed here
+        event(1000.0, "run_resumed", process=2), event(1010.0, "activity", step="optimise"),
+        event(1040.0, "step_complete", step="optimise"), event(1050.0, "activity", step="evaluate"),
+        event(2000.0, "activity", step="optimise"), event(2005.0, "activity", step="optimise"),  # still going
+    ]  # fmt: skip
+    assert frontier._training_seconds(events) == 40.0 + 30.0 + 5.0
 
 
 @pytest.mark.parametrize(

@@ -275,10 +275,23 @@ def test_a_checkpoint_of_another_plan_is_not_gone_on_from_and_a_note_says_so(sou
     made.run(budget, PLAN, checkpoint=tmp_path)
     steps = []
     again = stage(source, tokens, width=0.5, units=1.0)
-    longer = dataclasses.replace(PLAN, steps=PLAN.steps + 1)
-    found = again.run(budget + 100, longer, on_step=lambda done: steps.append(done.step), checkpoint=tmp_path)
+    faster = dataclasses.replace(PLAN, lr=2 * PLAN.lr)
+    found = again.run(budget + 100, faster, on_step=lambda done: steps.append(done.step), checkpoint=tmp_path)
     assert steps[0] == 1
     assert found.notes[-1] == "training began anew, its checkpoint is of another plan and another budget"
+
+
+def test_a_checkpoint_of_fewer_steps_is_gone_on_from(source, tokens, tmp_path):
+    """Up to it nothing is done again; then the rate follows the longer schedule, so that what comes out is new."""
+    budget = stage(source, tokens, width=0.5, units=1.0).smallest_bytes() + 2000
+    short = stage(source, tokens, width=0.5, units=1.0).run(budget, PLAN, checkpoint=tmp_path)
+    steps = []
+    longer = dataclasses.replace(PLAN, steps=PLAN.steps + 8)
+    again = stage(source, tokens, width=0.5, units=1.0)
+    found = again.run(budget, longer, on_step=lambda done: steps.append(done.step), checkpoint=tmp_path)
+    assert steps == list(range(17, 33)) and not any("anew" in note for note in found.notes)
+    assert found.outcome.losses[:16] == short.outcome.losses[:16] and len(found.outcome.losses) == 32
+    assert contents(found.groups, source, stage="hyper") != contents(short.groups, source, stage="hyper")
 
 
 def test_a_stopped_training_leaves_what_it_had_within_the_budget(source, tokens):

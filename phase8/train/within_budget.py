@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +200,11 @@ def _train(
     return module
 
 
+def _but_for_steps(plan: Plan) -> str:
+    """What a checkpoint's plan has to agree in."""
+    return repr(replace(plan, steps=0))
+
+
 class _Training(lightning.LightningModule):
     def __init__(
         self,
@@ -356,7 +361,7 @@ class _Training(lightning.LightningModule):
             "slower": self.slower,
             "losses": list(self.losses),
             "price": dict(vars(self.price)),
-            "plan": repr(self.plan),
+            "plan": _but_for_steps(self.plan),
             "budget": self._budget_bytes,
         }
         return State(tensors, values)
@@ -419,7 +424,8 @@ class _Training(lightning.LightningModule):
     def resume(self) -> int:
         """Takes up a checkpoint of the same plan and budget, if there is one; returns how many steps are done.
 
-        With any other, or one that is damaged, the training begins anew, and a note says so.
+        The plan may have another number of steps by now: rate and size follow its schedules from there. With any other
+        checkpoint, or one that is damaged, the training begins anew, and a note says so.
         """
         self._first = 0
         shapes = {f"value.{i}": tuple(p.shape) for i, p in enumerate(self.parameters_())}
@@ -431,7 +437,7 @@ class _Training(lightning.LightningModule):
             return 0
         if found is None:
             return 0
-        mine = {"plan": repr(self.plan), "budget": self._budget_bytes}
+        mine = {"plan": _but_for_steps(self.plan), "budget": self._budget_bytes}
         others = [name for name, value in mine.items() if found.values.get(name) != value]
         if others:
             self.note = f"training began anew, its checkpoint is of another {' and another '.join(others)}"
