@@ -8,7 +8,7 @@ from phase8.artifact.write import code_pools, contents
 from phase8.codecs import get_codec
 from phase8.codecs.base import root_mean_square
 from phase8.codecs.decoders import decode
-from phase8.codecs.rechosen import Rechosen, group_bytes
+from phase8.codecs.rechosen import Rechosen, group_bytes, relative_error
 from phase8.codecs.seedlm.settings import SeedLMConfig
 from phase8.codecs.vptq.choose import choose_again
 from phase8.codecs.vptq.settings import Sharing, VPTQConfig
@@ -40,7 +40,7 @@ def vptq_group(shapes=((24, 20), (10, 6)), config=VPTQ):
 
 
 def rechosen(weights, group, every=2):
-    return Rechosen(get_codec("vptq"), [group], weights, encode=never, every=every)
+    return Rechosen(get_codec("vptq"), [group], weights, encode=never, every=every, error=0.3)
 
 
 def never(weights):
@@ -133,7 +133,7 @@ def test_choosing_again_keeps_the_parameters_that_the_optimiser_knows():
         module.choose_again(2, 100, 1e-7)
     assert not np.array_equal(module.groups()[0].tensors["w0"].streams["index_0"].values, before)
     assert all(one is other for one, other in zip(module.parameters(), known, strict=True))
-    assert len(module.highest_steps(0.01)) == len(known)
+    assert len(module.highest_steps(0.01, 100)) == len(known)
 
 
 def test_checkpoints_bring_the_codes_back():
@@ -174,7 +174,7 @@ def seedlm_setup():
 def test_a_codec_without_prices_encodes_its_weights_anew():
     codec, config, weights, again = seedlm_setup()
     group = codec.encode(weights, config, importance={}, seed=0)
-    module = Rechosen(codec, [group], weights, encode=again, every=3)
+    module = Rechosen(codec, [group], weights, encode=again, every=3, error=0.1)
     assert not module.steerable and module.cheapen(5.0) == 0
     target = {"w": torch.flip(weights["w"], [0])}
     with torch.no_grad():
@@ -183,6 +183,52 @@ def test_a_codec_without_prices_encodes_its_weights_anew():
     expected = codec.encode(target, config, importance={}, seed=0)
     found = module.groups()[0].tensors["w"].streams
     assert all(np.array_equal(found[role].values, s.values) for role, s in expected.tensors["w"].streams.items())
+
+
+def test_what_was_trained_is_what_is_encoded():
+    """Coefficients that were trained are kept by a choice, and a weight's movement is added to what they say."""
+    codec, config, weights, _ = seedlm_setup()
+    asked = []
+
+    def again(now):
+        asked.append(now["w"].clone())
+        return codec.encode(now, config, importance={}, seed=0)
+
+    module = Rechosen(codec, [codec.encode(weights, config, importance={}, seed=0)], weights, encode=again, error=0.1)
+    begun = module.weights()["w"].detach().clone()
+    with torch.no_grad():
+        for parameter in module.inner.parameters():
+            parameter.mul_(1.5)
+        trained = module.weights()["w"].clone()
+        module.values[0][0, 0] += 0.25
+        module.choose_again(12, 100, 1e-6)
+    moved = torch.zeros(16, 24)
+    moved[0, 0] = 0.25
+    assert (trained - begun).abs().max() > 0.1
+    assert torch.allclose(asked[0], trained + moved, atol=1e-5)
+
+
+def test_a_weight_moves_less_than_its_code_misses_from_choice_to_choice():
+    codec, config, weights, again = seedlm_setup()
+    group = codec.encode(weights, config, importance={}, seed=0)
+    module = Rechosen(codec, [group], weights, encode=again, error=0.16)
+    (value, *_) = module.highest_steps(0.01, 400)
+    size = float(weights["w"].square().mean().sqrt())
+    assert value * 50 < 0.16 * size  # eight choices in 400 steps
+    assert module.highest_steps(1e-5, 400)[0] == pytest.approx(1e-5 * size, rel=0.05)  # slow enough as it is
+
+
+def test_the_rate_falls_with_what_the_codes_miss():
+    codec, config, weights, again = seedlm_setup()
+    group = codec.encode(weights, config, importance={}, seed=0)
+    apart = dict(decode(group))["w"] - weights["w"].numpy()
+    error = relative_error([group], weights)
+    assert error == pytest.approx(float(np.linalg.norm(apart) / np.linalg.norm(weights["w"].numpy())), rel=1e-6)
+    factors = [
+        Rechosen(codec, [group], weights, encode=again, error=one).finer(0.0, 1000) for one in (0.0001, 0.05, 0.1, 0.9)
+    ]
+    assert factors[0] < factors[1] < factors[2] < factors[3] == 1.0
+    assert factors[2] == pytest.approx(2 * factors[1])
 
 
 @pytest.mark.parametrize(

@@ -98,8 +98,21 @@ class BudgetTrainable(nn.Module):
     def choose_again(self, step: int, steps: int, nats_per_bit: float) -> None:
         """After step `step` of `steps`: may choose codes anew for the parameters as they are now, at this price."""
 
-    def highest_steps(self, lr: float) -> list[float]:
-        """Adam's highest step of every parameter, in the order of `parameters()`, from the values as they are."""
+    def finer(self, start_step: float, room_bytes: int) -> float:
+        """How much finer the codes are, or have to be for the room, than steps of `start_step` deviations: a factor, at
+        most 1."""
+        return 1.0
+
+    def refine(self, start_step: float, room_bytes: int) -> float:
+        """Suits the codes to the room before a first training, where they can be; returns the factor."""
+        return self.finer(start_step, room_bytes)
+
+    def highest_steps(self, lr: float, steps: int) -> list[float]:
+        """Adam's highest step of every parameter, in the order of `parameters()`, from the values as they are.
+
+        Args:
+            steps: of the training.
+        """
         return [lr * root_mean_square(parameter) for parameter in self.parameters()]
 
     def codes(self) -> dict[str, Tensor]:

@@ -8,9 +8,16 @@ which is entropy-constrained quantisation (Chou, Lookabaugh and Gray 1989); re-c
 is what PV-Tuning does (arXiv 2405.14852), which changes some codes at a time by the gradient, where here the weights
 under the codes keep count of all gradients so far. A codec without prices (SeedLM, the trajectories) encodes the
 weights as they are now; its codes have a fixed size, which its settings have to bring below the budget. Its weights
-begin at what the codes say, after every choice again: what was trained is then what is encoded, and codes change where
-the gradients have moved a weight far enough. Begun at the original's weights, which such codes miss by far, every
-choice threw away what was trained (experiments/LOG.md).
+begin at what the codes say, after every choice again:
+
+    encoded       decode(codes, parameters as trained) + (w - what the codes said at the last choice)
+
+so that what was trained is what is encoded, and codes change where the gradients have moved a weight far enough. Begun
+at the original's weights, which such codes miss by far, every choice threw away what was trained.
+
+Between two choices the network does not see where the weights go: nothing calls them back. So Adam may move them no
+further by then than `NEAR` of what the codes miss; and all rates fall where the codes are fine, as they do for a
+lattice (`finer`). Without either, fine codes end far worse than they began (experiments/LOG.md).
 
 The decoder knows nothing of all this: what is exported is a group as any other.
 """
@@ -26,6 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from phase8.codecs.base import BudgetTrainable, Codec, EncodedGroup, Priced, Trainable, root_mean_square
+from phase8.codecs.decoders import decode
 from phase8.lossless import entropy
 
 Encode = Callable[[Mapping[str, Tensor]], EncodedGroup]
@@ -40,6 +48,10 @@ DISTANCE_PER_NAT = 3e5
 steered price begins; the steering finds what is needed."""
 LEAST_PRICE = 0.01
 """From which on `cheapen` raises the price, in the units of `Priced.choose_again`."""
+NEAR = 0.3
+"""How far a weight may move from choice to choice, as a share of the error that the codes leave."""
+COARSE = 0.6
+"""Deviations: an even step whose error, a step / sqrt(12), is that of codes which bear the whole learning rate."""
 CHOICES = 3
 """One after the other at one price: each goes by the lengths that the one before left."""
 
@@ -51,6 +63,7 @@ class Rechosen(BudgetTrainable):
         groups: as they were encoded, or trained before.
         weights: where training begins, float32 [O, I], of every matrix of the groups.
         encode: encodes a group's matrices anew, for a codec without prices.
+        error: of codes as these, relative to the weights (root mean squares).
         every: steps between two choices; None: `CHOSEN_EVERY`, or what makes `ENCODED_AGAIN` of them.
     """
 
@@ -61,9 +74,11 @@ class Rechosen(BudgetTrainable):
         weights: Mapping[str, Tensor],
         *,
         encode: Encode,
+        error: float,
         every: int | None = None,
     ) -> None:
         super().__init__()
+        self._error = error
         self._codec, self._encode, self._every = codec, encode, every
         self._coded, self._names = list(groups), list(weights)
         self.steerable = isinstance(codec, Priced)
@@ -94,15 +109,19 @@ class Rechosen(BudgetTrainable):
         """See `BudgetTrainable`."""
         return sum(map(group_bytes, self.groups()))
 
-    def highest_steps(self, lr: float) -> list[float]:
+    def finer(self, start_step: float, room_bytes: int) -> float:
+        """See `BudgetTrainable`: of an even step with the codes' error."""
+        return min(1.0, self._error * math.sqrt(12.0) / COARSE)
+
+    def highest_steps(self, lr: float, steps: int) -> list[float]:
         """See `BudgetTrainable`; the codec's parameters keep their own proportion to a weight's step."""
-        shares = [1.0] * len(self.values)
+        shares = [min(1.0, NEAR * self._error / (self._interval(steps) * lr))] * len(self.values)
         shares += [inner.relative_step / 0.01 for inner in self.inner for _ in inner.parameters()]  # type: ignore[operator]
         return [lr * share * root_mean_square(p) for share, p in zip(shares, self.parameters(), strict=True)]
 
     def choose_again(self, step: int, steps: int, nats_per_bit: float) -> None:
         """See `BudgetTrainable`. The last steps train the codec's parameters under codes that stay."""
-        every = self._every or (CHOSEN_EVERY if self.steerable else max(1, steps // ENCODED_AGAIN))
+        every = self._interval(steps)
         if step % every == 0 and step <= steps - every:
             self._price = nats_per_bit * DISTANCE_PER_NAT
             self._choose(self._price)
@@ -135,8 +154,19 @@ class Rechosen(BudgetTrainable):
 
     # ----------------------------------------------------------------------------------------------------------------
 
+    def _interval(self, steps: int) -> int:
+        """Steps between two choices."""
+        return self._every or (CHOSEN_EVERY if self.steerable else max(1, steps // ENCODED_AGAIN))
+
+    @torch.no_grad()
     def _choose(self, price: float) -> None:
         weights = {name: value.detach().cpu() for name, value in zip(self._names, self.values, strict=True)}
+        if not self.steerable:  # the codec's parameters were trained too
+            at_choice = dict(pair for group in self._coded for pair in decode(group))
+            now = self._stored()
+            weights = {
+                name: weight + now[name].cpu() - torch.from_numpy(at_choice[name]) for name, weight in weights.items()
+            }
         for number, group in enumerate(self.groups()):
             own = {name: weights[name] for name in group.tensors}
             if isinstance(self._codec, Priced):
@@ -183,6 +213,15 @@ class Rechosen(BudgetTrainable):
 def group_bytes(group: EncodedGroup) -> int:
     """Bytes of a group's streams, coded as a file codes them: those of one role together."""
     return sum(len(entropy.encode(values, bits)[1]) for (_, _, bits), values in group.pooled().items())
+
+
+def relative_error(groups: Sequence[EncodedGroup], weights: Mapping[str, Tensor]) -> float:
+    """Of what groups decode to, over all of their matrices: root mean square of the error by that of the weights."""
+    error = energy = 0.0
+    for name, decoded in (pair for group in groups for pair in decode(group)):
+        error += float((torch.from_numpy(decoded) - weights[name]).square().sum(dtype=torch.float64))
+        energy += float(weights[name].square().sum(dtype=torch.float64))
+    return math.sqrt(error / energy) if energy else 0.0
 
 
 def _streams(group: EncodedGroup) -> dict[str, np.ndarray]:

@@ -25,7 +25,7 @@ from phase8.codecs.base import BudgetTrainable, Codec
 from phase8.codecs.lattice.encode import LatticeCodec, LatticeConfig, first_step, pack
 from phase8.codecs.lattice.train import LatticeTrainable
 from phase8.codecs.pools import pools
-from phase8.codecs.rechosen import Rechosen
+from phase8.codecs.rechosen import Rechosen, relative_error
 from phase8.codecs.settings import StageSettings
 from phase8.errors import ConfigError, OutputError
 from phase8.model.source import SourceModel
@@ -42,9 +42,9 @@ from phase8.train.within_budget import Outcome, Plan, StepDone, train_within_bud
 AGAIN = 0.5
 """The learning rate of a training that goes on from an earlier one, as a share of the first's."""
 FINER = 2.5
-"""Power of the steps' factor by which the learning rate is lowered where the budget leaves room for finer steps: 0.24
-at 6.6x. There, after 400 steps, power 1 ends at a divergence of 2.5e-3 (rounding alone: 2.0e-3 in a few bytes more),
-2.6 at 0.77e-3, and 3.5 falls too slowly (experiments/LOG.md, 2026-11-29)."""
+"""Power of the codes' factor (`BudgetTrainable.finer`) by which the learning rate is lowered where they are fine: 0.24
+for a lattice at 6.6x. There, after 400 steps, power 1 ends at a divergence of 2.5e-3 (rounding alone: 2.0e-3 in a few
+bytes more), 2.6 at 0.77e-3, and 3.5 falls too slowly (experiments/LOG.md, 2026-11-29)."""
 NARROWING_SEQUENCES = 128
 """Sequences of text that choose the kept directions and units."""
 
@@ -155,9 +155,8 @@ class TrainedStage:
                 own[name].data = torch.empty(0, 0)
         self._in_hand = trainable, vectors, part
         room = budget_bytes - self._side_bytes(trainable, vectors, part)
-        if isinstance(trainable, LatticeTrainable):
-            fit = trainable.finer if self._before else trainable.refine
-            plan = replace(plan, lr=plan.lr * fit(self.start_step, room) ** FINER)
+        fit = trainable.finer if self._before else trainable.refine
+        plan = replace(plan, lr=plan.lr * fit(self.start_step, room) ** FINER)
         if self._before:
             plan = replace(plan, ramp=0.0, lr=plan.lr * AGAIN)
         if not trainable.steerable and trainable.coded_bytes() > room:
@@ -292,12 +291,13 @@ class TrainedStage:
         """A codec's codes of all matrices that are coded, as it encodes them or as they were trained before."""
         codec, weights = get_codec(name), {name: self.source.matrices()[name].float() for name in self._coded_names()}
         encode = partial(_encode, codec, settings, self._seed)
-        groups = [group for group in self._before if group.codec == name]
-        if groups:
+        groups = [encode({name: weights[name] for name in names}) for names in pools(weights, settings)]
+        error = relative_error(groups, weights)
+        before = [group for group in self._before if group.codec == name]
+        if before:
+            groups = before
             weights = {name: torch.from_numpy(w) for group in groups for name, w in codec.decode(group).items()}
-        else:
-            groups = [encode({name: weights[name] for name in names}) for names in pools(weights, settings)]
-        return Rechosen(codec, groups, weights, encode=encode)
+        return Rechosen(codec, groups, weights, encode=encode, error=error)
 
     def _plain(self, vectors: dict[str, Tensor]) -> list[EncodedGroup]:
         plain = get_codec("plain")

@@ -317,7 +317,7 @@ class _Training(lightning.LightningModule):
     def _highest(self) -> list[float]:
         """Adam's highest step of every parameter, from the values that training begins with."""
         of_vectors = [self.plan.lr * root_mean_square(vector) for vector in self.vectors]
-        return [*self.trainable.highest_steps(self.plan.lr), *of_vectors]
+        return [*self.trainable.highest_steps(self.plan.lr, self.plan.steps), *of_vectors]
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         pairs = zip(self.parameters_(), self._steps, strict=True)

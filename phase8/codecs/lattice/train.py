@@ -198,7 +198,7 @@ class LatticeTrainable(BudgetTrainable, Trainable):
         """See `BudgetTrainable`."""
         return len(contexts.encode(self._each()))
 
-    def highest_steps(self, lr: float) -> list[float]:
+    def highest_steps(self, lr: float, steps: int) -> list[float]:
         """See `BudgetTrainable`; a step moves in its logarithm."""
         return [lr * root_mean_square(kept_part(value)) for value in self.values] + [lr] * len(self.log_steps)
 
