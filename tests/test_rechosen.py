@@ -225,9 +225,9 @@ def test_the_rate_falls_with_what_the_codes_miss():
     error = relative_error([group], weights)
     assert error == pytest.approx(float(np.linalg.norm(apart) / np.linalg.norm(weights["w"].numpy())), rel=1e-6)
     factors = [
-        Rechosen(codec, [group], weights, encode=again, error=one).finer(0.0, 1000) for one in (0.0001, 0.05, 0.1, 0.9)
+        Rechosen(codec, [group], weights, encode=again, error=one).finer(0.0, 1000) for one in (0.0, 0.05, 0.1, 0.9)
     ]
-    assert factors[0] < factors[1] < factors[2] < factors[3] == 1.0
+    assert 0.0 < factors[0] < factors[1] < factors[2] < factors[3] == 1.0
     assert factors[2] == pytest.approx(2 * factors[1])
 
 

@@ -50,6 +50,8 @@ LEAST_PRICE = 0.01
 """From which on `cheapen` raises the price, in the units of `Priced.choose_again`."""
 NEAR = 0.3
 """How far a weight may move from choice to choice, as a share of the error that the codes leave."""
+LEAST_ERROR = 1e-4
+"""Taken for less: codes that miss nothing would be trained at no rate."""
 COARSE = 0.6
 """Deviations: an even step whose error, a step / sqrt(12), is that of codes which bear the whole learning rate."""
 CHOICES = 3
@@ -78,7 +80,7 @@ class Rechosen(BudgetTrainable):
         every: int | None = None,
     ) -> None:
         super().__init__()
-        self._error = error
+        self._error = max(error, LEAST_ERROR)
         self._codec, self._encode, self._every = codec, encode, every
         self._coded, self._names = list(groups), list(weights)
         self.steerable = isinstance(codec, Priced)
