@@ -74,7 +74,7 @@ CODES: dict[str, list[tuple[float, tuple[str, StageSettings]]]] = {
         (16.0, ("seedlm", SeedLMConfig(block_size=14, latent_dim=2, bits=4, seed_bits=12))),
         (40.0, ("seedlm", SeedLMConfig(block_size=36, latent_dim=2, bits=4, seed_bits=12))),
     ],
-    "ergodic trajectory, trained": [
+    "Hyper, ergodic, trained": [
         (8.0, ("hyper", HyperConfig(dims=3, grid=1023))),
         (16.0, ("hyper", HyperConfig(dims=8, grid=8191))),
         (40.0, ("hyper", HyperConfig(dims=24, grid=16383))),
