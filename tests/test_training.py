@@ -310,23 +310,6 @@ def test_a_stopped_training_leaves_what_it_had_within_the_budget(source, tokens)
     assert any(weight.any() for group in groups for _, weight in decode(group))
 
 
-def test_a_retry_trains_on_from_the_file_that_failed(source, tokens):
-    first = stage(source, tokens, width=0.5, units=0.5)
-    budget = first.smallest_bytes() + 1800
-    result = first.run(budget, PLAN)
-
-    def size(groups):
-        return sum(map(len, contents(groups, source, stage="hyper").values()))
-
-    again = TrainedStage(source, tokens, shape=first.shape, start_step=0.5, size=size, trained_before=result.groups)
-    unchanged = again.run(budget + 200, dataclasses.replace(PLAN, steps=1, lr=1e-7))  # room, so that nothing is trimmed
-    old, new = (dict(pair for group in r.groups for pair in decode(group)) for r in (result, unchanged))
-    assert all(np.allclose(old[name], new[name], atol=1e-3) for name in old)
-    longer = again.run(budget, PLAN)
-    assert size(longer.groups) <= budget
-    assert np.mean(longer.outcome.losses) < np.mean(result.outcome.losses)
-
-
 def test_slices_give_the_divergence_and_gradient_of_the_whole_batch(tiny_network, tokens):
     answers = collect_answers(tiny_network, tokens, kept=40)
     other = narrow(tiny_network, [tokens], width=8, units=16).network

@@ -40,7 +40,7 @@ from phase8.run.shared import Shared
 from phase8.run.signals import EndOnSignal
 from phase8.run.stage import run_stage
 from phase8.run.tell import limits_of, phase_complete
-from phase8.run.train import check_trained_budget
+from phase8.run.train import check_trained
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Pipeline:
         try:
             self._begin(stages)
             for stage in stages:
-                check = check_trained_budget if self.config.stage(stage).trained else check_budget
+                check = check_trained if self.config.stage(stage).trained else check_budget
                 check(self.source, stage, self.config)
             check_reopens(self.source)
             measure_baseline(run)

@@ -13,8 +13,9 @@ from phase8.artifact.write import write_artifact
 from phase8.codecs import EncodedGroup
 from phase8.codecs.hyper.settings import HyperConfig, Trajectory
 from phase8.codecs.pools import is_protected
+from phase8.codecs.stages import NAMES
 from phase8.config import CompressionConfig, GrokfastVariant
-from phase8.errors import RunStopped
+from phase8.errors import ConfigError, RunStopped
 from phase8.events import TrainingComplete, TrainingProgress
 from phase8.model.source import SourceModel
 from phase8.run.budget import size_of
@@ -31,11 +32,29 @@ TEXT_SEED = 1
 """Added to the calibration's seed: training reads other text than the Hessians and the held-out sequences."""
 
 
-def check_trained_budget(source: SourceModel, stage: str, config: CompressionConfig) -> None:
-    """Raises `ConfigError` where the budget is below what structure and side information take."""
+def check_trained(source: SourceModel, stage: str, config: CompressionConfig) -> None:
+    """Looks at what a trained stage is given before any work is done.
+
+    Raises:
+        ConfigError: the budget is below what structure and side information take, or `training.from_artifact` is of
+            another model, or of a stage that this run does not train.
+        ArtifactError: it cannot be read.
+    """
     limit, budget = config.limit_of(stage), config.budget_of(stage, source.original_bytes)
     assert limit is not None and budget is not None  # the settings' own check
     _stage(source, stage, config, None, None).check(budget, f"{limit[0]}={limit[1]:g}")
+    if (path := config.training.from_artifact) is None:
+        return
+    artifact, where = read_artifact(path), f"training.from_artifact={path}"
+    if artifact.source["hash"] != source.content_hash:
+        raise ConfigError("the artifact is of another model", where=where, fix="name one that was made from this model")
+    trained = [name for name in NAMES if config.stage(name).enabled and config.stage(name).trained]
+    if artifact.stage not in trained:
+        raise ConfigError(
+            f"the artifact is of the stage {artifact.stage}, which this run does not train",
+            where=where,
+            fix=f"name one of {' or '.join(trained)}",
+        )
 
 
 def train_whole(run: Context, stage: str, attempt: int, config: CompressionConfig) -> Trained:
@@ -64,9 +83,16 @@ def _keep_so_far(run: Context, stage: str, whole: TrainedStage, budget: int) -> 
     run.log("warning", f"{text}; resume={run.run_dir} trains on", stage)
 
 
-def _before(run: Context, stage: str, attempt: int) -> Sequence[EncodedGroup]:
-    """What the attempt before this one had reached: a retry trains on."""
-    return read_artifact(directory_of(run.run_dir, stage, attempt - 1)).groups if attempt > 1 else ()
+def _before(run: Context, stage: str, attempt: int, path: str | None) -> Sequence[EncodedGroup]:
+    """What training goes on from: a retry from the attempt before it, a first attempt from an artifact of this stage
+    that the settings name; else nothing."""
+    if attempt > 1:
+        return read_artifact(directory_of(run.run_dir, stage, attempt - 1)).groups
+    artifact = None if path is None else read_artifact(path)
+    if artifact is None or artifact.stage != stage:
+        return ()
+    run.log("info", f"{stage} trains on from {path}, {artifact.ratio:.1f}x", stage)
+    return artifact.groups
 
 
 def _stage(
@@ -127,6 +153,7 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
         on_written=lambda done, total: run.progress("text", stage, done, total, f"{done} of {total} sequences written"),
     )
     run.log("info", f"{stage} trains on {text.told}", stage)
+    before = _before(run, stage, attempt, settings.from_artifact)
     plan = plan_of(settings, config.grokfast, config.optimizer.precision, config.seed)
     gradient_filter = plan.grokfast.variant.value if plan.grokfast.enabled else GrokfastVariant.off.value
 
@@ -149,7 +176,7 @@ def _train(run: Context, stage: str, attempt: int, config: CompressionConfig) ->
                 stage,
             )
 
-    whole = _stage(run.source, stage, config, text.tokens_NT, run.cache_dir, _before(run, stage, attempt))
+    whole = _stage(run.source, stage, config, text.tokens_NT, run.cache_dir, before)
     if whole.why_whole is None:
         run.log("info", f"{stage} keeps {whole.shape.told(run.source.network)}", stage)
     try:

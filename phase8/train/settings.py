@@ -92,6 +92,9 @@ class TrainingConfig:
     of counts for more. 0: all alike, the best for bits per byte."""
     checkpoint_every: int = 100
     """Steps between two checkpoints from which a killed run goes on."""
+    from_artifact: str | None = None
+    """An artifact's directory. The stage that wrote it begins with what it holds, at half of `lr`; None: with the
+    original. Model and kept shape must be the same; a smaller budget is reached over `ramp` of the steps."""
     grokfast: bool = False
     """Filters the gradients with the values of `grokfast`, whatever `grokfast.enabled` says of the reconstruction."""
 

@@ -41,6 +41,8 @@ from phase8.train.within_budget import Outcome, Plan, StepDone, train_within_bud
 
 AGAIN = 0.5
 """The learning rate of a training that goes on from an earlier one, as a share of the first's."""
+FITS = 1.01
+"""Times the budget, up to which a file that is trained on from need not become smaller step by step."""
 FINER = 2.5
 """Power of the codes' factor (`BudgetTrainable.finer`) by which the learning rate is lowered where they are fine: 0.24
 for a lattice at 6.6x. There, after 400 steps, power 1 ends at a divergence of 2.5e-3 (rounding alone: 2.0e-3 in a few
@@ -75,7 +77,7 @@ class TrainedStage:
         size: bytes of the whole artifact for a list of groups.
         protected: names of matrices that stay in 16 bits.
         cache_dir: where the original's answers are kept for other runs; None keeps them in memory alone.
-        trained_before: the groups of an attempt at the same shape; training goes on from these.
+        trained_before: the groups of an artifact of the same shape; training goes on from these.
         codes: a codec's name and settings, whose codes are trained in place of a lattice's; the shape then stays.
         seed: of the codec's encoder.
     """
@@ -144,11 +146,16 @@ class TrainedStage:
         on_step: Callable[[StepDone], None] | None = None,
         checkpoint: Path | None = None,
     ) -> Trained:
-        """Trains within the budget; see `train_within_budget` for what may be raised."""
-        answers = self._answers(on_answers, device, plan.precision)
+        """Trains within the budget.
+
+        Raises:
+            ConfigError: what is trained on from has another shape, or codes that all cost the same do not fit.
+            Phase8Error: see `train_within_budget`.
+        """
         part = self._narrow()
         network = part.network if part is not None else self.source.network
         trainable, vectors = self._start(network, part)
+        answers = self._answers(on_answers, device, plan.precision)
         if part is not None:  # its matrices are put in for every batch; its own are needed no more
             own = dict(network.named_parameters())
             for name in self._coded_names():
@@ -158,7 +165,8 @@ class TrainedStage:
         fit = trainable.finer if self._before else trainable.refine
         plan = replace(plan, lr=plan.lr * fit(self.start_step, room) ** FINER)
         if self._before:
-            plan = replace(plan, ramp=0.0, lr=plan.lr * AGAIN)
+            shrinks = trainable.coded_bytes() > FITS * room
+            plan = replace(plan, ramp=plan.ramp if shrinks else 0.0, lr=plan.lr * AGAIN)
         if not trainable.steerable and trainable.coded_bytes() > room:
             raise ConfigError(
                 f"the codes of {self._codes[0] if self._codes else 'lattice'} take {trainable.coded_bytes():,} bytes, "
@@ -273,19 +281,50 @@ class TrainedStage:
         vectors = dict[str, nn.Parameter]()
         if part is not None and network.config.tie_word_embeddings:
             vectors["model.norm.weight"] = nn.Parameter(network.model.norm.weight.detach().clone())
-        if self._before:
-            before = {group.codec: group for group in self._before}
-            trainable = LatticeCodec().trainable(before["lattice"])
-            stored = dict(get_codec("plain").decode(before["plain"])) if vectors else {}
-            with torch.no_grad():
-                for name, vector in vectors.items():
-                    assert part is not None
-                    vector.copy_(torch.from_numpy(stored[name][: vector.numel()]) * part.norm_scale)
-            return trainable, vectors
         shared, config = self._shared_names(), LatticeConfig(start_step=self.start_step)
-        steps = {name: first_step(weight, config) for name, weight in weights.items()}
         own = {name: weight for name, weight in weights.items() if name not in shared}
+        if self._before:
+            return self._trained_before({name: tuple(weight.shape) for name, weight in own.items()}, vectors, part)
+        steps = {name: first_step(weight, config) for name, weight in weights.items()}
         return LatticeTrainable(own, steps, {name: self._matrix_shape(name) for name in weights}, shared), vectors
+
+    def _trained_before(
+        self, extents: Mapping[str, tuple[int, ...]], vectors: dict[str, nn.Parameter], part: Narrow | None
+    ) -> tuple[LatticeTrainable, dict[str, nn.Parameter]]:
+        """What an earlier training stored.
+
+        Args:
+            extents: what is stored of every matrix with integers of its own, by this stage's shape.
+        """
+        before = {group.codec: group for group in self._before}
+        trainable = LatticeCodec().trainable(self._of_codec("lattice")[0])
+        others = [name for name in extents if trainable.extents.get(name) != extents[name]]
+        if others or len(trainable.extents) > len(extents):
+            name = next(iter(others), "")
+            raise ConfigError(
+                f"the artifact to train on from keeps another shape: of {name or 'other matrices'} "
+                f"{trainable.extents.get(name, 'nothing')}, this stage {extents.get(name, 'nothing')}",
+                where="training.from_artifact",
+                fix="give the stage the settings that it was made with (kept_width, kept_units, shared_layers)",
+            )
+        stored = dict(get_codec("plain").decode(before["plain"])) if vectors else {}
+        with torch.no_grad():
+            for name, vector in vectors.items():
+                assert part is not None
+                vector.copy_(torch.from_numpy(stored[name][: vector.numel()]) * part.norm_scale)
+        return trainable, vectors
+
+    def _of_codec(self, name: str) -> list[EncodedGroup]:
+        """Of what is trained on from, the groups of this codec."""
+        groups = [group for group in self._before if group.codec == name]
+        if not groups and self._before:
+            found = ", ".join(sorted({group.codec for group in self._before}))
+            raise ConfigError(
+                f"the artifact to train on from has no codes of {name}, but of {found}",
+                where="training.from_artifact",
+                fix="name an artifact that was made with the same settings",
+            )
+        return groups
 
     def _rechosen(self, name: str, settings: StageSettings) -> Rechosen:
         """A codec's codes of all matrices that are coded, as it encodes them or as they were trained before."""
@@ -293,8 +332,7 @@ class TrainedStage:
         encode = partial(_encode, codec, settings, self._seed)
         groups = [encode({name: weights[name] for name in names}) for names in pools(weights, settings)]
         error = relative_error(groups, weights)
-        before = [group for group in self._before if group.codec == name]
-        if before:
+        if before := self._of_codec(name):
             groups = before
             weights = {name: torch.from_numpy(w) for group in groups for name, w in codec.decode(group).items()}
         return Rechosen(codec, groups, weights, encode=encode, error=error)

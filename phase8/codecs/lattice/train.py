@@ -161,6 +161,11 @@ class LatticeTrainable(BudgetTrainable, Trainable):
         counts = [kept_part(part).numel() for part in parts.values()]
         self.register_buffer("count_S", torch.tensor(counts, dtype=torch.float64), persistent=False)
 
+    @property
+    def extents(self) -> dict[str, tuple[int, ...]]:
+        """What is stored of every matrix with integers of its own, [o, i]."""
+        return {name: tuple(value.shape) for name, value in zip(self._names, self.values, strict=True)}
+
     def weights(self) -> dict[str, Tensor]:
         """The stored parts, float32 [o, i], of every matrix."""
         names = [*self._names, *self._shared]
