@@ -136,6 +136,19 @@ def test_choosing_again_keeps_the_parameters_that_the_optimiser_knows():
     assert len(module.highest_steps(0.01, 100)) == len(known)
 
 
+def test_the_codes_stay_while_the_rate_ends():
+    weights, group = vptq_group()
+    module = rechosen(weights, group)
+    with torch.no_grad():
+        module.values[0].mul_(-1.0)
+        before = module.groups()[0].tensors["w0"].streams["index_0"].values.copy()
+        for step in range(76, 101):
+            module.choose_again(step, 100, 1e-7)
+        assert np.array_equal(module.groups()[0].tensors["w0"].streams["index_0"].values, before)
+        module.choose_again(74, 100, 1e-7)
+    assert not np.array_equal(module.groups()[0].tensors["w0"].streams["index_0"].values, before)
+
+
 def test_checkpoints_bring_the_codes_back():
     weights, group = vptq_group()
     module, other = rechosen(weights, group), rechosen(weights, group)
@@ -158,6 +171,40 @@ def test_trimming_takes_a_price_and_keeps_to_the_bytes():
     assert size == module.coded_bytes() <= budget and changed > 0
     with pytest.raises(CodecError, match="allowed"):
         trim(module, 40)
+
+
+def test_a_few_bytes_too_many_change_a_few_codes():
+    weights, group = vptq_group(shapes=((400, 64),))
+    module = rechosen(weights, group)
+    with torch.no_grad():  # weights move on after the last choice, as in a training
+        module.values[0].add_(torch.randn(400, 64, generator=torch.Generator().manual_seed(7)), alpha=0.2)
+    whole, count = module.coded_bytes(), group.tensors["w0"].streams["index_0"].values.size
+    size, changed = trim(module, whole - 10)
+    assert whole - 30 <= size <= whole - 10 and changed < 0.06 * 2 * count
+
+
+@pytest.mark.parametrize("share", [1.0, 0.3])
+def test_codes_change_to_cheaper_ones_alone_if_that_is_asked(share):
+    weights, group = vptq_group(shapes=((400, 64),))
+    weights = {"w0": weights["w0"] + 0.3 * torch.randn(400, 64, generator=torch.Generator().manual_seed(5))}
+    free, found = choose_again(group, weights, 0.4), choose_again(group, weights, 0.4, cheaper=share)
+    names = [f"index_{m}" for m in range(2)]
+    lengths = [np.bincount(group.tensors["w0"].streams[name].values, minlength=16) for name in names]
+    lengths = [np.log2(counts.sum() / np.maximum(counts, 0.5)) for counts in lengths]
+    old, new, taken = ([g.tensors["w0"].streams[name].values for name in names] for g in (group, free, found))
+    old_bits, new_bits = (sum(length[i] for length, i in zip(lengths, own, strict=True)) for own in (old, new))
+    old_error, new_error = (
+        (torch.from_numpy(dict(decode(g))["w0"]) - weights["w0"]).square().view(100, 4, 64).sum(1).numpy().ravel()
+        for g in (group, free)
+    )
+    fewer = new_bits < old_bits - 1e-6
+    changed = (np.stack(taken) != np.stack(old)).any(0)
+    assert (new_bits > old_bits).any() and not changed[~fewer].any()
+    assert abs(changed.sum() - share * fewer.sum()) <= 1
+    assert all(np.array_equal(t[changed], n[changed]) for t, n in zip(taken, new, strict=True))
+    scale = float(group.tensors["w0"].streams["scale"].values.view(np.float16)[0])
+    cost = ((new_error - old_error) / scale**2 - 0.4 * (old_bits - new_bits))[fewer]
+    assert cost[changed[fewer]].max() <= np.quantile(cost, share) + 1e-3
 
 
 def seedlm_setup():

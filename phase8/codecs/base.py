@@ -166,13 +166,17 @@ class Codec(Protocol):
 class Priced(Protocol):
     """A codec whose codes cost different numbers of bits, and that can choose them by distance and price together."""
 
-    def choose_again(self, group: EncodedGroup, weights: Mapping[str, Tensor], price: float) -> EncodedGroup:
+    def choose_again(
+        self, group: EncodedGroup, weights: Mapping[str, Tensor], price: float, *, cheaper: float | None = None
+    ) -> EncodedGroup:
         """The group with codes chosen for these weights; settings, shapes and continuous parameters stay.
 
         Args:
             weights: of every matrix of the group, float32 [O, I].
             price: of a bit, in units of a code's squared error where the weights' mean square is 1; 0 asks for the
                 nearest codes.
+            cheaper: codes change to ones of fewer bits alone, and of these changes this share is made, the ones that
+                gain most at the price.
 
         Raises:
             CodecError: codes of these settings cannot be chosen again.

@@ -11,6 +11,7 @@ Shape legend: as in `phase8.codecs.vptq.encode`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -89,7 +90,9 @@ class Chooser:
                 left_NV[part] = left_CV
 
 
-def choose_again(group: EncodedGroup, weights: Mapping[str, Tensor], price: float) -> EncodedGroup:
+def choose_again(
+    group: EncodedGroup, weights: Mapping[str, Tensor], price: float, *, cheaper: float | None = None
+) -> EncodedGroup:
     """The group with indices for these weights; see `phase8.codecs.base.Priced`.
 
     Raises:
@@ -101,11 +104,8 @@ def choose_again(group: EncodedGroup, weights: Mapping[str, Tensor], price: floa
             "indices of outlier columns cannot be chosen again", where="vptq", fix="set vptq.outlier_columns=0"
         )
     levels = [torch.from_numpy(book_QKU) for book_QKU in codebooks(group)]
-    lengths = [
-        price * _lengths(group, f"index_{m}", level_QKU.shape[1]) if price > 0.0 else None
-        for m, level_QKU in enumerate(levels)
-    ]
-    chooser = Chooser(levels, None, lengths)
+    lengths = [_lengths(group, f"index_{m}", level_QKU.shape[1]) for m, level_QKU in enumerate(levels)]
+    chooser = Chooser(levels, None, [price * length_K if price > 0.0 else None for length_K in lengths])
     tensors = {}
     for name, tensor in group.tensors.items():
         rows, columns = tensor.shape
@@ -114,11 +114,47 @@ def choose_again(group: EncodedGroup, weights: Mapping[str, Tensor], price: floa
         x_NV = x_PI.T.reshape(-1, settings.v).contiguous()
         index_MNQ = np.empty((len(levels), len(x_NV), settings.product), dtype=np.uint16)
         chooser.choose(x_NV, index_MNQ)
+        if cheaper is not None:
+            before_MNQ = _indices(tensor, index_MNQ.shape)
+            changed_NQ = _cheaper(x_NV, levels, lengths, before_MNQ, index_MNQ, price, cheaper)
+            index_MNQ = np.where(changed_NQ, index_MNQ, before_MNQ)
         streams = dict(tensor.streams)
         for m, index_NQ in enumerate(index_MNQ):
             streams[f"index_{m}"] = index_stream(index_NQ.reshape(columns, -1).T, levels[m].shape[1])
         tensors[name] = EncodedTensor(shape=tensor.shape, streams=streams)
     return EncodedGroup(codec=group.codec, settings=group.settings, tensors=tensors, shared=group.shared)
+
+
+def _indices(tensor: EncodedTensor, shape: tuple[int, ...]) -> np.ndarray:
+    """The indices that a tensor has, uint16 [M, N, Q]."""
+    streams = (tensor.streams[f"index_{m}"].values for m in range(shape[0]))
+    return np.stack([values.reshape(-1, tensor.shape[1]).T.reshape(shape[1:]) for values in streams])
+
+
+def _cheaper(
+    x_NV: Tensor,
+    levels: Sequence[Tensor],
+    lengths: Sequence[Tensor],
+    before_MNQ: np.ndarray,
+    index_MNQ: np.ndarray,
+    price: float,
+    share: float,
+) -> np.ndarray:
+    """Which vectors take their new indices: of those that then take fewer bits this share, the ones that gain most at
+    this price; bool [N, Q]."""
+    saved_NQ, error_NQ = np.zeros(index_MNQ.shape[1:]), np.zeros(index_MNQ.shape[1:])
+    for of_MNQ, sign in ((before_MNQ, -1.0), (index_MNQ, 1.0)):
+        left_NQU = x_NV.view(len(x_NV), index_MNQ.shape[2], -1).clone()
+        for level_QKU, length_K, of_NQ in zip(levels, lengths, of_MNQ, strict=True):
+            index_NQ = torch.from_numpy(of_NQ.astype(np.int64))
+            left_NQU -= level_QKU[torch.arange(len(level_QKU)), index_NQ]
+            saved_NQ -= sign * length_K[index_NQ].numpy()
+        error_NQ += sign * left_NQU.square().sum(-1).numpy()
+    cost_NQ = np.where(saved_NQ > 0.0, error_NQ - price * saved_NQ, np.inf)
+    best = cost_NQ.argsort(axis=None, kind="stable")[: math.ceil(share * np.isfinite(cost_NQ).sum())]
+    taken = np.zeros(cost_NQ.size, dtype=bool)
+    taken[best] = True
+    return taken.reshape(cost_NQ.shape)
 
 
 def _lengths(group: EncodedGroup, role: str, size: int) -> Tensor:

@@ -125,9 +125,11 @@ class VPTQCodec:
         """Returns codebooks and scales as parameters, the indices as buffers."""
         return VPTQTrainable(group)
 
-    def choose_again(self, group: EncodedGroup, weights: Mapping[str, Tensor], price: float) -> EncodedGroup:
+    def choose_again(
+        self, group: EncodedGroup, weights: Mapping[str, Tensor], price: float, *, cheaper: float | None = None
+    ) -> EncodedGroup:
         """See `phase8.codecs.base.Priced`."""
-        return choose_again(group, weights, price)
+        return choose_again(group, weights, price, cheaper=cheaper)
 
 
 def _coded(matrix: Prepared, levels: list[Tensor], outlier_KV: Tensor | None) -> dict[str, Stream]:
