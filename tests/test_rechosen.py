@@ -142,10 +142,10 @@ def test_the_codes_stay_while_the_rate_ends():
     with torch.no_grad():
         module.values[0].mul_(-1.0)
         before = module.groups()[0].tensors["w0"].streams["index_0"].values.copy()
-        for step in range(76, 101):
+        for step in range(91, 101):
             module.choose_again(step, 100, 1e-7)
         assert np.array_equal(module.groups()[0].tensors["w0"].streams["index_0"].values, before)
-        module.choose_again(74, 100, 1e-7)
+        module.choose_again(90, 100, 1e-7)
     assert not np.array_equal(module.groups()[0].tensors["w0"].streams["index_0"].values, before)
 
 

@@ -43,10 +43,10 @@ CHOSEN_EVERY = 10
 """Steps between two choices of a codec with prices."""
 ENCODED_AGAIN = 8
 """Times that a codec without prices encodes anew in a training."""
-CHOSEN_UNTIL = 0.75
+CHOSEN_UNTIL = 0.9
 """Share of the steps after which a codec with prices keeps its codes. Choosing goes on to move them (the lengths and
 codebooks change), and as the rate falls the weights no longer answer: at 40x on TinyStories the loss rose from 1.97 to
-2.06 over the last twentieth of the steps, and ends at 1.92 so, at 1.94 with 0.9."""
+2.06 over the last twentieth of the steps, where it falls to 1.94 so. At 16x 0.75 is too early (experiments/LOG.md)."""
 DISTANCE_PER_NAT = 3e5
 """The squared error, in mean squares of the weights, that is worth one nat per token. Only the scale on which the
 steered price begins; the steering finds what is needed."""
