@@ -60,7 +60,7 @@ POINTS = (
     ),
     Point(
         "280x, core mix with habits, certainty 1, width 48, 224 units, heads of 16 channels", 280.0,
-        (0.1875, 0.3182, 1.0, 0.25), 105000,
+        (0.1875, 0.3182, 1.0, 0.25), 175000,
         more=(
             "training.ramp=0.15", "training.mix=core", "training.sequences=98304",
             "training.lr=0.014", "training.certainty=1",
