@@ -296,7 +296,6 @@ class TrainedStage:
         Args:
             extents: what is stored of every matrix with integers of its own, by this stage's shape.
         """
-        before = {group.codec: group for group in self._before}
         trainable = LatticeCodec().trainable(self._of_codec("lattice")[0])
         others = [name for name in extents if trainable.extents.get(name) != extents[name]]
         if others or len(trainable.extents) > len(extents):
@@ -307,7 +306,7 @@ class TrainedStage:
                 where="training.from_artifact",
                 fix="give the stage the settings that it was made with (kept_width, kept_units, shared_layers)",
             )
-        stored = dict(get_codec("plain").decode(before["plain"])) if vectors else {}
+        stored = get_codec("plain").decode(self._of_codec("plain")[0]) if vectors else {}
         with torch.no_grad():
             for name, vector in vectors.items():
                 assert part is not None
